@@ -1,0 +1,35 @@
+"""Move guest memory between hosts in pages, over many connections, by a method chosen by name.
+
+`send` and `receive` are the two ends of a migration on QEMU's own multifd wire; `load_method` gives
+a method by name; a method of your own is a subclass of `multifd.method.MultifdMethods`.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from multifd._version import __version__
+
+if TYPE_CHECKING:
+    from multifd.migrate import receive, send
+    from multifd.registry import load_method
+
+__all__ = ["__version__", "load_method", "receive", "send"]
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
+
+_HOMES = {
+    "load_method": "multifd.registry",
+    "receive": "multifd.migrate",
+    "send": "multifd.migrate",
+}
+
+
+def __getattr__(name: str) -> object:
+    # numpy and the engines are imported when they are used: `multifd --help` needs neither.
+    import importlib
+
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

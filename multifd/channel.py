@@ -1,0 +1,410 @@
+"""One connection: exact reads, whole writes, deadlines, byte counters; and QEMU's URIs.
+
+Rules of this file: the only one that knows sockets. No MSG_PEEK, and nothing above this file calls
+sendmsg, so that a TLS twin can take its place. Sockets block, with a kernel timeout short enough
+to notice an abort; a blocking call moves a whole packet with one system call and without the GIL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import selectors
+import socket
+import stat
+import struct
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from multifd.errors import ChannelError, UsageError
+from multifd.method import Buffer
+
+_SLICE_S = 0.25
+"""How long one system call may block before the silence and the abort flag are looked at."""
+_KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 6))
+"""A dead peer host is noticed after 40 s, within the default timeout."""
+_IOV_MAX = 1024  # <limits.h>, Linux
+_BACKLOG = 512  # 255 channels, main, and room for strangers
+
+
+class Silence:
+    """The time since a byte moved on any connection of a migration, shared by all of them.
+
+    Args:
+        timeout_s: how long all may be silent.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+        self.abort = bytearray(1)
+        self.stopped = threading.Event()
+        self._last = time.monotonic()
+
+    def touch(self) -> None:
+        """A byte moved."""
+        self._last = time.monotonic()
+
+    def check(self) -> None:
+        """Raise if the migration was aborted or has been silent for too long.
+
+        Raises:
+            ChannelError: either.
+        """
+        if self.stopped.is_set():
+            raise ChannelError("the migration was aborted")
+        if time.monotonic() - self._last > self.timeout_s:
+            raise ChannelError(
+                f"no byte moved on any connection for {self.timeout_s:g} s: the peer hangs or is unreachable "
+                "(a longer --timeout waits longer)"
+            )
+
+    def stop(self) -> None:
+        """Abort: every blocking call ends within a quarter of a second, hooks see ``p.abort``."""
+        self.abort[0] = 1
+        self.stopped.set()
+
+
+class RateLimit:
+    """Lets at most `bytes_per_s` pass, summed over all connections that share it.
+
+    Bytes go in pieces worth about 10 ms, so that any second holds its share to within 5 %.
+    """
+
+    def __init__(self, bytes_per_s: int, stopped: threading.Event) -> None:
+        self.bytes_per_s = bytes_per_s
+        self.piece = max(bytes_per_s // 100, 1024)
+        self._stopped = stopped
+        self._lock = threading.Lock()
+        self._next = 0.0
+
+    def wait(self, nbytes: int) -> None:
+        """Return when `nbytes` more may be sent, or at once when the migration is aborted."""
+        with self._lock:
+            now = time.monotonic()
+            due = max(self._next, now - 0.01)
+            self._next = due + nbytes / self.bytes_per_s
+        if due > now:
+            self._stopped.wait(due - now)
+
+
+class Connection:
+    """A connected stream socket; one thread reads and one writes, which may be the same.
+
+    Args:
+        sock: taken over, made blocking with a short kernel timeout.
+        silence: the migration's; every byte moved touches it.
+        peer: the other end, as error messages name it.
+        limit: for what is sent; None is unlimited.
+    """
+
+    def __init__(
+        self, sock: socket.socket, silence: Silence, peer: str, limit: RateLimit | None = None
+    ) -> None:
+        self._sock, self._silence, self.peer, self._limit = sock, silence, peer, limit
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        sock.setblocking(True)
+        slice_ = struct.pack("ll", 0, int(min(_SLICE_S, silence.timeout_s) * 1e6))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, slice_)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, slice_)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in _KEEPALIVE:
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+    def send(self, iov: Sequence[Buffer]) -> None:
+        """Write all of `iov`, in order; the buffers are free again on return.
+
+        Raises:
+            ChannelError: the peer closed, is silent, or the migration was aborted.
+        """
+        if self._limit is None:
+            self._send(list(iov))
+            return
+        for buffer in iov:
+            view = memoryview(buffer)
+            for at in range(0, len(view), self._limit.piece):
+                piece = view[at : at + self._limit.piece]
+                self._limit.wait(len(piece))
+                self._send([piece])
+
+    def _send(self, pending: list[Buffer]) -> None:
+        while pending:
+            try:
+                sent = self._sock.sendmsg(pending[:_IOV_MAX])
+            except BlockingIOError:
+                self._silence.check()
+                continue
+            except OSError as e:
+                raise self._broken("sending", e) from e
+            self._silence.touch()
+            self.bytes_sent += sent
+            done = 0
+            while done < len(pending) and sent >= len(pending[done]):
+                sent -= len(pending[done])
+                done += 1
+            del pending[:done]
+            if sent:
+                pending[0] = memoryview(pending[0])[sent:]
+
+    def recv_into(self, views: Sequence[memoryview], *, at_least: int | None = None) -> int:
+        """Fill `views` in order; return the bytes read.
+
+        Args:
+            views: writable; filled completely unless `at_least` says otherwise.
+            at_least: return once that many bytes are there.
+
+        Returns:
+            The bytes read: 0 if the peer closed cleanly before the first byte.
+
+        Raises:
+            ChannelError: the peer closed in the middle, is silent, or the migration was aborted.
+        """
+        pending = list(views)
+        total = sum(map(len, pending))
+        flags = socket.MSG_WAITALL if at_least is None else 0
+        wanted = total if at_least is None else at_least
+        done = 0
+        while done < wanted:
+            try:
+                if len(pending) == 1:
+                    got = self._sock.recv_into(pending[0], 0, flags)
+                else:
+                    got = self._sock.recvmsg_into(pending[:_IOV_MAX], 0, flags)[0]
+            except BlockingIOError:
+                self._silence.check()
+                continue
+            except OSError as e:
+                raise self._broken("receiving", e) from e
+            if not got:
+                if self._silence.stopped.is_set():
+                    self._silence.check()
+                if not done:
+                    return 0
+                raise ChannelError(f"{self.peer} closed the connection after {done} of {wanted} bytes")
+            self._silence.touch()
+            self.bytes_received += got
+            done += got
+            while pending and got >= len(pending[0]):
+                got -= len(pending.pop(0))
+            if got:
+                pending[0] = pending[0][got:]
+        return done
+
+    def recv_exactly(self, views: Sequence[memoryview]) -> None:
+        """Fill `views` in order, in the middle of something: the peer must not close here.
+
+        Raises:
+            ChannelError: as `recv_into`, and if the peer closed.
+        """
+        if not self.recv_into(views):
+            raise ChannelError(f"{self.peer} closed the connection in the middle of a packet")
+
+    def recv_available(self, limit: int = 65536) -> bytes | None:
+        """What has arrived, up to `limit` bytes, without waiting; None if nothing has, b"" at the end.
+
+        Raises:
+            ChannelError: the connection broke.
+        """
+        try:
+            data = self._sock.recv(limit, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        except OSError as e:
+            raise self._broken("receiving", e) from e
+        if data:
+            self._silence.touch()
+            self.bytes_received += len(data)
+        return data
+
+    def wait_readable(self, timeout_s: float) -> bool:
+        """Whether a read would not block, after at most `timeout_s`."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._sock, selectors.EVENT_READ)
+            return bool(selector.select(timeout_s))
+
+    def shutdown_read(self) -> None:
+        """Let reads end as if the peer had closed; it notices nothing. From any thread."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RD)
+
+    def shutdown(self) -> None:
+        """End both directions; calls blocked on this connection return at once. From any thread."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Release the socket; call when no thread uses it any more."""
+        self._sock.close()
+
+    def _broken(self, doing: str, cause: OSError) -> ChannelError:
+        if self._silence.stopped.is_set():
+            return ChannelError("the migration was aborted")
+        reason = "closed by the peer" if cause.errno in (errno.EPIPE, errno.ECONNRESET) else cause.strerror
+        return ChannelError(f"{self.peer}: connection broke while {doing}: {reason}")
+
+
+@dataclass(frozen=True)
+class Uri:
+    """Where to connect or listen, as QEMU writes it: ``tcp:HOST:PORT`` or ``unix:PATH``."""
+
+    path: str = ""
+    """Of a unix socket; empty for tcp."""
+    host: str = ""
+    """Empty: every address of this host when listening, the loopback when connecting."""
+    port: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Uri:
+        """Read a URI; an IPv6 host stands in brackets.
+
+        Raises:
+            UsageError: not one of the two forms.
+        """
+        kind, _, rest = text.partition(":")
+        if kind == "unix" and rest:
+            if len(os.fsencode(rest)) > 107:  # sun_path, unix(7)
+                raise UsageError(f"URI {text!r}: a unix socket's path has at most 107 bytes")
+            return cls(path=rest)
+        host, colon, port = rest.rpartition(":")
+        bracketed = host.startswith("[") and host.endswith("]")
+        if kind == "tcp" and colon and port.isascii() and port.isdecimal() and int(port) < 65536:
+            if bracketed:
+                return cls(host=host[1:-1], port=int(port))
+            if ":" not in host:
+                return cls(host=host, port=int(port))
+        raise UsageError(
+            f"URI {text!r}: expected tcp:HOST:PORT (an IPv6 host in brackets, port 0 to 65535) or unix:PATH"
+        )
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
+        return f"tcp:{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+
+class Listener:
+    """A listening socket. A unix socket's stale file is replaced, its own removed at the end.
+
+    Args:
+        uri: where; with port 0 the kernel chooses, and `uri` of this object says what.
+
+    Raises:
+        ChannelError: the address cannot be had.
+    """
+
+    def __init__(self, uri: Uri) -> None:
+        try:
+            self.sock = _listen_unix(uri.path) if uri.path else _listen_tcp(uri)
+        except OSError as e:
+            raise ChannelError(f"cannot listen on {uri}: {e.strerror or e}") from e
+        self.sock.setblocking(False)
+        self.uri = uri if uri.path else Uri(host=uri.host, port=self.sock.getsockname()[1])
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only processes of this host can connect: a unix socket, or a loopback address."""
+        if self.uri.path:
+            return True
+        address = self.sock.getsockname()[0]
+        return address.startswith("127.") or address == "::1"
+
+    def accept(self) -> tuple[socket.socket, str] | None:
+        """A connection and its peer's name, or None if none is waiting."""
+        try:
+            sock, address = self.sock.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return None
+        except OSError as e:
+            raise ChannelError(f"cannot accept on {self.uri}: {e.strerror}") from e
+        return sock, f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(self.uri)
+
+    def close(self) -> None:
+        """Stop listening; connections that nobody accepted are reset."""
+        self.sock.close()
+        if self.uri.path:
+            with contextlib.suppress(OSError):
+                os.unlink(self.uri.path)
+
+
+def _listen_unix(path: str) -> socket.socket:
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise FileExistsError(errno.EEXIST, "the path exists and is not a socket")
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(path)
+            except ConnectionRefusedError:
+                os.unlink(path)
+            else:
+                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.bind(path)
+        sock.listen(_BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _listen_tcp(uri: Uri) -> socket.socket:
+    family, _, _, _, address = _resolve(uri, socket.AI_PASSIVE)[0]
+    return socket.create_server(address, family=family, backlog=_BACKLOG, reuse_port=False)
+
+
+def _resolve(uri: Uri, flags: int = 0) -> list[tuple[int, int, int, str, tuple[str, int]]]:
+    infos = socket.getaddrinfo(uri.host or None, uri.port, type=socket.SOCK_STREAM, flags=flags)
+    return infos  # type: ignore[return-value]
+
+
+def connect(
+    uri: Uri, silence: Silence, *, timeout_s: float, limit: RateLimit | None = None, retry: bool = False
+) -> Connection:
+    """Connect to a listener.
+
+    Args:
+        uri: of the listener.
+        silence: the migration's.
+        timeout_s: how long to try.
+        limit: for what is sent.
+        retry: go on while nobody listens yet, so that it does not matter which end starts first.
+
+    Raises:
+        ChannelError: nobody answered in time.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return Connection(_connect_once(uri, deadline), silence, str(uri), limit)
+        except OSError as e:
+            temporary = isinstance(e, ConnectionRefusedError | FileNotFoundError | ConnectionResetError)
+            left = deadline - time.monotonic()
+            if not (retry and temporary) or left <= 0:
+                reason = "timed out" if isinstance(e, TimeoutError) else e.strerror or str(e)
+                raise ChannelError(f"cannot connect to {uri} within {timeout_s:g} s: {reason}") from e
+        silence.stopped.wait(min(0.05, max(left, 0)))
+        silence.check()
+        silence.touch()
+
+
+def _connect_once(uri: Uri, deadline: float) -> socket.socket:
+    if uri.path:
+        targets: Iterator[tuple[int, object]] = iter([(socket.AF_UNIX, uri.path)])
+    else:
+        targets = iter([(info[0], info[4]) for info in _resolve(uri)])
+    failure: OSError = ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+    for family, address in targets:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(max(deadline - time.monotonic(), 0.01))
+            sock.connect(address)  # type: ignore[arg-type]
+            return sock
+        except OSError as e:
+            sock.close()
+            failure = e
+    raise failure

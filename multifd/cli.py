@@ -1,0 +1,206 @@
+"""The command line: arguments, one library call, printing. No logic.
+
+Results go to stdout (one JSON document with ``--json``), everything else to stderr. Exit statuses
+are those of `multifd.errors`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from multifd._version import __version__
+from multifd.errors import MultifdError, UsageError
+
+if TYPE_CHECKING:
+    from multifd.stats import Result
+
+_EPILOG = """Exit status: 0 done; 1 a bug in multifd; 2 wrong arguments or options; 3 a method is missing,
+unavailable or broken; 4 the peer broke the protocol, failed, or was configured differently;
+5 a connection was refused, broke, or was silent for too long; 6 a RAM image cannot be read or
+written; 7 the outcome is unknown: look at the destination before the source runs again;
+130 interrupted."""
+
+
+class _Size(click.ParamType):
+    """Bytes, with a binary suffix: 512K, 100M, 2G, and ``/s`` if it is a rate."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?(?:/s)?", value, re.IGNORECASE)
+        if not match:
+            self.fail(f"{value!r}: expected bytes such as 1048576, 512K, 100M or 2G", param, ctx)
+        return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+
+
+_SECONDS = click.FloatRange(min=0, min_open=True)
+_Command = Callable[..., None]
+
+
+def _reporting(command: _Command) -> _Command:
+    """Add --json and -v, and turn what goes wrong into one line and an exit status."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON document on stdout.")
+    @click.option("-v", "--verbose", count=True, help="Say more on stderr; -vv with tracebacks.")
+    @wraps(command)
+    def wrapper(as_json: bool, verbose: int, **arguments: Any) -> None:
+        logging.basicConfig(
+            stream=sys.stderr,
+            level=[logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)],
+            format="multifd: %(message)s",
+        )
+        try:
+            command(as_json=as_json, **arguments)
+        except MultifdError as e:
+            _fail(e, e.exit_code, as_json=as_json, verbose=verbose)
+        except KeyboardInterrupt as e:
+            _fail(e, 130, as_json=as_json, verbose=verbose)
+        except BrokenPipeError:
+            sys.stderr.close()
+            sys.exit(1)
+        except (Exception, MemoryError) as e:
+            _fail(e, 1, as_json=as_json, verbose=verbose)
+
+    return wrapper
+
+
+def _fail(error: BaseException, status: int, *, as_json: bool, verbose: int) -> NoReturn:
+    text = str(error) or "interrupted"
+    if status == 1:
+        text = f"a bug in multifd, please report it with -vv: {type(error).__name__}: {error}"
+    if as_json:
+        result = getattr(error, "result", None)
+        document = result.as_dict() if result is not None else {"status": "failed"}
+        if status == 130:
+            document["status"] = "cancelled"
+        print(json.dumps({**document, "error": text}))
+    if verbose > 1:
+        import traceback
+
+        traceback.print_exception(error)
+    click.echo(f"multifd: error: {text}", err=True)
+    for note in getattr(error, "__notes__", ()):
+        click.echo(f"multifd: {note}", err=True)
+    sys.exit(status)
+
+
+def _show(document: Any, as_json: bool, render: Callable[[], None]) -> None:
+    if as_json:
+        print(json.dumps(document))
+    else:
+        render()
+
+
+def _migrate(call: Callable[[Callable[[Result], None]], Result], *, as_json: bool, what: str) -> None:
+    """Run one end with progress on stderr, then show its figures."""
+    from multifd import report
+
+    with report.Progress(what) as progress:
+        result = call(progress.update)
+    _show(result.as_dict(), as_json, lambda: report.print_results([result]))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)
+@click.version_option(__version__, prog_name="multifd")
+def main() -> None:
+    """Migrate guest memory over many connections, by a method chosen by name, on QEMU's own wire."""
+
+
+@main.command()
+@_reporting
+def methods(as_json: bool) -> None:
+    """List the installed methods, what each would run on here, and their options."""
+    from multifd import registry, report
+
+    infos = registry.describe()
+    _show([asdict(info) for info in infos], as_json, lambda: report.print_methods(infos))
+
+
+@main.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("uri")
+@click.option("--method", default="none", metavar="NAME[:KEY=VALUE,...]", show_default=True, help="How to compress.")
+@click.option("--channels", default=2, show_default=True, type=click.IntRange(1, 255), help="Connections besides main.")
+@click.option("--max-bandwidth", default=0, type=_Size(), metavar="SIZE/s", help="Over all connections, such as 100M; unlimited if not given.")
+@click.option("--connect-timeout", default=10.0, show_default=True, type=_SECONDS, metavar="S", help="How long to wait for the destination to listen.")
+@click.option("--timeout", default=60.0, show_default=True, type=_SECONDS, metavar="S", help="How long all connections may be silent.")
+@click.option("--dialect", default="9.0", show_default=True, type=click.Choice(["9.0", "8.1", "7.2"]), help="The QEMU release whose machine type the destination has.")
+@click.option("--source-format", default="auto", show_default=True, type=click.Choice(["auto", "raw"]), help="What SOURCE is.")
+@_reporting
+def send(
+    source: Path, uri: str, method: str, channels: int, max_bandwidth: int, connect_timeout: float, timeout: float,
+    dialect: str, source_format: str, as_json: bool,
+) -> None:  # fmt: skip
+    """Send SOURCE, a raw RAM image, to the destination that listens at URI.
+
+    URI is tcp:HOST:PORT or unix:PATH. Either end may be started first.
+    """
+    from multifd.migrate import send as call
+
+    _migrate(
+        lambda progress: call(
+            source, uri, method, channels=channels, max_bandwidth=max_bandwidth, connect_timeout=connect_timeout,
+            timeout=timeout, dialect=dialect, on_progress=progress,
+        ),
+        as_json=as_json,
+        what="send",
+    )  # fmt: skip
+
+
+@main.command()
+@click.argument("uri")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--format", "format_", required=True, type=click.Choice(["raw"]), help="What OUT will be: a raw image of one RAM block.")
+@click.option("--channels", type=click.IntRange(1, 255), help="Must be the sender's; 2 for a sender that does not announce it (QEMU).")
+@click.option("--method", "methods", multiple=True, metavar="NAME[:KEY=VALUE,...]", help="The only method allowed; may be repeated.")
+@click.option("--timeout", default=60.0, show_default=True, type=_SECONDS, metavar="S", help="How long all connections may be silent, and how long to wait for the sender.")
+@_reporting
+def receive(
+    uri: str, out: Path, format_: str, channels: int | None, methods: tuple[str, ...], timeout: float, as_json: bool
+) -> None:
+    """Wait at URI for a sender, multifd or QEMU, and write its RAM to OUT.
+
+    OUT appears when everything is in place and durable, never before. With port 0 the URI with the
+    chosen port is printed on stderr at once.
+    """
+    from multifd.migrate import receive as call
+
+    _migrate(
+        lambda progress: call(
+            uri, out, channels=channels, methods=methods, timeout=timeout, on_progress=progress,
+            on_listening=lambda chosen: click.echo(f"listening on {chosen}", err=True),
+        ),
+        as_json=as_json,
+        what="receive",
+    )  # fmt: skip
+
+
+@main.command()
+@click.option("--size", default=512 << 20, show_default="512M", type=_Size(), help="RAM to migrate.")
+@click.option("--channels", default=2, show_default=True, type=click.IntRange(1, 255), help="Connections besides main.")
+@click.option("--method", "methods", multiple=True, metavar="NAME[:KEY=VALUE,...]", help="Only these; may be repeated.")
+@_reporting
+def demo(size: int, channels: int, methods: tuple[str, ...], as_json: bool) -> None:
+    """Migrate a RAM image of this machine's own files to a second process, once by each method.
+
+    Every destination is compared with the source byte for byte.
+    """
+    from multifd import bench, report
+
+    with report.Progress("demo") as progress:
+        results = bench.compare(size, methods, channels=channels, on_progress=progress.update, say=progress.say)
+    _show([r.as_dict() for r in results], as_json, lambda: report.print_results(results))
+    if any(r.error for r in results):
+        raise MultifdError("not every method succeeded")

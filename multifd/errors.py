@@ -1,0 +1,181 @@
+"""What can go wrong, whose fault it is, and the exit status the command line gives it.
+
+::
+
+    MultifdError                      1  a bug here, if it is raised itself
+    ├── MethodError                   3
+    │   ├── MethodNotFound            3  also a LookupError
+    │   ├── MethodUnavailable         3  installed, but cannot run here
+    │   ├── MethodIncompatible        3  written for another plugin API, or not a method at all
+    │   ├── HookError                 3  a hook broke the contract: the plugin's bug
+    │   ├── OptionError               2  also a ValueError
+    │   └── CodecError                4  a payload that does not decode
+    ├── WireError
+    │   ├── LocalWireError            1  we were asked to emit something illegal: our bug
+    │   └── RemoteWireError           4  the peer broke the protocol on a channel
+    ├── StreamError                   4  the peer broke the protocol on the main stream
+    ├── PeerMismatch                  4  both ends are sound, but were told different things
+    ├── PeerFailed                    4  the destination reported, on the return path, that it failed
+    ├── ChannelError                  5  closed early, refused, silent for too long; also an OSError
+    ├── RamError                      6  a RAM image that cannot be read or written as asked
+    ├── OutcomeUnknown                7  the connection died when the destination may have taken over
+    └── UsageError                    2  an argument that cannot be meant; also a ValueError
+
+Status 0 is success and 130 is Ctrl-C. Whatever else leaves the library is a bug in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+
+class MultifdError(Exception):
+    """Base of everything multifd raises on purpose; ``exit_code`` is the command line's status."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(MultifdError, ValueError):
+    """An argument of a call or a command that cannot be meant."""
+
+    exit_code = 2
+
+
+class MethodError(MultifdError):
+    """A method cannot be had, or broke its contract."""
+
+    exit_code = 3
+
+
+class MethodNotFound(MethodError, LookupError):
+    """No installed distribution provides the method.
+
+    Args:
+        name: what was asked for.
+        installed: the names that exist.
+        near: those of them that look like `name`.
+    """
+
+    def __init__(self, name: str, installed: Sequence[str], near: Sequence[str] = ()) -> None:
+        self.name, self.installed, self.near = name, tuple(installed), tuple(near)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        super().__init__(
+            f"no method {name!r} is installed (installed: {', '.join(installed) or 'none at all'}){hint}"
+        )
+
+
+class MethodUnavailable(MethodError):
+    """The method is installed but cannot run on this machine; the message says why."""
+
+
+class MethodIncompatible(MethodError):
+    """The entry point does not lead to a method of this plugin API."""
+
+
+class HookError(MethodError):
+    """A hook raised what the contract does not allow, or broke one of its bounds: the plugin's bug."""
+
+
+class OptionError(MethodError, ValueError):
+    """An option that the method does not have, or a value that it does not allow.
+
+    Args:
+        option: the option's name.
+        value: what was given.
+        allowed: what would be accepted, in words.
+        method: the method's name, if known.
+    """
+
+    exit_code = 2
+
+    def __init__(self, option: str, value: object, allowed: str, method: str = "") -> None:
+        self.option, self.value, self.allowed, self.method = option, value, allowed, method
+        super().__init__(option, value, allowed, method)
+
+    def __str__(self) -> str:
+        where = f"method {self.method!r}: " if self.method else ""
+        return f"{where}option {self.option!r}: got {self.value!r}, {self.allowed}"
+
+
+class _Located(MultifdError):
+    """A fault of the peer with the place where it was found, filled in by whoever knows it.
+
+    Args:
+        what: the fact that is wrong, with what was got and what was expected.
+        offset: bytes from the start of the header, packet or stream that `what` speaks of.
+    """
+
+    exit_code = 4
+
+    def __init__(self, what: str, *, offset: int | None = None) -> None:
+        super().__init__(what)
+        self.what, self.offset = what, offset
+        self.channel: int | None = None
+        self.packet: int | None = None
+
+    def __str__(self) -> str:
+        place = [
+            f"{name} {value}"
+            for name, value in (("channel", self.channel), ("packet", self.packet), ("byte", self.offset))
+            if value is not None
+        ]
+        return f"{', '.join(place)}: {self.what}" if place else self.what
+
+
+class CodecError(_Located, MethodError):
+    """A payload does not decode to exactly its pages."""
+
+    exit_code = 4
+
+
+class WireError(_Located):
+    """The multifd wire."""
+
+
+class LocalWireError(WireError):
+    """We were asked to emit something illegal: a bug on this side."""
+
+    exit_code = 1
+
+
+class RemoteWireError(WireError):
+    """The peer broke the protocol on a channel."""
+
+
+class StreamError(_Located):
+    """The peer broke the protocol on the main stream."""
+
+
+class PeerMismatch(MultifdError):
+    """Both ends work but were configured differently; the message names the setting."""
+
+    exit_code = 4
+
+
+class PeerFailed(MultifdError):
+    """The destination said on the return path that it failed; its own message says why."""
+
+    exit_code = 4
+
+
+class ChannelError(MultifdError, OSError):
+    """A connection was refused, closed early, or silent for longer than the timeout."""
+
+    exit_code = 5
+
+
+class RamError(MultifdError):
+    """A RAM source or destination cannot be used as asked: not RAM, full disk, wrong size."""
+
+    exit_code = 6
+
+
+class OutcomeUnknown(MultifdError):
+    """The connection died after the whole stream was sent and before the destination confirmed it.
+
+    The destination may or may not hold the memory. Look there before the source runs again: two
+    running copies are worse than none.
+    """
+
+    exit_code = 7

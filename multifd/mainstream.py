@@ -1,0 +1,486 @@
+"""QEMU's main stream, sans-IO: as much as RAM needs; the rest passes through opaque.
+
+Rules of this file: bytes in, events out (`MainStreamReader`), or values in, bytes out (the
+functions); no connection, no clock. A reader fed byte by byte gives the same events as one fed at
+once. Only `StreamError` leaves. Everything the stream makes us hold has a bound.
+
+Grammar (migration/savevm.c, migration/ram.c, QEMU 7.2.0 and 10.0; confirmed on recorded streams)::
+
+    stream  := QEVM 3 [configuration] item* EOF [vmdesc]
+    item    := START | PART | END | FULL | COMMAND
+    ram     := words u64 offset|flags, until EOS; SETUP carries the list of blocks
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from multifd.errors import StreamError
+from multifd.pages import Offsets
+
+MAGIC_BYTES = b"QEVM"
+_VERSION = 3
+
+# Section types, migration/savevm.h
+EOF, START, PART, END, FULL, SUBSECTION, VMDESC, CONFIGURATION, COMMAND, FOOTER = (
+    0x00, 0x01, 0x02, 0x03, 0x04, 0x05, 0x06, 0x07, 0x08, 0x7E,
+)  # fmt: skip
+# Words of the ram section, migration/ram.c
+ZERO, MEM_SIZE, PAGE, EOS, CONTINUE, FLUSH = 0x02, 0x04, 0x08, 0x10, 0x20, 0x200
+# Commands, migration/savevm.c, and messages of the return path, migration/migration.h
+OPEN_RETURN_PATH, PING, SWITCHOVER_START = 1, 2, 11
+SHUT, PONG = 1, 2
+
+_RAM_VERSION = 4
+_MAX_NAME = 256
+_MAX_BLOCKS = 65536
+_MAX_TAIL = 16 << 20
+"""Bytes of the opaque remainder searched for its end; a vmdesc is about 100 KB for an empty pc."""
+_MAX_RUN = 1024  # words taken at once: bounds what a run that breaks off early costs
+_ZERO_RECORD = np.dtype([("word", ">u8"), ("fill", "u1")])
+_MAX_RETURN = 512  # QEMU 10.0, migration/migration.c: source_return_path_thread
+
+
+@dataclass(frozen=True)
+class Block:
+    """A RAM block as the stream lists it."""
+
+    idstr: str
+    used_length: int
+    """Bytes, a multiple of the page size."""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """The machine, and the page size if it is not 4096."""
+
+    machine: str
+    page_size: int
+
+
+@dataclass(frozen=True)
+class BlockList:
+    """All RAM blocks; comes once, before any page."""
+
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ZeroPages:
+    """Pages of one block that are all zero."""
+
+    idstr: str
+    offsets: Offsets
+
+
+@dataclass(frozen=True)
+class SyncPoint:
+    """Every channel has one SYNC that belongs here."""
+
+
+@dataclass(frozen=True)
+class ReturnPathOpened:
+    """The source reads answers on this connection and waits for SHUT."""
+
+
+@dataclass(frozen=True)
+class Ping:
+    """To be answered by PONG with the same value, if the return path is open."""
+
+    value: int
+
+
+@dataclass(frozen=True)
+class RamEnd:
+    """No page follows any more; what follows is the devices' own."""
+
+
+@dataclass(frozen=True)
+class StreamEnd:
+    """The last item was seen; with a return path the source now waits for SHUT."""
+
+
+Event = Configuration | BlockList | ZeroPages | SyncPoint | ReturnPathOpened | Ping | RamEnd | StreamEnd
+
+
+class MainStreamReader:
+    """A pull parser: `feed` bytes, get events, and call `end` when the connection ends.
+
+    Args:
+        page_size: bytes of a target page unless the configuration says otherwise.
+    """
+
+    def __init__(self, page_size: int = 4096) -> None:
+        self.page_size = page_size
+        self._blocks: dict[str, int] = {}
+        self._current = ""
+        self._flushes: bool | None = None  # sync points are FLUSH words; None: not known yet
+        self._ram_id: int | None = None
+        self._return_path = False
+        self._events: list[Event] = []
+        self._buffer = bytearray()
+        self._position = 0  # of the buffer's first byte in the stream
+        self._is_ram = True
+        self._tail = bytearray()  # the remainder, once ram has ended
+        self._has_devices = False
+        self._ended = False
+        self._parser = self._parse()
+        self._need = next(self._parser)
+
+    def feed(self, data: bytes | bytearray | memoryview) -> list[Event]:
+        """The events that these bytes complete.
+
+        Raises:
+            StreamError: the peer broke the grammar; the reader is of no use any more.
+        """
+        if not self._is_ram:
+            self._remainder(data)
+        else:
+            self._buffer += data
+            start = 0
+            while self._is_ram and len(self._buffer) - start >= self._need:
+                taken = bytes(self._buffer[start : start + self._need])
+                start += self._need
+                self._position += self._need
+                try:
+                    self._need = self._parser.send(taken)
+                except StopIteration:
+                    self._is_ram = False
+                    self._remainder(self._buffer[start:])
+                    start = len(self._buffer)
+                    break
+                skipped = self._zero_run(start)
+                start += skipped
+                self._position += skipped
+            del self._buffer[:start]
+        events, self._events = self._events, []
+        return events
+
+    def end(self) -> None:
+        """The connection ended.
+
+        Raises:
+            StreamError: before the stream did.
+        """
+        if self._is_ram:
+            raise StreamError("the stream ends before all of RAM was announced as sent", offset=self._position)
+        if not self._ended and not self._tail.endswith(b"\0"):
+            raise StreamError("the stream ends inside the devices' state", offset=self._position)
+
+    # -- the grammar, as a coroutine: `yield n` gives exactly n bytes ---------------------------
+
+    def _parse(self) -> Generator[int, bytes, None]:
+        magic, version = struct.unpack(">4sI", (yield 8))
+        if magic != MAGIC_BYTES:
+            raise self._error(f"magic {magic!r}, expected {MAGIC_BYTES!r}", 8)
+        if version != _VERSION:
+            raise self._error(f"stream version {version}, expected {_VERSION}", 4)
+        kind = (yield 1)[0]
+        if kind == CONFIGURATION:
+            kind = yield from self._configuration()
+        while True:
+            if kind == COMMAND:
+                yield from self._command()
+            elif kind in (START, PART, END, FULL):
+                if (yield from self._section(kind)):
+                    self._events.append(RamEnd())
+                    return
+            elif kind == EOF:
+                raise self._error("the stream ends without the end of the ram section", 1)
+            else:
+                raise self._error(f"item of unknown type {kind:#04x}", 1)
+            kind = (yield 1)[0]
+
+    def _configuration(self) -> Generator[int, bytes, int]:
+        (length,) = struct.unpack(">I", (yield 4))
+        if not 0 < length <= _MAX_NAME:
+            raise self._error(f"machine name of {length} bytes, expected 1 to {_MAX_NAME}", 4)
+        machine = _text((yield length))
+        while (kind := (yield 1)[0]) == SUBSECTION:
+            name = yield from self._name()
+            (version,) = struct.unpack(">I", (yield 4))
+            if name == "configuration/target-page-bits":
+                (bits,) = struct.unpack(">I", (yield 4))
+                if not 12 <= bits <= 16:
+                    raise self._error(f"target-page-bits {bits}, expected 12 to 16", 4)
+                self.page_size = 1 << bits
+            elif name == "configuration/uuid":
+                yield 16
+            elif name == "configuration/capabilities":
+                (count,) = struct.unpack(">I", (yield 4))
+                if count > 64:
+                    raise self._error(f"{count} capabilities, at most 64 expected", 4)
+                for _ in range(count):
+                    capability = yield from self._name()
+                    raise self._error(
+                        f"the source has capability {capability!r} on, with which RAM does not travel on the "
+                        "connections: switch it off there"
+                    )
+            else:
+                raise self._error(f"unknown configuration subsection {name!r}, version {version}")
+        self._events.append(Configuration(machine, self.page_size))
+        return kind
+
+    def _command(self) -> Generator[int, bytes, None]:
+        command, length = struct.unpack(">HH", (yield 4))
+        expected = {OPEN_RETURN_PATH: 0, PING: 4, SWITCHOVER_START: 0}.get(command)
+        if expected is None:
+            raise self._error(f"command {command}: not one of a precopy migration (postcopy, COLO?)", 4)
+        if length != expected:
+            raise self._error(f"command {command} of {length} bytes, expected {expected}", 2)
+        data = (yield length) if length else b""
+        if command == OPEN_RETURN_PATH:
+            self._return_path = True
+            self._events.append(ReturnPathOpened())
+        elif command == PING:
+            if not self._return_path:
+                raise self._error("PING without OPEN_RETURN_PATH before it", 4)
+            self._events.append(Ping(struct.unpack(">I", data)[0]))
+
+    def _section(self, kind: int) -> Generator[int, bytes, bool]:
+        """One section; true if it was ram's last."""
+        (section_id,) = struct.unpack(">I", (yield 4))
+        if kind in (START, FULL):
+            name = yield from self._name()
+            instance, version = struct.unpack(">II", (yield 8))
+            if kind == FULL or name != "ram" or self._ram_id is not None:
+                raise self._error(
+                    f"section {name!r} comes before the end of RAM: only ram is understood while it is live; "
+                    "remove the device, or the capability, that sends it"
+                )
+            if (instance, version) != (0, _RAM_VERSION):
+                raise self._error(f"ram instance {instance} version {version}, expected 0 and {_RAM_VERSION}", 8)
+            self._ram_id = section_id
+        elif section_id != self._ram_id:
+            raise self._error(f"section id {section_id}, expected ram's {self._ram_id}", 4)
+        yield from self._ram(is_setup=kind == START)
+        footer, footer_id = struct.unpack(">BI", (yield 5))
+        if (footer, footer_id) != (FOOTER, section_id):
+            raise self._error(
+                f"section footer {footer:#04x} id {footer_id}, expected {FOOTER:#04x} id {section_id}", 5
+            )
+        return kind == END
+
+    def _ram(self, *, is_setup: bool) -> Generator[int, bytes, None]:
+        saw_flush = False
+        while True:
+            (word,) = struct.unpack(">Q", (yield 8))
+            flags, offset = word & (self.page_size - 1), word & ~(self.page_size - 1)
+            if flags == EOS:
+                if is_setup:
+                    # Every sender of FLUSH words puts one before the EOS of SETUP, no other does.
+                    self._flushes = saw_flush
+                    if not self._blocks:
+                        raise self._error("the ram section's SETUP lists no blocks", 8)
+                if not self._flushes:
+                    self._events.append(SyncPoint())
+                return
+            if flags == FLUSH:
+                if not is_setup and not self._flushes:
+                    raise self._error("FLUSH word, but SETUP had none", 8)
+                saw_flush = True
+                self._events.append(SyncPoint())
+            elif flags == MEM_SIZE and is_setup and not self._blocks:
+                yield from self._block_list(offset)
+            elif flags & ~CONTINUE == ZERO:
+                if not flags & CONTINUE:
+                    self._current = yield from self._name()
+                if (fill := (yield 1)[0]) != 0:
+                    raise self._error(f"ZERO word with fill byte {fill:#04x}, expected 0", 1)
+                self._check_offset(offset)
+                self._events.append(ZeroPages(self._current, np.array([offset], np.int64)))
+            elif flags & ~CONTINUE == PAGE:
+                raise self._error(
+                    "pages on the main stream: the source does not use multifd; switch the capability on there", 8
+                )
+            else:
+                raise self._error(f"word with flags {flags:#x}, not one of a multifd migration", 8)
+
+    def _block_list(self, total: int) -> Generator[int, bytes, None]:
+        left = total
+        while left > 0:
+            idstr = yield from self._name()
+            (length,) = struct.unpack(">Q", (yield 8))
+            if not 0 < length <= left or length % self.page_size:
+                raise self._error(
+                    f"block {idstr!r} of {length} bytes, expected a multiple of {self.page_size} up to {left}", 8
+                )
+            if idstr in self._blocks or len(self._blocks) >= _MAX_BLOCKS:
+                raise self._error(f"block {idstr!r} is listed twice, or there are too many")
+            self._blocks[idstr] = length
+            left -= length
+        self._events.append(BlockList(tuple(Block(*item) for item in self._blocks.items())))
+
+    def _name(self) -> Generator[int, bytes, str]:
+        (length,) = yield 1
+        if not length:
+            raise self._error("an empty name", 1)
+        return _text((yield length))
+
+    def _check_offset(self, offset: int) -> None:
+        if self._current not in self._blocks:
+            raise self._error(f"zero page of unknown block {self._current!r}")
+        if offset > self._blocks[self._current] - self.page_size:
+            raise self._error(f"zero page at {offset:#x} outside block {self._current!r}")
+
+    def _zero_run(self, start: int) -> int:
+        """Take a run of ZERO|CONTINUE words at `start` in one piece; returns its bytes.
+
+        Each is 9 bytes, the word and the fill. A guest has millions, so no loop over them.
+        """
+        next_flags = int.from_bytes(self._buffer[start : start + 8], "big") & (self.page_size - 1)
+        if not (self._events and isinstance(self._events[-1], ZeroPages) and next_flags == ZERO | CONTINUE):
+            return 0
+        count = min((len(self._buffer) - start) // 9, _MAX_RUN)
+        if not count:
+            return 0
+        records = np.frombuffer(self._buffer, _ZERO_RECORD, count, start)
+        words = records["word"].astype(np.int64)
+        mask = np.int64(self.page_size - 1)
+        offsets = words & ~mask
+        good = ((words & mask) == (ZERO | CONTINUE)) & (records["fill"] == 0) & (offsets >= 0)
+        good &= offsets <= self._blocks[self._current] - self.page_size
+        run = count if good.all() else int((~good).argmax())
+        if run:
+            self._events.append(ZeroPages(self._current, offsets[:run]))
+        return 9 * run
+
+    # -- after ram ------------------------------------------------------------------------------
+
+    def _remainder(self, data: bytes | bytearray | memoryview) -> None:
+        """Look for the stream's end in what ram does not understand.
+
+        Without devices the EOF byte comes at once. Else the last thing is the vmdesc: 06, u32
+        length, JSON with keys page_size and devices, after the EOF byte.
+        """
+        if self._ended or not data:
+            return
+        if not self._tail:
+            self._has_devices = data[0] != EOF
+        self._tail += data
+        self._position += len(data)
+        if not self._has_devices or self._has_vmdesc(self._tail):
+            self._ended = True
+            self._events.append(StreamEnd())
+        elif len(self._tail) > _MAX_TAIL:
+            del self._tail[: len(self._tail) - _MAX_TAIL // 2]
+
+    @staticmethod
+    def _has_vmdesc(tail: bytearray) -> bool:
+        if not tail.endswith(b"}"):
+            return False
+        at = tail.rfind(b"\0\x06")
+        while at >= 0:
+            body = at + 6
+            if tail[body : body + 1] == b"{" and int.from_bytes(tail[at + 2 : body], "big") == len(tail) - body:
+                try:
+                    description = json.loads(tail[body:])
+                except ValueError:
+                    description = None
+                if isinstance(description, dict) and {"page_size", "devices"} <= description.keys():
+                    return True
+            at = tail.rfind(b"\0\x06", 0, at)
+        return False
+
+    def _error(self, what: str, length: int = 0) -> StreamError:
+        """An error about the `length` bytes that were read last."""
+        return StreamError(f"main stream: {what}", offset=self._position - length)
+
+
+def _text(data: bytes) -> str:
+    return data.decode("ascii", "backslashreplace")
+
+
+# -- writing --------------------------------------------------------------------------------------
+
+
+def _name_bytes(name: str) -> bytes:
+    data = name.encode("ascii")
+    return bytes([len(data)]) + data
+
+
+def encode_header(machine: str, page_size: int) -> bytes:
+    """Magic, version and the configuration section; target-page-bits only if it is not 4096."""
+    name = machine.encode("ascii")
+    out = MAGIC_BYTES + struct.pack(">IBI", _VERSION, CONFIGURATION, len(name)) + name
+    if page_size != 4096:
+        subsection = _name_bytes("configuration/target-page-bits")
+        out += bytes([SUBSECTION]) + subsection + struct.pack(">II", 1, page_size.bit_length() - 1)
+    return out
+
+
+def encode_return_path() -> bytes:
+    """The two commands with which QEMU opens the return path: OPEN_RETURN_PATH, PING 1."""
+    return struct.pack(">BHH", COMMAND, OPEN_RETURN_PATH, 0) + struct.pack(">BHHI", COMMAND, PING, 4, 1)
+
+
+def encode_ram_start(section_id: int, blocks: Sequence[Block]) -> bytes:
+    """START of the ram section with the list of blocks, its body left open."""
+    out = struct.pack(">BI", START, section_id) + _name_bytes("ram") + struct.pack(">II", 0, _RAM_VERSION)
+    out += struct.pack(">Q", sum(b.used_length for b in blocks) | MEM_SIZE)
+    return out + b"".join(_name_bytes(b.idstr) + struct.pack(">Q", b.used_length) for b in blocks)
+
+
+def encode_ram_next(kind: int, section_id: int) -> bytes:
+    """PART or END of the ram section, its body left open."""
+    return struct.pack(">BI", kind, section_id)
+
+
+def encode_flush() -> bytes:
+    """A sync point in the dialects that have words for it."""
+    return struct.pack(">Q", FLUSH)
+
+
+def encode_eos(section_id: int) -> bytes:
+    """The end of a ram section's body, and its footer."""
+    return struct.pack(">QBI", EOS, FOOTER, section_id)
+
+
+def encode_zero_pages(idstr: str, offsets: Offsets) -> bytes:
+    """ZERO words: the first names the block, the others continue it."""
+    first = struct.pack(">Q", int(offsets[0]) | ZERO) + _name_bytes(idstr) + b"\0"
+    rest = np.zeros(len(offsets) - 1, _ZERO_RECORD)
+    rest["word"] = offsets[1:] | (ZERO | CONTINUE)
+    return first + rest.tobytes()
+
+
+def encode_eof() -> bytes:
+    """The last item."""
+    return bytes([EOF])
+
+
+def encode_answer(kind: int, value: int) -> bytes:
+    """A message of the return path: SHUT or PONG with its u32."""
+    return struct.pack(">HHI", kind, 4, value)
+
+
+class ReturnPathReader:
+    """The source's side of the return path: `feed` bytes, get (type, value)."""
+
+    _LENGTHS: Mapping[int, int] = {SHUT: 4, PONG: 4}
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[tuple[int, int]]:
+        """The messages that these bytes complete.
+
+        Raises:
+            StreamError: a message that a precopy destination does not send.
+        """
+        self._buffer += data
+        messages = []
+        while len(self._buffer) >= 4:
+            kind, length = struct.unpack_from(">HH", self._buffer)
+            if self._LENGTHS.get(kind) != length or length > _MAX_RETURN:
+                raise StreamError(f"return path: message {kind} of {length} bytes, expected SHUT or PONG of 4")
+            if len(self._buffer) < 4 + length:
+                break
+            messages.append((kind, int.from_bytes(self._buffer[4 : 4 + length], "big")))
+            del self._buffer[: 4 + length]
+        return messages

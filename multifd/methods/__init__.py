@@ -1,0 +1,1 @@
+"""The methods that come with multifd; registered and loaded like anyone's."""

@@ -1,0 +1,158 @@
+"""libzstd into the caller's buffers, through ``zstandard._cffi``: private to that package, so this file
+alone touches it and checks that it is what it was written for (zstandard 0.22 to 0.25).
+
+cffi calls release the GIL. The public API has no way to give an endless frame an output buffer.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from multifd.method import CodecError
+
+_CONTINUE, _FLUSH = 0, 1  # ZSTD_e_continue, ZSTD_e_flush: zstd.h 1.4
+_COMPRESSION_LEVEL, _C_WINDOW_LOG, _D_WINDOW_LOG_MAX = 100, 101, 100  # ZSTD_cParameter, ZSTD_dParameter
+
+
+@cache
+def why_not() -> str:
+    """Empty if libzstd can be reached, else the reason in words."""
+    try:
+        import zstandard
+        from zstandard import _cffi
+    except ImportError as e:
+        return f"zstandard's cffi module cannot be imported: {e}"
+    needed = "compressStream2 createCCtx freeCCtx CCtx_setParameter decompressStream createDCtx freeDCtx DCtx_setParameter"
+    missing = [n for n in needed.split() if not hasattr(_cffi.lib, f"ZSTD_{n}")]
+    version = tuple(int(part) for part in zstandard.__version__.split(".")[:2])
+    if missing or not (0, 22) <= version < (0, 26):
+        return f"zstandard {zstandard.__version__} is not known to have the cffi module this was written for"
+    return ""
+
+
+def _bindings() -> tuple[Any, Any]:
+    from zstandard import _cffi
+
+    return _cffi.ffi, _cffi.lib
+
+
+class _Stream:
+    """What both directions have in common: the context, and the two buffer descriptors."""
+
+    def __init__(self, create: str, free: str) -> None:
+        self.ffi, self.lib = _bindings()
+        free_context = getattr(self.lib, free)
+        self.context = getattr(self.lib, create)()
+        if self.context == self.ffi.NULL:
+            raise MemoryError("libzstd could not make a context")
+        weakref.finalize(self, free_context, self.context)
+        self.source = self.ffi.new("ZSTD_inBuffer *")
+        self.target = self.ffi.new("ZSTD_outBuffer *")
+
+    def error(self, code: int) -> str:
+        """The message of a return code, empty if it is none."""
+        if not self.lib.ZSTD_isError(code):
+            return ""
+        return bytes(self.ffi.string(self.lib.ZSTD_getErrorName(code))).decode()
+
+    def set_source(self, buffer: Any) -> Any:
+        """Point the input at `buffer`; the result must live as long as it is used."""
+        owner = self.ffi.from_buffer(buffer)
+        self.source.src, self.source.size, self.source.pos = owner, len(owner), 0
+        return owner
+
+    def set_target(self, buffer: Any) -> Any:
+        """Point the output at `buffer`; the result must live as long as it is used."""
+        owner = self.ffi.from_buffer(buffer)
+        self.target.dst, self.target.size, self.target.pos = owner, len(owner), 0
+        return owner
+
+
+class Compressor:
+    """An endless frame.
+
+    Args:
+        level: zstd's.
+        window_log: the most history, as a power of two.
+        packet_bytes: the most input of one `compress`.
+    """
+
+    def __init__(self, level: int, window_log: int, packet_bytes: int) -> None:
+        self._stream = s = _Stream("ZSTD_createCCtx", "ZSTD_freeCCtx")
+        self._check(s.lib.ZSTD_CCtx_setParameter(s.context, _COMPRESSION_LEVEL, level))
+        if level >= 20:
+            self._check(s.lib.ZSTD_CCtx_setParameter(s.context, _C_WINDOW_LOG, window_log))
+        # ZSTD_compressBound, zstd.h: input + input / 256, and 64 bytes for small inputs and the flush
+        self._out = bytearray(packet_bytes + packet_bytes // 256 + 1024)
+
+    def _check(self, code: int) -> int:
+        if message := self._stream.error(code):
+            raise ValueError(f"libzstd: {message}")
+        return code
+
+    def compress(self, runs: Sequence[memoryview]) -> memoryview:
+        """The pages' bytes and a block flush; the result is valid until the next call."""
+        s, last = self._stream, len(runs) - 1
+        out = s.set_target(self._out)
+        for i, run in enumerate(runs):
+            source = s.set_source(run)
+            mode = _FLUSH if i == last else _CONTINUE
+            while True:
+                left = self._check(s.lib.ZSTD_compressStream2(s.context, s.target, s.source, mode))
+                if s.source.pos == s.source.size and (mode == _CONTINUE or not left):
+                    break
+                if s.target.pos == s.target.size:
+                    raise ValueError("libzstd: output larger than its bound")
+            del source
+        del out
+        return memoryview(self._out)[: s.target.pos]
+
+
+class Decompressor:
+    """The other end of it.
+
+    Args:
+        window_log_max: frames that ask for more history are refused.
+    """
+
+    def __init__(self, window_log_max: int) -> None:
+        self._stream = s = _Stream("ZSTD_createDCtx", "ZSTD_freeDCtx")
+        if message := s.error(s.lib.ZSTD_DCtx_setParameter(s.context, _D_WINDOW_LOG_MAX, window_log_max)):
+            raise ValueError(f"libzstd: {message}")
+
+    def decompress(self, payload: memoryview, runs: Sequence[memoryview]) -> None:
+        """Fill `runs` from `payload`, which must hold exactly that.
+
+        Raises:
+            CodecError: it does not.
+        """
+        s = self._stream
+        source = s.set_source(payload)
+        for run in runs:
+            target = s.set_target(run)
+            while s.target.pos < s.target.size:
+                before = s.target.pos, s.source.pos
+                self._step()
+                if before == (s.target.pos, s.source.pos):
+                    raise CodecError(
+                        f"zstd payload of {s.source.size} bytes ends before its {sum(map(len, runs))} bytes of pages"
+                    )
+            del target
+        # What is left may be a block's or a frame's end, which gives no bytes.
+        spare = s.set_target(bytearray(1))
+        while True:
+            before = s.source.pos
+            self._step()
+            if s.target.pos:
+                raise CodecError(f"zstd payload of {s.source.size} bytes holds more than its pages")
+            if s.source.pos in (before, s.source.size):
+                break
+        del source, spare
+
+    def _step(self) -> None:
+        s = self._stream
+        if message := s.error(s.lib.ZSTD_decompressStream(s.context, s.target, s.source)):
+            raise CodecError(f"zstd payload: {message}")

@@ -1,0 +1,82 @@
+"""One endless zstd frame for each channel: flag value 0x04 (MULTIFD_FLAG_ZSTD), migration/multifd-zstd.c.
+
+QEMU 7.2 to 10.0: streaming, one block flush for each packet, the frame never ended. A destination
+also takes complete frames in a packet, and so do we.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from multifd.method import (
+    Availability,
+    Capabilities,
+    MethodOptions,
+    MultifdMethods,
+    RecvParams,
+    SendParams,
+    option,
+)
+
+WINDOW_LOG = 25
+"""32 MiB: the most history a decoder here keeps; levels 20 and up would use 128 MiB and are held to it."""
+
+
+@dataclass(frozen=True)
+class ZstdOptions(MethodOptions):
+    """Options of zstd."""
+
+    level: int = option(1, "-7 is fastest, 22 is smallest; 0 is zstd's default, 3 (multifd-zstd-level)", low=-7, high=22)
+    engine: str = option(
+        "auto",
+        "libzstd: into preallocated buffers, through the zstandard package's cffi module; "
+        "zstandard: its public API; auto: libzstd if that is there",
+        choices=("auto", "libzstd", "zstandard"),
+    )
+
+
+class ZstdMethod(MultifdMethods):
+    """zstd, straight into preallocated buffers where libzstd can be reached."""
+
+    name = "zstd"
+    api = 1
+    wire_code: ClassVar[int | None] = 0x04
+    capabilities = Capabilities(streaming=True, deterministic=True)
+    Options = ZstdOptions
+    options: ZstdOptions
+
+    @classmethod
+    def availability(cls, options: MethodOptions) -> Availability:
+        """Which way to libzstd there is."""
+        assert isinstance(options, ZstdOptions)
+        from multifd.methods import _libzstd
+
+        reason = "" if options.engine == "zstandard" else _libzstd.why_not()
+        if options.engine == "zstandard" or reason:
+            return Availability(options.engine != "libzstd", "zstandard", reason)
+        return Availability(True, "libzstd")
+
+    def send_setup(self, p: SendParams) -> None:
+        """One frame for the channel's whole life."""
+        if self.availability(self.options).engine == "libzstd":
+            from multifd.methods._libzstd import Compressor
+        else:
+            from multifd.methods._zstandard import Compressor  # type: ignore[assignment]
+        p.state = Compressor(self.options.level, WINDOW_LOG, p.geometry.page_size * p.geometry.page_count)
+
+    def send_prepare(self, p: SendParams) -> None:
+        """All pages, then a block flush. libzstd copies its input before it looks back into it."""
+        p.iov.append(p.state.compress(p.pages.runs()))
+
+    def recv_setup(self, p: RecvParams) -> None:
+        """One decoder, which keeps at most the window."""
+        if self.availability(self.options).engine == "libzstd":
+            from multifd.methods._libzstd import Decompressor
+        else:
+            from multifd.methods._zstandard import Decompressor  # type: ignore[assignment]
+        p.state = Decompressor(WINDOW_LOG)
+
+    def recv(self, p: RecvParams) -> None:
+        """Decode straight into the pages; nothing is produced beyond them."""
+        p.state.decompress(p.payload, p.pages.runs())

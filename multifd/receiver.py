@@ -1,0 +1,587 @@
+"""The destination's end: connections in any order, everything validated, success only when durable.
+
+Rules of this file: the caller's thread accepts, watches time and finishes; one thread reads main, one
+each channel. They meet in `_Barrier` (sync points) and `_Migration` (what all must agree on) alone.
+The first error wins: it stops everything, is raised here with the others as notes, and no thread or
+socket outlives the call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from multifd import mainstream, registry
+from multifd.channel import Connection, Listener, Silence
+from multifd.errors import (
+    ChannelError,
+    CodecError,
+    HookError,
+    MethodNotFound,
+    MultifdError,
+    PeerMismatch,
+    RemoteWireError,
+    StreamError,
+    UsageError,
+)
+from multifd.method import Geometry, MultifdMethods, RecvParams
+from multifd.ram import Staging, Target, TargetBlock
+from multifd.stats import ChannelStats, MigrationStats, Result
+from multifd.wire import (
+    INIT_BYTES,
+    MAGIC_BYTES,
+    PREFIX_BYTES,
+    PRIVATE_CODE,
+    InitPacket,
+    Packet,
+    check_prefix,
+    decode_packet,
+    header_bytes,
+)
+
+_POLL_S = 0.05
+_JOIN_S = 10.0
+_PONG_S = 5.0
+"""How often the sender hears from us while the disk takes its time."""
+_DRAIN_S = 5.0
+_MAX_PENDING = 512
+"""Connections that have not said yet what they are."""
+_DEFAULT_CHANNELS = 2  # multifd-channels, qapi/migration.json, QEMU 10.0
+
+
+@dataclass(frozen=True)
+class ReceiveConfig:
+    """How to receive; the command line's and `multifd.receive`'s arguments, checked."""
+
+    channels: int | None = None
+    """None: what the sender announces, else 2."""
+    methods: tuple[str, ...] = ()
+    """Specs (``NAME:key=value``) of the only methods allowed; empty allows all that may be chosen."""
+    timeout_s: float = 60.0
+    """How long all connections may be silent, and how long to wait for the first."""
+
+    def __post_init__(self) -> None:
+        if self.channels is not None and not 1 <= self.channels <= 255:
+            raise UsageError(f"channels: got {self.channels}, expected 1 to 255")
+        if self.timeout_s <= 0:
+            raise UsageError("the timeout must be positive")
+
+
+class _Barrier:
+    """Sync points: the k-th on main belongs to the k-th SYNC of every channel.
+
+    A channel that has read a SYNC reads nothing more until main has reached the sync point, so no
+    page of a later round overtakes one of an earlier.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._arrived: list[int] = []
+        self._left: set[int] = set()
+        self._released = 0
+        self._is_over = False
+
+    def expect(self, channels: int) -> None:
+        """How many channels there are; sync points wait until this is known."""
+        with self._changed:
+            self._arrived = [0] * channels
+            self._changed.notify_all()
+
+    def arrive(self, channel: int) -> None:
+        """A SYNC was read: wait for main (channel threads)."""
+        with self._changed:
+            self._arrived[channel] += 1
+            mine = self._arrived[channel]
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._released >= mine or self._is_over)
+
+    def leave(self, channel: int) -> None:
+        """The channel's connection ended at a packet boundary (channel threads)."""
+        with self._changed:
+            self._left.add(channel)
+            self._changed.notify_all()
+
+    def reach(self) -> None:
+        """Main is at its next sync point: wait for all channels, let them go on (main thread).
+
+        Raises:
+            ChannelError: a channel ended without the SYNC that belongs here.
+        """
+        with self._changed:
+            number = self._released + 1
+            while not self._is_over:
+                late = [i for i, arrived in enumerate(self._arrived) if arrived < number]
+                if self._arrived and not late:
+                    break
+                if gone := self._left.intersection(late):
+                    raise ChannelError(f"channel {min(gone)} ended before sync point {number}")
+                self._changed.wait()
+            self._released = number
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        """Main has ended, or all has: nobody waits any more."""
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
+
+
+class _MethodChoice:
+    """Which method the migration uses: the announced one, else that of the first data packet's code."""
+
+    def __init__(self, specs: Sequence[str], *, is_local: bool) -> None:
+        self._specs = {registry.parse_spec(spec)[0]: spec for spec in specs}
+        for name in self._specs:
+            registry.find(name)
+        self._is_local = is_local
+        self._lock = threading.Lock()
+        self._missing: MethodNotFound | None = None
+        self.method: MultifdMethods | None = None
+
+    def announce(self, init: InitPacket) -> None:
+        """Take the method that a sender names.
+
+        Raises:
+            PeerMismatch: it is not one that this end may use.
+        """
+        name = init.method
+        if self._specs and name not in self._specs:
+            raise PeerMismatch(f"the sender uses method {name!r}, --method here allows {', '.join(self._specs)}")
+        try:
+            cls = registry.find(name)
+        except MethodNotFound as e:
+            self._missing = e  # perhaps another installed method has its wire code
+            return
+        if cls.wire_code is None:
+            if name not in self._specs and not self._is_local:
+                raise PeerMismatch(
+                    f"the sender asks for the private method {name!r}: over a network it must be allowed by --method {name}"
+                )
+            if cls.wire_version != init.wire_version:
+                raise PeerMismatch(
+                    f"method {name!r}: the sender has wire version {init.wire_version}, here it is {cls.wire_version}; "
+                    "install the same release on both ends"
+                )
+        self.method = registry.load_method(self._specs.get(name, name))
+
+    def for_code(self, code: int) -> MultifdMethods:
+        """The method of a packet with this code; the first call settles it (channel threads).
+
+        Raises:
+            PeerMismatch, MethodNotFound: no installed and allowed method has it.
+            RemoteWireError: it is not the settled method's.
+        """
+        with self._lock:
+            if self.method is None:
+                self.method = self._settle(code)
+        method = self.method
+        expected = PRIVATE_CODE if method.wire_code is None else method.wire_code
+        if code != expected:
+            raise RemoteWireError(f"method code {code:#x}, expected {expected:#x} ({method.name})", offset=8)
+        return method
+
+    def _settle(self, code: int) -> MultifdMethods:
+        names = [] if code == PRIVATE_CODE else registry.methods_of_code(code)
+        allowed = [name for name in names if not self._specs or name in self._specs]
+        if not allowed:
+            if self._missing is not None:
+                raise self._missing
+            known = f"that of {', '.join(names)}" if names else "no installed method's"
+            hint = f"; --method here allows {', '.join(self._specs)}" if self._specs else ""
+            raise PeerMismatch(f"the sender's packets have method code {code:#x}, {known}{hint}")
+        return registry.load_method(self._specs.get(allowed[0], allowed[0]))
+
+
+class Receiver:
+    """One migration into this process; use once.
+
+    Args:
+        listener: where the sender connects; the caller closes it.
+        target: where RAM goes; committed or discarded when `run` is over.
+        config: how.
+        on_progress: called in the caller's thread with the figures so far, about ten times a second.
+    """
+
+    def __init__(
+        self,
+        listener: Listener,
+        target: Target,
+        config: ReceiveConfig,
+        on_progress: Callable[[Result], None] | None = None,
+    ) -> None:
+        self._listener, self._target, self._config = listener, target, config
+        self._on_progress = on_progress
+        self._silence = Silence(config.timeout_s)
+        self._choice = _MethodChoice(config.methods, is_local=listener.is_local)
+        self._barrier = _Barrier()
+        self._ready = threading.Event()  # geometry and blocks are known, or all is over
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._selector = selectors.DefaultSelector()
+        self._pending: dict[socket.socket, tuple[bytearray, str]] = {}
+        self._first_init: InitPacket | None = None
+        self._expected = config.channels
+        self._main: Connection | None = None
+        self._has_return_path = False
+        self._main_ended = False
+        self._geometry = Geometry.of(4096)
+        self._blocks: dict[str, TargetBlock] = {}
+        self._channels: dict[int, Connection] = {}
+        self._threads: list[threading.Thread] = []
+        self._errors: list[BaseException] = []
+        self.strangers = 0
+        """Connections that were not a migration's and were closed."""
+        self.stats = MigrationStats(time.monotonic())
+
+    def run(self) -> Result:
+        """Wait for a sender and take everything it sends.
+
+        Raises:
+            MultifdError: what went wrong first; nothing remains of the target then, `stats` has the figures.
+            KeyboardInterrupt: passes through, after everything was torn down.
+        """
+        try:
+            self._selector.register(self._listener.sock, selectors.EVENT_READ)
+            self._selector.register(self._wake, selectors.EVENT_READ)
+            while not self._main_ended:
+                self._serve(_POLL_S)
+            self._finish()
+        except BaseException as e:
+            error = self._errors[0] if self._errors and isinstance(e, MultifdError) else e
+            for other in self._errors:
+                if other is not error and str(other) not in str(error):
+                    error.add_note(f"also: {other}")
+            self._tear_down(failed=True)
+            status = "cancelled" if isinstance(error, KeyboardInterrupt) else "failed"
+            self.stats.finish(time.monotonic(), status, str(error) or type(error).__name__)
+            if error is e:
+                raise
+            raise error from None
+        self.stats.finish(time.monotonic(), "completed")
+        self._tear_down(failed=False)
+        return self.stats.snapshot(time.monotonic())
+
+    # -- the caller's thread ----------------------------------------------------------------------
+
+    def _serve(self, timeout_s: float) -> None:
+        """One turn: accept, identify, notice errors and silence, report."""
+        for key, _ in self._selector.select(timeout_s):
+            if key.fileobj is self._listener.sock:
+                self._accept()
+            elif key.fd == self._wake:
+                os.eventfd_read(self._wake)
+            else:
+                self._identify(key.fileobj)  # type: ignore[arg-type]
+        if self._errors:
+            raise self._errors[0]
+        try:
+            self._silence.check()
+        except ChannelError as e:
+            raise ChannelError(f"{e}; {self._describe_connections()}") from None
+        if self._main is not None:
+            self.stats.main_bytes = self._main.bytes_received
+        if self.stats.tick(time.monotonic()) and self._on_progress is not None:
+            self._on_progress(self.stats.snapshot(time.monotonic()))
+
+    def _describe_connections(self) -> str:
+        expected = self._expected or _DEFAULT_CHANNELS
+        return (
+            f"main is {'connected' if self._main else 'not connected'}, {len(self._channels)} of {expected} "
+            "channels are (--channels must be the sender's)"
+        )
+
+    def _accept(self) -> None:
+        while (accepted := self._listener.accept()) is not None:
+            sock, peer = accepted
+            if len(self._pending) >= _MAX_PENDING:
+                self._dismiss(next(iter(self._pending)))
+            sock.setblocking(False)
+            self._pending[sock] = (bytearray(), peer)
+            self._selector.register(sock, selectors.EVENT_READ)
+
+    def _identify(self, sock: socket.socket) -> None:
+        """Read what a new connection starts with, never more than it takes to know what it is."""
+        if sock not in self._pending:
+            return
+        start, peer = self._pending[sock]
+        is_channel = start.startswith(MAGIC_BYTES)
+        try:
+            data = sock.recv((INIT_BYTES if is_channel else len(MAGIC_BYTES)) - len(start))
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        start += data
+        if not data or not any(m.startswith(start[:4]) for m in (MAGIC_BYTES, mainstream.MAGIC_BYTES)):
+            self._dismiss(sock)
+        elif start == mainstream.MAGIC_BYTES:
+            self._release(sock)
+            self._start_main(sock, peer)
+        elif len(start) == INIT_BYTES:
+            self._release(sock)
+            self._start_channel(sock, peer, InitPacket.decode(start))
+
+    def _release(self, sock: socket.socket) -> None:
+        self._selector.unregister(sock)
+        del self._pending[sock]
+
+    def _dismiss(self, sock: socket.socket) -> None:
+        """Close a connection that is not a migration's."""
+        self._release(sock)
+        sock.close()
+        self.strangers += 1
+
+    def _start_main(self, sock: socket.socket, peer: str) -> None:
+        if self._main is not None:
+            sock.close()
+            self.strangers += 1
+            return
+        self._main = Connection(sock, self._silence, peer)
+        self._main.bytes_received = len(mainstream.MAGIC_BYTES)
+        self._silence.touch()
+        self.stats = self._restarted_stats()
+        self._start_thread("multifdrecv_main", self._run_main, self._main)
+
+    def _restarted_stats(self) -> MigrationStats:
+        """Total time counts from the sender's main connection, not from the start of listening."""
+        stats = MigrationStats(time.monotonic())
+        stats.channels, stats.method = self.stats.channels, self.stats.method
+        return stats
+
+    def _start_channel(self, sock: socket.socket, peer: str, init: InitPacket) -> None:
+        connection = Connection(sock, self._silence, f"channel {init.id} ({peer})")
+        try:
+            self._check_init(init)
+        except BaseException:
+            connection.close()
+            raise
+        self._silence.touch()
+        connection.bytes_received = INIT_BYTES
+        self._channels[init.id] = connection
+        self._start_thread(
+            f"multifdrecv_{init.id}", self._run_channel, init.id, connection, self.stats.add_channel()
+        )
+
+    def _check_init(self, init: InitPacket) -> None:
+        first = self._first_init
+        if first is None:
+            if init.channels and self._expected not in (None, init.channels):
+                raise PeerMismatch(
+                    f"the sender has {init.channels} channels, --channels here says {self._expected}"
+                )
+            self._expected = init.channels or self._expected or _DEFAULT_CHANNELS
+            if init.method:
+                self._choice.announce(init)
+                self.stats.method = init.method
+            self._first_init = init
+            self._barrier.expect(self._expected)
+        elif (init.channels, init.wire_version, init.method, init.uuid) != (
+            first.channels, first.wire_version, first.method, first.uuid,
+        ):  # fmt: skip
+            raise RemoteWireError(f"channel {init.id} announces {init}, channel {first.id} {first}")
+        assert self._expected is not None
+        if init.id >= self._expected:
+            raise PeerMismatch(
+                f"channel {init.id} connected, but {self._expected} channels are expected: "
+                f"pass --channels {init.id + 1}, or what the sender has"
+            )
+        if init.id in self._channels:
+            raise RemoteWireError(f"channel {init.id} connected twice")
+
+    def _start_thread(self, name: str, run: Callable[..., None], *args: object) -> None:
+        def guarded() -> None:
+            try:
+                run(*args)
+            except BaseException as e:
+                self._errors.append(e)
+            os.eventfd_write(self._wake, 1)
+
+        thread = threading.Thread(target=guarded, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _finish(self) -> None:
+        """Main has ended: nothing may be missing, then make it durable and say so."""
+        self._barrier.end()
+        for connection in self._channels.values():
+            connection.shutdown_read()
+        self._join()
+        self._accept()
+        for sock in list(self._pending):
+            self._identify(sock)
+            self._identify(sock) if sock in self._pending else None
+        if self._errors:
+            raise self._errors[0]
+        self._commit()
+        main = self._main
+        assert main is not None
+        with contextlib.suppress(ChannelError):
+            if self._has_return_path:
+                main.send([mainstream.encode_answer(mainstream.SHUT, 0)])
+            self._drain(main)
+
+    def _commit(self) -> None:
+        """Commit in a thread of its own; a slow disk is no silence, so PONGs go out meanwhile."""
+        self._start_thread("multifd_commit", self._target.commit)
+        thread = self._threads[-1]
+        while thread.is_alive():
+            thread.join(_PONG_S)
+            if thread.is_alive() and self._has_return_path and self._main is not None:
+                with contextlib.suppress(ChannelError):
+                    self._main.send([mainstream.encode_answer(mainstream.PONG, 0)])
+        if self._errors:
+            raise self._errors[0]
+
+    def _drain(self, main: Connection) -> None:
+        """Read what is left until the sender closes: closing before would reset its connection."""
+        deadline = time.monotonic() + _DRAIN_S
+        while (left := deadline - time.monotonic()) > 0:
+            if not main.wait_readable(left if self._has_return_path else min(left, 0.2)):
+                return
+            if main.recv_available() == b"":
+                return
+
+    def _join(self) -> None:
+        deadline = time.monotonic() + _JOIN_S
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _tear_down(self, *, failed: bool) -> None:
+        self._silence.stop()
+        if failed and self._has_return_path and self._main is not None:
+            with contextlib.suppress(MultifdError):
+                self._main.send([mainstream.encode_answer(mainstream.SHUT, 1)])
+        self._barrier.end()
+        self._ready.set()
+        connections = [c for c in (*self._channels.values(), self._main) if c is not None]
+        for connection in connections:
+            connection.shutdown()
+        self._join()
+        for sock in list(self._pending):
+            self._dismiss(sock)
+        for connection in connections:
+            connection.close()
+        self._selector.close()
+        os.close(self._wake)
+        self._target.discard()
+
+    # -- the thread of main -----------------------------------------------------------------------
+
+    def _run_main(self, main: Connection) -> None:
+        reader = mainstream.MainStreamReader()
+        buffer = memoryview(bytearray(1 << 16))
+        reader.feed(mainstream.MAGIC_BYTES)
+        while not self._main_ended:
+            got = main.recv_into([buffer], at_least=1)
+            if not got:
+                reader.end()
+                self._main_ended = True
+                return
+            for event in reader.feed(buffer[:got]):
+                self._handle(event, main)
+
+    def _handle(self, event: mainstream.Event, main: Connection) -> None:
+        match event:
+            case mainstream.Configuration():
+                self._geometry = Geometry.of(event.page_size)
+            case mainstream.BlockList():
+                self._blocks.update(self._target.allocate(event.blocks, self._geometry.page_size))
+                self.stats.ram_bytes = sum(b.used_length for b in event.blocks)
+                self.stats.setup_done(time.monotonic())
+                self._ready.set()
+            case mainstream.ZeroPages():
+                self._blocks[event.idstr].clear(event.offsets)
+            case mainstream.SyncPoint():
+                self._barrier.reach()
+                self.stats.dirty_sync_count += 1
+            case mainstream.ReturnPathOpened():
+                self._has_return_path = True
+            case mainstream.Ping():
+                main.send([mainstream.encode_answer(mainstream.PONG, event.value)])
+            case mainstream.StreamEnd():
+                self._main_ended = True
+
+    # -- channel threads --------------------------------------------------------------------------
+
+    def _run_channel(self, i: int, connection: Connection, stats: ChannelStats) -> None:
+        self._ready.wait()
+        self._silence.check()
+        geometry = self._geometry
+        staging = Staging(geometry)
+        p = RecvParams(i, geometry, self._silence.abort, staging.pages(0), counters=stats.counters)
+        header = memoryview(bytearray(header_bytes(geometry)))
+        lengths = {name: block.used_length for name, block in self._blocks.items()}
+        payload = memoryview(b"")
+        method: MultifdMethods | None = None
+        number = 0
+        try:
+            while got := connection.recv_into([header], at_least=PREFIX_BYTES):
+                check_prefix(header)
+                if got < len(header):
+                    connection.recv_exactly([header[got:]])
+                packet = decode_packet(header, geometry, lengths)
+                if len(packet.normal):
+                    if method is None:
+                        method = self._choice.for_code(packet.code)
+                        self.stats.method = method.name
+                        payload = memoryview(mmap.mmap(-1, method.capabilities.max_payload))
+                        self._call(method, method.recv_setup, p)
+                    self._choice.for_code(packet.code)
+                    self._receive_pages(packet, connection, method, p, staging, payload)
+                    stats.normal_pages += len(packet.normal)
+                if len(packet.zero):
+                    self._blocks[packet.ramblock].clear(packet.zero)
+                    stats.zero_pages += len(packet.zero)
+                stats.wire_bytes = connection.bytes_received
+                if packet.is_sync:
+                    self._barrier.arrive(i)
+                number += 1
+            self._barrier.leave(i)
+        except (RemoteWireError, CodecError) as e:
+            e.channel, e.packet = i, number
+            raise
+        finally:
+            if method is not None:
+                self._call(method, method.recv_cleanup, p)
+
+    def _receive_pages(
+        self,
+        packet: Packet,
+        connection: Connection,
+        method: MultifdMethods,
+        p: RecvParams,
+        staging: Staging,
+        payload: memoryview,
+    ) -> None:
+        block = self._blocks[packet.ramblock]
+        pages = block.place(packet.normal, staging)
+        size, bound = packet.next_packet_size, method.capabilities.max_payload
+        if method.capabilities.verbatim:
+            # QEMU ignores the field for these and accepts 0: migration/multifd-nocomp.c, 10.0
+            if size not in (0, pages.nbytes):
+                raise RemoteWireError(f"next_packet_size {size}, expected {pages.nbytes}", offset=20)
+            connection.recv_exactly(pages.runs())
+        else:
+            if size > bound:
+                raise RemoteWireError(f"next_packet_size {size}, at most {bound} ({method.name})", offset=20)
+            if size:
+                connection.recv_exactly([payload[:size]])
+            p.pages, p.payload = pages, payload[:size].toreadonly()
+            self._call(method, method.recv, p)
+        block.store(packet.normal, staging)
+
+    @staticmethod
+    def _call(method: MultifdMethods, hook: Callable[[RecvParams], None], p: RecvParams) -> None:
+        try:
+            hook(p)
+        except MultifdError:
+            raise
+        except Exception as e:
+            where = f"method {method.name!r}: {hook.__name__} raised {e!r} on channel {p.channel}"
+            raise HookError(where) from e

@@ -1,0 +1,407 @@
+"""The source's end: channels pull packets from one shared round, a SYNC on each ends the round.
+
+Rules of this file: the caller's thread owns main, the return path, progress and time; each channel
+has one thread, which owns its connection, its `SendParams` and its `Staging`. They meet in `_Rounds`
+alone. The first error wins: it stops everything, is raised here with the others as notes, and no
+thread or socket outlives the call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from multifd import mainstream
+from multifd.channel import Connection, RateLimit, Silence, Uri, connect
+from multifd.errors import (
+    ChannelError,
+    HookError,
+    MultifdError,
+    OutcomeUnknown,
+    PeerFailed,
+    StreamError,
+    UsageError,
+)
+from multifd.method import MAX_IOV, Geometry, MultifdMethods, SendParams
+from multifd.pages import Offsets
+from multifd.ram import Source, SourceBlock, Staging
+from multifd.stats import ChannelStats, MigrationStats, Result
+from multifd.wire import NO_OFFSETS, PRIVATE_CODE, Dialect, InitPacket, PacketEncoder
+
+_MACHINE = "none"  # QEMU's machine without devices; so an unmodified ``-M none`` can be the destination
+_RAM_SECTION = 1
+_POLL_S = 0.05
+_JOIN_S = 10.0
+_GRACE_S = 0.5
+"""How long a broken channel waits for the destination's own word on what went wrong."""
+
+_Packet = tuple[SourceBlock, Offsets]
+
+
+@dataclass(frozen=True)
+class SendConfig:
+    """How to send; the command line's and `multifd.send`'s arguments, checked."""
+
+    uri: Uri
+    channels: int
+    dialect: Dialect
+    max_bandwidth: int = 0
+    """Bytes each second over all connections; 0 is unlimited."""
+    connect_timeout_s: float = 10.0
+    timeout_s: float = 60.0
+    """How long all connections may be silent."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.channels <= 255:
+            raise UsageError(f"channels: got {self.channels}, expected 1 to 255")
+        if self.max_bandwidth < 0 or self.timeout_s <= 0 or self.connect_timeout_s <= 0:
+            raise UsageError("max-bandwidth and the timeouts must not be negative")
+
+
+class _Rounds:
+    """Where the caller's thread and the channels' meet: a round is handed out, used up, synced."""
+
+    def __init__(self, channels: int) -> None:
+        self._changed = threading.Condition()
+        self._taking = threading.Lock()
+        self._channels = channels
+        self._number = 0
+        self._packets: Iterator[_Packet] = iter(())
+        self._synced = 0
+        self._closed = False
+
+    def start(self, packets: Iterable[_Packet]) -> None:
+        """Begin a round (caller's thread)."""
+        with self._changed:
+            self._packets, self._synced = iter(packets), 0
+            self._number += 1
+            self._changed.notify_all()
+
+    def wait_synced(self, timeout_s: float) -> bool:
+        """Whether every channel has written its SYNC, after at most `timeout_s` (caller's thread)."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._synced == self._channels or self._closed, timeout_s)
+
+    def close(self) -> None:
+        """No more rounds; channels end when they have used up this one."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def wait_next(self, number: int) -> bool:
+        """Wait for round `number`; false if there is none (channel threads; `close` ends the wait)."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._number >= number or self._closed)
+            return not self._closed
+
+    def take(self) -> _Packet | None:
+        """The round's next packet, None when it is used up (channel threads)."""
+        with self._taking:
+            return None if self._closed else next(self._packets, None)
+
+    def synced(self) -> None:
+        """This channel wrote its SYNC (channel threads)."""
+        with self._changed:
+            self._synced += 1
+            self._changed.notify_all()
+
+
+def all_pages(blocks: Iterable[SourceBlock], geometry: Geometry) -> Iterator[_Packet]:
+    """Every page of every block, a packet at a time."""
+    step = geometry.page_size * geometry.page_count
+    for block in blocks:
+        for start in range(0, block.used_length, step):
+            end = min(start + step, block.used_length)
+            yield block, np.arange(start, end, geometry.page_size, dtype=np.int64)
+
+
+class Sender:
+    """One migration out of this process; use once.
+
+    Args:
+        source: what is sent; the caller closes it.
+        method: ready for one migration.
+        config: where to and how.
+        on_progress: called in the caller's thread with the figures so far, about ten times a second.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        method: MultifdMethods,
+        config: SendConfig,
+        on_progress: Callable[[Result], None] | None = None,
+    ) -> None:
+        self._source, self._method, self._config = source, method, config
+        self._on_progress = on_progress
+        self._geometry = Geometry.of(source.page_size)
+        self._code = PRIVATE_CODE if method.wire_code is None else method.wire_code
+        self._silence = Silence(config.timeout_s)
+        self._limit = (
+            RateLimit(config.max_bandwidth, self._silence.stopped) if config.max_bandwidth else None
+        )
+        self._rounds = _Rounds(config.channels)
+        self._packet_nums = itertools.count(1)
+        self._answers = mainstream.ReturnPathReader()
+        self._main: Connection | None = None
+        self._main_lock = threading.Lock()
+        self._channels: list[Connection] = []
+        self._threads: list[threading.Thread] = []
+        self._errors: list[BaseException] = []
+        self._stream_complete = False
+        self.stats = MigrationStats(time.monotonic())
+        self.stats.method = method.name
+        self.stats.ram_bytes = sum(b.used_length for b in source.blocks)
+
+    def run(self) -> Result:
+        """Send everything and wait until the destination has it.
+
+        Raises:
+            MultifdError: what went wrong first; `stats` has the figures up to then.
+            KeyboardInterrupt: passes through, after everything was torn down.
+        """
+        try:
+            self._migrate()
+        except BaseException as e:
+            error = self._first_error(e)
+            status = {OutcomeUnknown: "unknown", KeyboardInterrupt: "cancelled"}.get(type(error), "failed")
+            self._tear_down(graceful=False)
+            self.stats.finish(time.monotonic(), status, str(error) or type(error).__name__)
+            if error is e:
+                raise
+            raise error from None
+        self.stats.finish(time.monotonic(), "completed")
+        self._tear_down(graceful=True)
+        return self.stats.snapshot(time.monotonic())
+
+    # -- the caller's thread ----------------------------------------------------------------------
+
+    def _migrate(self) -> None:
+        blocks = self._source.blocks
+        self._connect()
+        main = self._main
+        assert main is not None
+        self._write(mainstream.encode_ram_start(
+            _RAM_SECTION, [mainstream.Block(b.idstr, b.used_length) for b in blocks]
+        ))  # fmt: skip
+        self._round(())
+        self.stats.setup_done(time.monotonic())
+        self._write(mainstream.encode_ram_next(mainstream.PART, _RAM_SECTION))
+        self.stats.dirty_sync_count += 1
+        self._round(all_pages(blocks, self._geometry))
+        self.stats.switchover(time.monotonic())
+        self._write(mainstream.encode_ram_next(mainstream.END, _RAM_SECTION))
+        self.stats.dirty_sync_count += 1
+        self._round(())
+        self._write(mainstream.encode_eof())
+        self._stream_complete = True
+        self._await_shut()
+
+    def _connect(self) -> None:
+        config = self._config
+        self._main = connect(
+            config.uri, self._silence, timeout_s=config.connect_timeout_s, limit=self._limit, retry=True
+        )
+        # Main first, with its magic: a destination up to 7.2 takes the first connection for main.
+        self._write(mainstream.encode_header(_MACHINE, self._geometry.page_size))
+        self._write(mainstream.encode_return_path())
+        for i in range(config.channels):
+            connection = connect(
+                config.uri, self._silence, timeout_s=config.connect_timeout_s, limit=self._limit
+            )
+            self._channels.append(connection)
+            method = self._method
+            init = InitPacket(
+                i, channels=config.channels, wire_version=method.wire_version, method=method.name
+            )
+            connection.send([init.encode()])
+            thread = threading.Thread(
+                target=self._run_channel,
+                args=(i, connection, self.stats.add_channel()),
+                name=f"multifdsend_{i}",  # QEMU's name for it
+                daemon=True,
+            )
+            self._threads.append(thread)
+            thread.start()
+
+    def _write(self, data: bytes) -> None:
+        """Bytes of the main stream; channel threads write ZERO words between ours."""
+        main = self._main
+        assert main is not None
+        with self._main_lock:
+            main.send([data])
+            self.stats.main_bytes = main.bytes_sent
+
+    def _round(self, packets: Iterable[_Packet]) -> None:
+        """Hand out the packets, wait until every channel has synced, end the section."""
+        self._rounds.start(packets)
+        while not self._rounds.wait_synced(_POLL_S):
+            self._watch()
+        self._raise_errors()
+        if self._config.dialect.flush_words:
+            self._write(mainstream.encode_flush())
+        self._write(mainstream.encode_eos(_RAM_SECTION))
+
+    def _watch(self) -> None:
+        """Errors, silence, the destination's word, progress: what the caller's thread waits for."""
+        self._raise_errors()
+        self._silence.check()
+        if self._read_answers():
+            raise ChannelError("the destination confirmed before it had everything")
+        if self.stats.tick(time.monotonic()) and self._on_progress is not None:
+            self._on_progress(self.stats.snapshot(time.monotonic()))
+
+    def _raise_errors(self) -> None:
+        if self._errors:
+            raise self._errors[0]
+
+    def _read_answers(self) -> bool:
+        """Whether SHUT(0) has arrived.
+
+        Raises:
+            PeerFailed: SHUT with another value.
+            ChannelError: the connection ended.
+        """
+        main = self._main
+        assert main is not None
+        while (data := main.recv_available()) is not None:
+            if not data:
+                raise ChannelError(f"{main.peer} closed the main connection")
+            for kind, value in self._answers.feed(data):
+                if kind == mainstream.SHUT:
+                    if value:
+                        raise PeerFailed(
+                            "the destination reports that it failed; its own message says why. "
+                            "The memory here is intact and the good copy"
+                        )
+                    return True
+        return False
+
+    def _await_shut(self) -> None:
+        main = self._main
+        assert main is not None
+        try:
+            while not self._read_answers():
+                main.wait_readable(_POLL_S)
+                self._silence.check()
+        except (ChannelError, StreamError) as e:
+            raise OutcomeUnknown(
+                f"everything was sent, but the destination did not confirm: {e}. It may hold the memory: "
+                "look there before the source runs again"
+            ) from e
+
+    def _first_error(self, caught: BaseException) -> BaseException:
+        """What to raise: the destination's own word if it comes, else the first error, with notes."""
+        self._silence.stop()
+        self._rounds.close()
+        error = self._errors[0] if self._errors and isinstance(caught, MultifdError) else caught
+        if isinstance(error, ChannelError) and self._main is not None:
+            with contextlib.suppress(ChannelError):
+                if self._main.wait_readable(_GRACE_S):
+                    try:
+                        self._read_answers()
+                    except PeerFailed as e:
+                        e.add_note(str(error))
+                        error = e
+        for other in self._errors:
+            if other is not error and str(other) not in str(error):
+                error.add_note(f"also: {other}")
+        return error
+
+    def _tear_down(self, *, graceful: bool) -> None:
+        self._rounds.close()
+        if not graceful:
+            self._silence.stop()
+        connections = [c for c in (*self._channels, self._main) if c is not None]
+        for connection in connections:
+            if not graceful:
+                connection.shutdown()
+        deadline = time.monotonic() + _JOIN_S
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        for connection in connections:
+            connection.close()
+
+    # -- channel threads --------------------------------------------------------------------------
+
+    def _run_channel(self, i: int, connection: Connection, stats: ChannelStats) -> None:
+        method = self._method
+        staging = Staging(self._geometry)
+        p = SendParams(i, self._geometry, self._silence.abort, staging.pages(0), counters=stats.counters)
+        encoder = PacketEncoder(self._geometry)
+        try:
+            try:
+                self._call(method.send_setup, p)
+                for number in itertools.count(1):
+                    if not self._rounds.wait_next(number):
+                        return
+                    while (packet := self._rounds.take()) is not None:
+                        self._send_packet(packet, connection, p, encoder, staging, stats)
+                    connection.send([encoder.sync(next(self._packet_nums))])
+                    stats.wire_bytes = connection.bytes_sent
+                    self._rounds.synced()
+            finally:
+                self._call(method.send_cleanup, p)
+        except BaseException as e:
+            self._errors.append(e)
+            self._rounds.close()
+
+    def _send_packet(
+        self,
+        packet: _Packet,
+        connection: Connection,
+        p: SendParams,
+        encoder: PacketEncoder,
+        staging: Staging,
+        stats: ChannelStats,
+    ) -> None:
+        block, offsets = packet
+        pages = block.load(offsets, staging)
+        normal, zero, payload = NO_OFFSETS, offsets, 0
+        p.iov.clear()
+        if pages is not None:
+            mask = pages.zero_mask()
+            if mask.any():
+                zero, normal = offsets[mask], offsets[~mask]
+                pages = pages.select(~mask)
+            else:
+                zero, normal = NO_OFFSETS, offsets
+            if len(normal):
+                p.pages = pages
+                self._call(self._method.send_prepare, p)
+                payload = self._check_payload(p)
+        if not self._config.dialect.zero_pages_in_packets and len(zero):
+            self._write(mainstream.encode_zero_pages(block.idstr, zero))
+            stats.zero_pages += len(zero)
+            zero = NO_OFFSETS
+        if len(normal) or len(zero):
+            header = encoder.data(self._code, next(self._packet_nums), block.idstr, normal, zero, payload)
+            connection.send([header, *p.iov])
+        stats.normal_pages += len(normal)
+        stats.zero_pages += len(zero)
+        stats.wire_bytes = connection.bytes_sent
+
+    def _check_payload(self, p: SendParams) -> int:
+        payload = sum(memoryview(b).nbytes for b in p.iov)
+        bound = self._method.capabilities.max_payload
+        if not 0 < payload <= bound or len(p.iov) > MAX_IOV:
+            raise HookError(
+                f"method {self._method.name!r}: payload of {payload} bytes in {len(p.iov)} buffers, "
+                f"at most {bound} in {MAX_IOV}"
+            )
+        return payload
+
+    def _call(self, hook: Callable[[SendParams], None], p: SendParams) -> None:
+        try:
+            hook(p)
+        except MultifdError:
+            raise
+        except Exception as e:
+            where = f"method {self._method.name!r}: {hook.__name__} raised {e!r} on channel {p.channel}"
+            raise HookError(where) from e

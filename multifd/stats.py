@@ -1,0 +1,153 @@
+"""QEMU's figures for a migration (query-migrate), as one object that can be asked at any time.
+
+Each channel counts into its own `ChannelStats`, written by that channel's thread alone; the
+engine's main thread calls `MigrationStats.tick` and reads the sums.
+
+Source of names and formulas: migration/migration.c of QEMU 10.0 (migration_update_counters,
+migration_calculate_complete).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+_WINDOW_S = 0.1  # BUFFER_DELAY, migration/migration.c
+
+
+@dataclass(slots=True)
+class ChannelStats:
+    """What one channel has moved."""
+
+    normal_pages: int = 0
+    zero_pages: int = 0
+    wire_bytes: int = 0
+    """All bytes of the connection: init packet, headers, payload."""
+    counters: dict[str, int] = field(default_factory=dict)
+    """The method's own, ``p.counters``."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """The figures as they stand; `as_dict` is the command line's JSON."""
+
+    status: str
+    """active, completed, failed, cancelled, or unknown (the connection died before confirmation)."""
+    method: str
+    channels: int
+    total_time_ms: float
+    """From the call to the end: the stream flushed and SHUT received."""
+    setup_time_ms: float
+    """Up to the end of the ram section's SETUP."""
+    downtime_ms: float
+    """From the moment the source stands still to the end."""
+    mbps: float
+    """10^6 bits each second: all bytes over total time without setup time; while active, of the
+    last window."""
+    pages_per_second: int
+    """Of the last window of at least 100 ms, after completion as well."""
+    normal_pages: int
+    zero_pages: int
+    transferred_bytes: int
+    """Bytes on the wire, main and all channels."""
+    ram_bytes: int
+    dirty_sync_count: int
+    """How often the source was asked which pages are dirty."""
+    method_stats: dict[str, int]
+    error: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """A dict of plain values, in the order of the fields."""
+        return asdict(self)
+
+
+class MigrationStats:
+    """Adds up a migration. Time is an argument: seconds of any monotonic clock.
+
+    Args:
+        now: the start.
+    """
+
+    def __init__(self, now: float) -> None:
+        self.status = "active"
+        self.method = ""
+        self.ram_bytes = 0
+        self.dirty_sync_count = 0
+        self.channels: list[ChannelStats] = []
+        self.main_bytes = 0
+        self.error: str | None = None
+        self._start = now
+        self._setup_end: float | None = None
+        self._switchover: float | None = None
+        self._end: float | None = None
+        self._window = (now, 0, 0)
+        self._mbps = 0.0
+        self._pages_per_second = 0
+
+    def add_channel(self) -> ChannelStats:
+        """The counters of one more channel."""
+        channel = ChannelStats()
+        self.channels.append(channel)
+        return channel
+
+    def setup_done(self, now: float) -> None:
+        """SETUP is on its way."""
+        self._setup_end = now
+
+    def switchover(self, now: float) -> None:
+        """The source stands still from now on."""
+        self._switchover = now
+
+    def finish(self, now: float, status: str, error: str | None = None) -> None:
+        """The migration ended; later calls change nothing."""
+        if self._end is None:
+            self.tick(now)
+            self._end, self.status, self.error = now, status, error
+
+    def tick(self, now: float) -> bool:
+        """Close the window if 100 ms have passed; returns whether it did."""
+        start, window_bytes, window_pages = self._window
+        if self._end is not None or now - start < _WINDOW_S:
+            return False
+        moved, pages = self._bytes(), self._pages()
+        self._mbps = (moved - window_bytes) * 8 / (now - start) / 1e6
+        self._pages_per_second = round((pages - window_pages) / (now - start))
+        self._window = (now, moved, pages)
+        return True
+
+    def _bytes(self) -> int:
+        return self.main_bytes + sum(c.wire_bytes for c in self.channels)
+
+    def _pages(self) -> int:
+        return sum(c.normal_pages + c.zero_pages for c in self.channels)
+
+    def snapshot(self, now: float) -> Result:
+        """The figures as of `now`, or of the end if that was earlier."""
+        end = now if self._end is None else self._end
+        setup = (end if self._setup_end is None else self._setup_end) - self._start
+        total = end - self._start
+        moved = self._bytes()
+        mbps = self._mbps
+        if self._end is not None:
+            mbps = moved * 8 / (total - setup) / 1e6 if total > setup else 0.0
+        method_stats: Counter[str] = Counter()
+        for channel in self.channels:
+            method_stats.update(channel.counters)
+        return Result(
+            status=self.status,
+            method=self.method,
+            channels=len(self.channels),
+            total_time_ms=round(total * 1e3, 3),
+            setup_time_ms=round(setup * 1e3, 3),
+            downtime_ms=0.0 if self._switchover is None else round((end - self._switchover) * 1e3, 3),
+            mbps=round(mbps, 3),
+            pages_per_second=self._pages_per_second,
+            normal_pages=sum(c.normal_pages for c in self.channels),
+            zero_pages=sum(c.zero_pages for c in self.channels),
+            transferred_bytes=moved,
+            ram_bytes=self.ram_bytes,
+            dirty_sync_count=self.dirty_sync_count,
+            method_stats=dict(method_stats),
+            error=self.error,
+        )
