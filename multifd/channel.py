@@ -310,7 +310,7 @@ class Listener:
         """Whether only processes of this host can connect: a unix socket, or a loopback address."""
         if self.uri.path:
             return True
-        address = self.sock.getsockname()[0]
+        address: str = self.sock.getsockname()[0]
         return address.startswith("127.") or address == "::1"
 
     def accept(self) -> tuple[socket.socket, str] | None:
@@ -358,8 +358,9 @@ def _listen_tcp(uri: Uri) -> socket.socket:
 
 
 def _resolve(uri: Uri, flags: int = 0) -> list[tuple[int, int, int, str, tuple[str, int]]]:
-    infos = socket.getaddrinfo(uri.host or None, uri.port, type=socket.SOCK_STREAM, flags=flags)
-    return infos  # type: ignore[return-value]
+    return socket.getaddrinfo(  # type: ignore[return-value]
+        uri.host or None, uri.port, type=socket.SOCK_STREAM, flags=flags
+    )
 
 
 def connect(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from multifd._version import __version__
-from multifd.errors import MultifdError, UsageError
+from multifd.errors import MultifdError
 
 if TYPE_CHECKING:
     from multifd.stats import Result
@@ -31,7 +31,7 @@ written; 7 the outcome is unknown: look at the destination before the source run
 130 interrupted."""
 
 
-class _Size(click.ParamType):
+class _Size(click.ParamType[int]):
     """Bytes, with a binary suffix: 512K, 100M, 2G, and ``/s`` if it is a rate."""
 
     name = "size"
@@ -81,8 +81,10 @@ def _fail(error: BaseException, status: int, *, as_json: bool, verbose: int) -> 
     if status == 1:
         text = f"a bug in multifd, please report it with -vv: {type(error).__name__}: {error}"
     if as_json:
-        result = getattr(error, "result", None)
-        document = result.as_dict() if result is not None else {"status": "failed"}
+        from multifd.stats import Result
+
+        result = getattr(error, "result", None) or Result(status="failed")
+        document = result.as_dict()
         if status == 130:
             document["status"] = "cancelled"
         print(json.dumps({**document, "error": text}))
@@ -133,11 +135,39 @@ def methods(as_json: bool) -> None:
 @click.argument("uri")
 @click.option("--method", default="none", metavar="NAME[:KEY=VALUE,...]", show_default=True, help="How to compress.")
 @click.option("--channels", default=2, show_default=True, type=click.IntRange(1, 255), help="Connections besides main.")
-@click.option("--max-bandwidth", default=0, type=_Size(), metavar="SIZE/s", help="Over all connections, such as 100M; unlimited if not given.")
-@click.option("--connect-timeout", default=10.0, show_default=True, type=_SECONDS, metavar="S", help="How long to wait for the destination to listen.")
-@click.option("--timeout", default=60.0, show_default=True, type=_SECONDS, metavar="S", help="How long all connections may be silent.")
-@click.option("--dialect", default="9.0", show_default=True, type=click.Choice(["9.0", "8.1", "7.2"]), help="The QEMU release whose machine type the destination has.")
-@click.option("--source-format", default="auto", show_default=True, type=click.Choice(["auto", "raw"]), help="What SOURCE is.")
+@click.option(
+    "--max-bandwidth",
+    default=0,
+    type=_Size(),
+    metavar="SIZE/s",
+    help="Over all connections, such as 100M; unlimited if not given.",
+)
+@click.option(
+    "--connect-timeout",
+    default=10.0,
+    show_default=True,
+    type=_SECONDS,
+    metavar="S",
+    help="How long to wait for the destination to listen.",
+)
+@click.option(
+    "--timeout",
+    default=60.0,
+    show_default=True,
+    type=_SECONDS,
+    metavar="S",
+    help="How long all connections may be silent.",
+)
+@click.option(
+    "--dialect",
+    default="9.0",
+    show_default=True,
+    type=click.Choice(["9.0", "8.1", "7.2"]),
+    help="The QEMU release whose machine type the destination has.",
+)
+@click.option(
+    "--source-format", default="auto", show_default=True, type=click.Choice(["auto", "raw"]), help="What SOURCE is."
+)
 @_reporting
 def send(
     source: Path, uri: str, method: str, channels: int, max_bandwidth: int, connect_timeout: float, timeout: float,
@@ -162,10 +192,33 @@ def send(
 @main.command()
 @click.argument("uri")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--format", "format_", required=True, type=click.Choice(["raw"]), help="What OUT will be: a raw image of one RAM block.")
-@click.option("--channels", type=click.IntRange(1, 255), help="Must be the sender's; 2 for a sender that does not announce it (QEMU).")
-@click.option("--method", "methods", multiple=True, metavar="NAME[:KEY=VALUE,...]", help="The only method allowed; may be repeated.")
-@click.option("--timeout", default=60.0, show_default=True, type=_SECONDS, metavar="S", help="How long all connections may be silent, and how long to wait for the sender.")
+@click.option(
+    "--format",
+    "format_",
+    required=True,
+    type=click.Choice(["raw"]),
+    help="What OUT will be: a raw image of one RAM block.",
+)
+@click.option(
+    "--channels",
+    type=click.IntRange(1, 255),
+    help="Must be the sender's; 2 for a sender that does not announce it (QEMU).",
+)
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    metavar="NAME[:KEY=VALUE,...]",
+    help="The only method allowed; may be repeated.",
+)
+@click.option(
+    "--timeout",
+    default=60.0,
+    show_default=True,
+    type=_SECONDS,
+    metavar="S",
+    help="How long all connections may be silent, and how long to wait for the sender.",
+)
 @_reporting
 def receive(
     uri: str, out: Path, format_: str, channels: int | None, methods: tuple[str, ...], timeout: float, as_json: bool

@@ -27,13 +27,15 @@ Status 0 is success and 130 is Ctrl-C. Whatever else leaves the library is a bug
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class MultifdError(Exception):
     """Base of everything multifd raises on purpose; ``exit_code`` is the command line's status."""
 
     exit_code: ClassVar[int] = 1
+    result: Any = None
+    """A `multifd.stats.Result`: the figures of the migration that failed, if there was one."""
 
 
 class UsageError(MultifdError, ValueError):

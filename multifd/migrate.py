@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from multifd.channel import Listener, Uri
 from multifd.errors import MultifdError, UsageError
@@ -56,15 +55,9 @@ def send(
         raise UsageError(f"dialect {dialect!r}, expected one of {', '.join(DIALECTS)}")
     if page_size not in (4096, 8192, 16384, 32768, 65536):
         raise UsageError(f"page size {page_size}, expected a power of two from 4096 to 65536")
-    config = SendConfig(
-        Uri.parse(uri), channels, DIALECTS[dialect], max_bandwidth, connect_timeout, timeout
-    )
+    config = SendConfig(Uri.parse(uri), channels, DIALECTS[dialect], max_bandwidth, connect_timeout, timeout)
     loaded = load_method(method) if isinstance(method, str) else method
-    source: Source
-    if isinstance(ram, str | os.PathLike):
-        source = RawImageSource(ram, page_size)
-    else:
-        source = MemorySource(ram, page_size)
+    source = _source(ram, page_size)
     try:
         return _run(Sender(source, loaded, config, on_progress))
     finally:
@@ -101,11 +94,7 @@ def receive(
     """
     parsed = Uri.parse(uri)
     config = ReceiveConfig(channels, tuple(methods), timeout)
-    target: Target
-    if isinstance(into, str | os.PathLike):
-        target = RawImageTarget(Path(into))
-    else:
-        target = MemoryTarget(into)
+    target = _target(into)
     try:
         listener = Listener(parsed)
         try:
@@ -117,6 +106,18 @@ def receive(
             listener.close()
     finally:
         target.discard()
+
+
+def _source(ram: str | os.PathLike[str] | Buffer, page_size: int) -> Source:
+    if isinstance(ram, str | os.PathLike):
+        return RawImageSource(ram, page_size)
+    return MemorySource(ram, page_size)
+
+
+def _target(into: str | os.PathLike[str] | Buffer) -> Target:
+    if isinstance(into, str | os.PathLike):
+        return RawImageTarget(into)
+    return MemoryTarget(into)
 
 
 def _run(end: Sender | Receiver) -> Result:

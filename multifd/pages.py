@@ -127,7 +127,8 @@ class Pages:
             selected = words[first : first + len(self)]
         else:
             selected = np.frombuffer(self.gather(), np.uint64).reshape(len(self), -1)
-        return ~selected.any(axis=1)
+        occupied: npt.NDArray[np.bool_] = np.any(selected, axis=1)
+        return ~occupied
 
     def select(self, mask: npt.NDArray[np.bool_]) -> Pages:
         """The pages for which `mask` is true, in the same order."""

@@ -83,7 +83,11 @@ class Source(Protocol):
     """RAM to be sent."""
 
     page_size: int
-    blocks: Sequence[SourceBlock]
+
+    @property
+    def blocks(self) -> Sequence[SourceBlock]:
+        """The blocks, in the order in which they are announced."""
+        ...
 
     def close(self) -> None:
         """Release what it holds; the memory or file itself is untouched."""
@@ -206,7 +210,10 @@ class _FileBlock:
         pages = staging.pages(len(offsets))
         for offset, view in self._runs(offsets, pages):
             while len(view):
-                got = os.preadv(self._fd, [view], offset)
+                try:
+                    got = os.preadv(self._fd, [view], offset)
+                except OSError as e:
+                    raise RamError(f"{self._path}: cannot read {len(view)} bytes at {offset}: {e.strerror}") from e
                 if not got:
                     raise RamError(f"{self._path}: ends at byte {offset}, it shrank while it was sent")
                 view, offset = view[got:], offset + got

@@ -28,7 +28,6 @@ from multifd.errors import (
     MultifdError,
     PeerMismatch,
     RemoteWireError,
-    StreamError,
     UsageError,
 )
 from multifd.method import Geometry, MultifdMethods, RecvParams
@@ -162,7 +161,7 @@ class _MethodChoice:
         if cls.wire_code is None:
             if name not in self._specs and not self._is_local:
                 raise PeerMismatch(
-                    f"the sender asks for the private method {name!r}: over a network it must be allowed by --method {name}"
+                    f"the sender asks for the private method {name!r}: from another host it needs --method {name}"
                 )
             if cls.wire_version != init.wire_version:
                 raise PeerMismatch(
@@ -364,17 +363,13 @@ class Receiver:
         self._silence.touch()
         connection.bytes_received = INIT_BYTES
         self._channels[init.id] = connection
-        self._start_thread(
-            f"multifdrecv_{init.id}", self._run_channel, init.id, connection, self.stats.add_channel()
-        )
+        self._start_thread(f"multifdrecv_{init.id}", self._run_channel, init.id, connection, self.stats.add_channel())
 
     def _check_init(self, init: InitPacket) -> None:
         first = self._first_init
         if first is None:
             if init.channels and self._expected not in (None, init.channels):
-                raise PeerMismatch(
-                    f"the sender has {init.channels} channels, --channels here says {self._expected}"
-                )
+                raise PeerMismatch(f"the sender has {init.channels} channels, --channels here says {self._expected}")
             self._expected = init.channels or self._expected or _DEFAULT_CHANNELS
             if init.method:
                 self._choice.announce(init)

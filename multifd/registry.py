@@ -68,7 +68,9 @@ def find(name: str) -> type[MultifdMethods]:
         raise MethodNotFound(name, names, difflib.get_close_matches(name, names))
     if len(candidates) > 1:
         owners = ", ".join(f"{ep.value} of {_owner(ep)}" for ep in candidates)
-        raise MethodIncompatible(f"method {name!r} is provided {len(candidates)} times: {owners}; uninstall all but one")
+        raise MethodIncompatible(
+            f"method {name!r} is provided {len(candidates)} times: {owners}; uninstall all but one"
+        )
     return _check(name, candidates[0], _load(candidates[0]))
 
 

@@ -143,9 +143,7 @@ class Sender:
         self._geometry = Geometry.of(source.page_size)
         self._code = PRIVATE_CODE if method.wire_code is None else method.wire_code
         self._silence = Silence(config.timeout_s)
-        self._limit = (
-            RateLimit(config.max_bandwidth, self._silence.stopped) if config.max_bandwidth else None
-        )
+        self._limit = RateLimit(config.max_bandwidth, self._silence.stopped) if config.max_bandwidth else None
         self._rounds = _Rounds(config.channels)
         self._packet_nums = itertools.count(1)
         self._answers = mainstream.ReturnPathReader()
@@ -212,14 +210,10 @@ class Sender:
         self._write(mainstream.encode_header(_MACHINE, self._geometry.page_size))
         self._write(mainstream.encode_return_path())
         for i in range(config.channels):
-            connection = connect(
-                config.uri, self._silence, timeout_s=config.connect_timeout_s, limit=self._limit
-            )
+            connection = connect(config.uri, self._silence, timeout_s=config.connect_timeout_s, limit=self._limit)
             self._channels.append(connection)
             method = self._method
-            init = InitPacket(
-                i, channels=config.channels, wire_version=method.wire_version, method=method.name
-            )
+            init = InitPacket(i, channels=config.channels, wire_version=method.wire_version, method=method.name)
             connection.send([init.encode()])
             thread = threading.Thread(
                 target=self._run_channel,

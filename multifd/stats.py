@@ -34,27 +34,28 @@ class Result:
 
     status: str
     """active, completed, failed, cancelled, or unknown (the connection died before confirmation)."""
-    method: str
-    channels: int
-    total_time_ms: float
+    method: str = ""
+    channels: int = 0
+    total_time_ms: float = 0.0
     """From the call to the end: the stream flushed and SHUT received."""
-    setup_time_ms: float
+    setup_time_ms: float = 0.0
     """Up to the end of the ram section's SETUP."""
-    downtime_ms: float
+    downtime_ms: float = 0.0
     """From the moment the source stands still to the end."""
-    mbps: float
+    mbps: float = 0.0
     """10^6 bits each second: all bytes over total time without setup time; while active, of the
     last window."""
-    pages_per_second: int
+    pages_per_second: int = 0
     """Of the last window of at least 100 ms, after completion as well."""
-    normal_pages: int
-    zero_pages: int
-    transferred_bytes: int
+    normal_pages: int = 0
+    zero_pages: int = 0
+    transferred_bytes: int = 0
     """Bytes on the wire, main and all channels."""
-    ram_bytes: int
-    dirty_sync_count: int
+    ram_bytes: int = 0
+    dirty_sync_count: int = 0
     """How often the source was asked which pages are dirty."""
-    method_stats: dict[str, int]
+    method_stats: dict[str, int] = field(default_factory=dict)
+    """The method's own counters, summed over channels."""
     error: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -133,7 +134,7 @@ class MigrationStats:
             mbps = moved * 8 / (total - setup) / 1e6 if total > setup else 0.0
         method_stats: Counter[str] = Counter()
         for channel in self.channels:
-            method_stats.update(channel.counters)
+            method_stats.update(dict(channel.counters))  # a copy: the channel goes on counting
         return Result(
             status=self.status,
             method=self.method,

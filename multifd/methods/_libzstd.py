@@ -22,11 +22,12 @@ def why_not() -> str:
     """Empty if libzstd can be reached, else the reason in words."""
     try:
         import zstandard
-        from zstandard import _cffi
+        from zstandard import _cffi  # type: ignore[attr-defined]
     except ImportError as e:
         return f"zstandard's cffi module cannot be imported: {e}"
-    needed = "compressStream2 createCCtx freeCCtx CCtx_setParameter decompressStream createDCtx freeDCtx DCtx_setParameter"
-    missing = [n for n in needed.split() if not hasattr(_cffi.lib, f"ZSTD_{n}")]
+    compress = ("createCCtx", "freeCCtx", "CCtx_setParameter", "compressStream2")
+    decompress = ("createDCtx", "freeDCtx", "DCtx_setParameter", "decompressStream")
+    missing = [name for name in compress + decompress if not hasattr(_cffi.lib, f"ZSTD_{name}")]
     version = tuple(int(part) for part in zstandard.__version__.split(".")[:2])
     if missing or not (0, 22) <= version < (0, 26):
         return f"zstandard {zstandard.__version__} is not known to have the cffi module this was written for"
@@ -34,7 +35,7 @@ def why_not() -> str:
 
 
 def _bindings() -> tuple[Any, Any]:
-    from zstandard import _cffi
+    from zstandard import _cffi  # type: ignore[attr-defined]
 
     return _cffi.ffi, _cffi.lib
 

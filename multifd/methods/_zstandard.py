@@ -7,6 +7,7 @@ much is refused while it decodes. decompressobj would hold all of it (measured: 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import IO, cast
 
 import zstandard
 
@@ -69,7 +70,9 @@ class Decompressor:
         decompressor = zstandard.ZstdDecompressor(max_window_size=1 << window_log_max)
         self._filler = _Filler()
         # Room for more than a packet: the writer keeps back what does not fit when its input ends.
-        self._writer = decompressor.stream_writer(self._filler, write_size=2 * PACKET_BYTES, closefd=False)
+        self._writer = decompressor.stream_writer(
+            cast("IO[bytes]", self._filler), write_size=2 * PACKET_BYTES, closefd=False
+        )
 
     def decompress(self, payload: memoryview, runs: Sequence[memoryview]) -> None:
         """Fill `runs` from `payload`, which must hold exactly that.

@@ -27,7 +27,7 @@ WINDOW_LOG = 25
 class ZstdOptions(MethodOptions):
     """Options of zstd."""
 
-    level: int = option(1, "-7 is fastest, 22 is smallest; 0 is zstd's default, 3 (multifd-zstd-level)", low=-7, high=22)
+    level: int = option(1, "-7 is fastest, 22 is smallest, 0 is zstd's default (multifd-zstd-level)", low=-7, high=22)
     engine: str = option(
         "auto",
         "libzstd: into preallocated buffers, through the zstandard package's cffi module; "

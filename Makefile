@@ -1,0 +1,48 @@
+# Every target sets up what it needs. PYTHON chooses the interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PLUGINS := $(wildcard plugins/*/pyproject.toml)
+# Reinstalled when what describes the distributions changes.
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo test lint docs bench check-machine clean
+
+help:
+	@echo "make demo    migrate a RAM image by every installed method, compare byte for byte, show the figures"
+	@echo "make test    all tests, of multifd and of every plugin"
+	@echo "make lint    ruff, mypy --strict, import-linter"
+	@echo "make docs    the documentation, into docs/_build/html"
+	@echo "make bench   ratios against bare loops and iperf3"
+
+check-machine:
+	@PYTHON="$(PYTHON)" sh tests/check-machine.sh
+
+$(STAMP): pyproject.toml setup.cfg multifd/_version.py $(PLUGINS) | check-machine
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test,lint,docs,build]' \
+		$(foreach p,$(PLUGINS),-e '$(dir $(p))')
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/multifd demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(STAMP)
+	$(BIN)/sphinx-build --fail-on-warning --quiet -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+bench: $(STAMP)
+	$(BIN)/python bench/methods.py
+
+clean:
+	rm -rf $(VENV) build dist docs/_build *.egg-info
