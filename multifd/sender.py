@@ -115,10 +115,11 @@ class _Rounds:
 def all_pages(blocks: Iterable[SourceBlock], geometry: Geometry) -> Iterator[_Packet]:
     """Every page of every block, a packet at a time."""
     step = geometry.page_size * geometry.page_count
+    packet = np.arange(0, step, geometry.page_size, dtype=np.int64)
     for block in blocks:
         for start in range(0, block.used_length, step):
-            end = min(start + step, block.used_length)
-            yield block, np.arange(start, end, geometry.page_size, dtype=np.int64)
+            count = min(geometry.page_count, (block.used_length - start) // geometry.page_size)
+            yield block, packet[:count] + start
 
 
 class Sender:
@@ -361,11 +362,11 @@ class Sender:
         p.iov.clear()
         if pages is not None:
             mask = pages.zero_mask()
-            if mask.any():
+            if mask is None:
+                zero, normal = NO_OFFSETS, offsets
+            else:
                 zero, normal = offsets[mask], offsets[~mask]
                 pages = pages.select(~mask)
-            else:
-                zero, normal = NO_OFFSETS, offsets
             if len(normal):
                 p.pages = pages
                 self._call(self._method.send_prepare, p)
@@ -382,7 +383,7 @@ class Sender:
         stats.wire_bytes = connection.bytes_sent
 
     def _check_payload(self, p: SendParams) -> int:
-        payload = sum(memoryview(b).nbytes for b in p.iov)
+        payload = sum(map(len, p.iov))
         bound = self._method.capabilities.max_payload
         if not 0 < payload <= bound or len(p.iov) > MAX_IOV:
             raise HookError(

@@ -179,16 +179,16 @@ def decode_packet(
     if used_length is None:
         known = ", ".join(blocks) or "none"
         raise RemoteWireError(f"pages of unknown block {ramblock!r} (known: {known})", offset=64)
-    offsets = np.frombuffer(header, ">u8", count, _HEADER.size).astype(np.int64)
-    bad = (offsets < 0) | (offsets > used_length - geometry.page_size)
-    bad |= (offsets & (geometry.page_size - 1)) != 0
-    if bad.any():
-        i = int(bad.argmax())
+    unsigned = np.frombuffer(header, ">u8", count, _HEADER.size).astype(np.uint64)
+    limit, low_bits = used_length - geometry.page_size, geometry.page_size - 1
+    if int(np.maximum.reduce(unsigned)) > limit or int(np.bitwise_or.reduce(unsigned)) & low_bits:
+        i = next(i for i, offset in enumerate(unsigned.tolist()) if offset > limit or offset & low_bits)
         raise RemoteWireError(
-            f"page offset {int(offsets[i]) & (1 << 64) - 1:#x} in block {ramblock!r} of {used_length:#x} bytes, "
+            f"page offset {int(unsigned[i]):#x} in block {ramblock!r} of {used_length:#x} bytes, "
             f"expected a multiple of {geometry.page_size} inside it",
             offset=_HEADER.size + 8 * i,
         )
+    offsets = unsigned.view(np.int64)
     size = next_packet_size if normal_pages else 0
     return Packet(flags, packet_num, ramblock, offsets[:normal_pages], offsets[normal_pages:], size)
 
@@ -198,6 +198,7 @@ class PacketEncoder:
 
     def __init__(self, geometry: Geometry) -> None:
         self._header = bytearray(header_bytes(geometry))
+        self._view = memoryview(self._header)
         self._offsets = np.frombuffer(self._header, ">u8", offset=_HEADER.size)
         self._page_count = geometry.page_count
         self._names: dict[str, bytes] = {}
@@ -221,9 +222,11 @@ class PacketEncoder:
             len(zero), 0, name,
         )  # fmt: skip
         self._offsets[:used] = normal
-        self._offsets[used:count] = zero
-        self._offsets[count:] = 0
-        return memoryview(self._header)
+        if count > used:
+            self._offsets[used:count] = zero
+        if count < self._page_count:
+            self._offsets[count:] = 0
+        return self._view
 
     def sync(self, packet_num: int) -> memoryview:
         """A SYNC packet: its own packet, all other fields zero, as QEMU 10.0 sends it."""
@@ -231,7 +234,7 @@ class PacketEncoder:
         _HEADER.pack_into(
             self._header, 0, MAGIC, VERSION, FLAG_SYNC, 0, 0, 0, packet_num, 0, 0, b""
         )
-        return memoryview(self._header)
+        return self._view
 
 
 @dataclass(frozen=True)
