@@ -1,0 +1,154 @@
+"""What several test files share: an image, a receiver in a thread, the command line as a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import multifd
+from multifd.stats import Result
+
+DEADLINE_S = 60
+
+
+def make_image(pages: int, seed: int = 1) -> bytes:
+    """RAM with runs of zero, text-like, repeating and random pages."""
+    rng = random.Random(seed)
+    words = [b"page", b"block", b"packet", b"channel", b"migrate", b"\0\0\0\0", b"return", b"0x7f00"]
+    makers: tuple[Callable[[], bytes], ...] = (
+        lambda: bytes(4096),
+        lambda: b" ".join(rng.choices(words, k=1200))[:4096].ljust(4096, b"."),
+        lambda: rng.randbytes(64) * 64,
+        lambda: rng.randbytes(4096),
+        lambda: bytes(4088) + rng.randbytes(8),
+    )
+    out: list[bytes] = []
+    while len(out) < pages:
+        maker = rng.choice(makers)
+        out += [maker() for _ in range(rng.randint(1, 40))]
+    return b"".join(out[:pages])
+
+
+class ReceiverThread:
+    """`multifd.receive` in a thread; `uri` is known once it listens."""
+
+    def __init__(self, into: Any, uri: str = "tcp:127.0.0.1:0", **options: Any) -> None:
+        self.result: Result | None = None
+        self.error: BaseException | None = None
+        self.uri = ""
+        self._listening = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(into, uri, options))
+        self._thread.start()
+        assert self._listening.wait(DEADLINE_S)
+
+    def _run(self, into: Any, uri: str, options: dict[str, Any]) -> None:
+        try:
+            self.result = multifd.receive(uri, into, on_listening=self._listens, **options)
+        except BaseException as e:
+            self.error = e
+        finally:
+            self._listening.set()
+
+    def _listens(self, uri: str) -> None:
+        self.uri = uri
+        self._listening.set()
+
+    def join(self) -> Result:
+        """The result; what it raised is raised here."""
+        self._thread.join(DEADLINE_S)
+        assert not self._thread.is_alive(), "the receiver hangs"
+        if self.error is not None:
+            raise self.error
+        assert self.result is not None
+        return self.result
+
+
+@pytest.fixture
+def receiver() -> Iterator[Callable[..., ReceiverThread]]:
+    """Start receivers; whatever happens, the test does not leave one behind."""
+    started: list[ReceiverThread] = []
+
+    def start(into: Any, uri: str = "tcp:127.0.0.1:0", **options: Any) -> ReceiverThread:
+        thread = ReceiverThread(into, uri, **options)
+        started.append(thread)
+        return thread
+
+    before = threading.active_count()
+    yield start
+    for thread in started:
+        thread._thread.join(DEADLINE_S)
+    assert threading.active_count() <= before, [t.name for t in threading.enumerate()]
+
+
+class Cli:
+    """`multifd ARGS` as a process."""
+
+    def __init__(self, *args: object, **options: Any) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "multifd", *map(str, args)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
+        )  # fmt: skip
+        self.stderr = ""
+
+    def listening(self) -> str:
+        """The URI that it prints."""
+        assert self.process.stderr is not None
+        line = self.process.stderr.readline()
+        self.stderr += line
+        assert line.startswith("listening on "), line + self.process.stderr.read()
+        return line.split()[-1]
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.process.pid, number)
+
+    def wait(self, status: int = 0) -> tuple[str, str]:
+        """stdout and stderr, after it exited with `status` and without a traceback."""
+        out, err = self.process.communicate(timeout=DEADLINE_S)
+        self.stderr += err
+        assert self.process.returncode == status, (self.process.returncode, self.stderr)
+        assert "Traceback" not in self.stderr
+        return out, self.stderr
+
+    def json(self, status: int = 0) -> Any:
+        """The one document on stdout."""
+        return json.loads(self.wait(status)[0])
+
+
+@pytest.fixture
+def cli() -> Iterator[Callable[..., Cli]]:
+    """Start commands; none survives the test."""
+    started: list[Cli] = []
+
+    def start(*args: object, **options: Any) -> Cli:
+        command = Cli(*args, **options)
+        started.append(command)
+        return command
+
+    yield start
+    for command in started:
+        if command.process.poll() is None:
+            command.process.kill()
+        command.process.communicate()
+
+
+@pytest.fixture(scope="session")
+def image() -> bytes:
+    """8 MiB of RAM."""
+    return make_image(2048)
+
+
+@pytest.fixture
+def image_path(image: bytes, tmp_path: Path) -> Path:
+    path = tmp_path / "source.ram"
+    path.write_bytes(image)
+    return path
