@@ -28,6 +28,7 @@ from multifd.errors import (
     MultifdError,
     PeerMismatch,
     RemoteWireError,
+    StreamError,
     UsageError,
 )
 from multifd.method import Geometry, MultifdMethods, RecvParams
@@ -323,8 +324,9 @@ class Receiver:
             self._release(sock)
             self._start_main(sock, peer)
         elif len(start) == INIT_BYTES:
+            init = InitPacket.decode(start)  # if it raises, the socket is still pending and closed with those
             self._release(sock)
-            self._start_channel(sock, peer, InitPacket.decode(start))
+            self._start_channel(sock, peer, init)
 
     def _release(self, sock: socket.socket) -> None:
         self._selector.unregister(sock)
@@ -475,7 +477,10 @@ class Receiver:
         while not self._main_ended:
             got = main.recv_into([buffer], at_least=1)
             if not got:
-                reader.end()
+                try:
+                    reader.end()
+                except StreamError as e:
+                    raise ChannelError(f"{main.peer} closed the main connection: {e}") from e
                 self._main_ended = True
                 return
             for event in reader.feed(buffer[:got]):
@@ -516,6 +521,7 @@ class Receiver:
         method: MultifdMethods | None = None
         number = 0
         try:
+            unsynced = False
             while got := connection.recv_into([header], at_least=PREFIX_BYTES):
                 check_prefix(header)
                 if got < len(header):
@@ -534,9 +540,12 @@ class Receiver:
                     self._blocks[packet.ramblock].clear(packet.zero)
                     stats.zero_pages += len(packet.zero)
                 stats.wire_bytes = connection.bytes_received
+                unsynced = bool(len(packet.normal) or len(packet.zero)) and not packet.is_sync
                 if packet.is_sync:
                     self._barrier.arrive(i)
                 number += 1
+            if unsynced:
+                raise RemoteWireError("pages after the last sync point: they may be incomplete")
             self._barrier.leave(i)
         except (RemoteWireError, CodecError) as e:
             e.channel, e.packet = i, number

@@ -7,11 +7,12 @@ cffi calls release the GIL. The public API has no way to give an endless frame a
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-from multifd.method import CodecError
+from multifd.method import Buffer, CodecError
 
 _CONTINUE, _FLUSH = 0, 1  # ZSTD_e_continue, ZSTD_e_flush: zstd.h 1.4
 _COMPRESSION_LEVEL, _C_WINDOW_LOG, _D_WINDOW_LOG_MAX = 100, 101, 100  # ZSTD_cParameter, ZSTD_dParameter
@@ -59,17 +60,23 @@ class _Stream:
             return ""
         return bytes(self.ffi.string(self.lib.ZSTD_getErrorName(code))).decode()
 
-    def set_source(self, buffer: Any) -> Any:
-        """Point the input at `buffer`; the result must live as long as it is used."""
-        owner = self.ffi.from_buffer(buffer)
-        self.source.src, self.source.size, self.source.pos = owner, len(owner), 0
-        return owner
+    @contextmanager
+    def reading(self, buffer: Buffer) -> Iterator[None]:
+        """Point the input at `buffer`, which is let go at the end, whatever happens.
 
-    def set_target(self, buffer: Any) -> Any:
-        """Point the output at `buffer`; the result must live as long as it is used."""
-        owner = self.ffi.from_buffer(buffer)
-        self.target.dst, self.target.size, self.target.pos = owner, len(owner), 0
-        return owner
+        An exception must not carry the cffi view of a memoryview away in its traceback: when the garbage collector
+        frees both, CPython 3.11 crashes (test_methods.py::test_error_survives_collection).
+        """
+        with self.ffi.from_buffer(buffer) as view:
+            self.source.src, self.source.size, self.source.pos = view, len(view), 0
+            yield
+
+    @contextmanager
+    def writing(self, buffer: Buffer) -> Iterator[None]:
+        """Point the output at `buffer`, as `reading` does the input."""
+        with self.ffi.from_buffer(buffer) as view:
+            self.target.dst, self.target.size, self.target.pos = view, len(view), 0
+            yield
 
 
 class Compressor:
@@ -97,19 +104,21 @@ class Compressor:
     def compress(self, runs: Sequence[memoryview]) -> memoryview:
         """The pages' bytes and a block flush; the result is valid until the next call."""
         s, last = self._stream, len(runs) - 1
-        out = s.set_target(self._out)
-        for i, run in enumerate(runs):
-            source = s.set_source(run)
-            mode = _FLUSH if i == last else _CONTINUE
-            while True:
-                left = self._check(s.lib.ZSTD_compressStream2(s.context, s.target, s.source, mode))
-                if s.source.pos == s.source.size and (mode == _CONTINUE or not left):
-                    break
-                if s.target.pos == s.target.size:
-                    raise ValueError("libzstd: output larger than its bound")
-            del source
-        del out
+        with s.writing(self._out):
+            for i, run in enumerate(runs):
+                with s.reading(run):
+                    self._feed(_FLUSH if i == last else _CONTINUE)
         return memoryview(self._out)[: s.target.pos]
+
+    def _feed(self, mode: int) -> None:
+        """Take all of the input; with _FLUSH also give out all of it."""
+        s = self._stream
+        while True:
+            left = self._check(s.lib.ZSTD_compressStream2(s.context, s.target, s.source, mode))
+            if s.source.pos == s.source.size and (mode == _CONTINUE or not left):
+                return
+            if s.target.pos == s.target.size:
+                raise ValueError("libzstd: output larger than its bound")
 
 
 class Decompressor:
@@ -123,6 +132,7 @@ class Decompressor:
         self._stream = s = _Stream("ZSTD_createDCtx", "ZSTD_freeDCtx")
         if message := s.error(s.lib.ZSTD_DCtx_setParameter(s.context, _D_WINDOW_LOG_MAX, window_log_max)):
             raise ValueError(f"libzstd: {message}")
+        self._spare = bytearray(1)
 
     def decompress(self, payload: memoryview, runs: Sequence[memoryview]) -> None:
         """Fill `runs` from `payload`, which must hold exactly that.
@@ -131,27 +141,32 @@ class Decompressor:
             CodecError: it does not.
         """
         s = self._stream
-        source = s.set_source(payload)
-        for run in runs:
-            target = s.set_target(run)
-            while s.target.pos < s.target.size:
-                before = s.target.pos, s.source.pos
-                self._step()
-                if before == (s.target.pos, s.source.pos):
-                    raise CodecError(
-                        f"zstd payload of {s.source.size} bytes ends before its {sum(map(len, runs))} bytes of pages"
-                    )
-            del target
-        # What is left may be a block's or a frame's end, which gives no bytes.
-        spare = s.set_target(bytearray(1))
+        with s.reading(payload):
+            for run in runs:
+                with s.writing(run):
+                    self._fill()
+            with s.writing(self._spare):
+                self._finish()
+
+    def _fill(self) -> None:
+        """Decode until the output is full."""
+        s = self._stream
+        while s.target.pos < s.target.size:
+            before = s.target.pos, s.source.pos
+            self._step()
+            if before == (s.target.pos, s.source.pos):
+                raise CodecError(f"zstd payload of {s.source.size} bytes ends before its pages do")
+
+    def _finish(self) -> None:
+        """What is left may be a block's or a frame's end, which gives no bytes."""
+        s = self._stream
         while True:
             before = s.source.pos
             self._step()
             if s.target.pos:
                 raise CodecError(f"zstd payload of {s.source.size} bytes holds more than its pages")
             if s.source.pos in (before, s.source.size):
-                break
-        del source, spare
+                return
 
     def _step(self) -> None:
         s = self._stream
