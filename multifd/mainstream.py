@@ -449,9 +449,14 @@ def encode_zero_pages(idstr: str, offsets: Offsets) -> bytes:
     return first + rest.tobytes()
 
 
-def encode_eof() -> bytes:
-    """The last item."""
-    return bytes([EOF])
+def encode_end(page_size: int) -> bytes:
+    """The EOF item and the vmdesc of a machine without devices.
+
+    QEMU's destination reads on until it has seen a vmdesc, before it answers SHUT (7.2.22, 10.0.2:
+    tests/interop/test_qemu.py hangs without it).
+    """
+    description = json.dumps({"page_size": page_size, "devices": []}).encode()
+    return struct.pack(">BBI", EOF, VMDESC, len(description)) + description
 
 
 def encode_answer(kind: int, value: int) -> bytes:

@@ -198,7 +198,7 @@ class Sender:
         self._write(mainstream.encode_ram_next(mainstream.END, _RAM_SECTION))
         self.stats.dirty_sync_count += 1
         self._round(())
-        self._write(mainstream.encode_eof())
+        self._write(mainstream.encode_end(self._geometry.page_size))
         self._stream_complete = True
         self._await_shut()
 
