@@ -1,7 +1,7 @@
 """The destination's end: connections in any order, everything validated, success only when durable.
 
 Rules of this file: the caller's thread accepts, watches time and finishes; one thread reads main, one
-each channel. They meet in `_Barrier` (sync points) and `_Migration` (what all must agree on) alone.
+each channel. They meet in `Barrier` (sync points) and `Agreement` (channels and method).
 The first error wins: it stops everything, is raised here with the others as notes, and no thread or
 socket outlives the call.
 """
@@ -15,18 +15,18 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from multifd import mainstream, registry
+from multifd import mainstream
+from multifd.agreement import Agreement
+from multifd.barrier import Barrier
 from multifd.channel import Connection, Listener, Silence
 from multifd.errors import (
     ChannelError,
     CodecError,
     HookError,
-    MethodNotFound,
     MultifdError,
-    PeerMismatch,
     RemoteWireError,
     StreamError,
     UsageError,
@@ -38,7 +38,6 @@ from multifd.wire import (
     INIT_BYTES,
     MAGIC_BYTES,
     PREFIX_BYTES,
-    PRIVATE_CODE,
     InitPacket,
     Packet,
     check_prefix,
@@ -53,7 +52,6 @@ _PONG_S = 5.0
 _DRAIN_S = 5.0
 _MAX_PENDING = 512
 """Connections that have not said yet what they are."""
-_DEFAULT_CHANNELS = 2  # multifd-channels, qapi/migration.json, QEMU 10.0
 
 
 @dataclass(frozen=True)
@@ -72,131 +70,6 @@ class ReceiveConfig:
             raise UsageError(f"channels: got {self.channels}, expected 1 to 255")
         if self.timeout_s <= 0:
             raise UsageError("the timeout must be positive")
-
-
-class _Barrier:
-    """Sync points: the k-th on main belongs to the k-th SYNC of every channel.
-
-    A channel that has read a SYNC reads nothing more until main has reached the sync point, so no
-    page of a later round overtakes one of an earlier.
-    """
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._arrived: list[int] = []
-        self._left: set[int] = set()
-        self._released = 0
-        self._is_over = False
-
-    def expect(self, channels: int) -> None:
-        """How many channels there are; sync points wait until this is known."""
-        with self._changed:
-            self._arrived = [0] * channels
-            self._changed.notify_all()
-
-    def arrive(self, channel: int) -> None:
-        """A SYNC was read: wait for main (channel threads)."""
-        with self._changed:
-            self._arrived[channel] += 1
-            mine = self._arrived[channel]
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: self._released >= mine or self._is_over)
-
-    def leave(self, channel: int) -> None:
-        """The channel's connection ended at a packet boundary (channel threads)."""
-        with self._changed:
-            self._left.add(channel)
-            self._changed.notify_all()
-
-    def reach(self) -> None:
-        """Main is at its next sync point: wait for all channels, let them go on (main thread).
-
-        Raises:
-            ChannelError: a channel ended without the SYNC that belongs here.
-        """
-        with self._changed:
-            number = self._released + 1
-            while not self._is_over:
-                late = [i for i, arrived in enumerate(self._arrived) if arrived < number]
-                if self._arrived and not late:
-                    break
-                if gone := self._left.intersection(late):
-                    raise ChannelError(f"channel {min(gone)} ended before sync point {number}")
-                self._changed.wait()
-            self._released = number
-            self._changed.notify_all()
-
-    def end(self) -> None:
-        """Main has ended, or all has: nobody waits any more."""
-        with self._changed:
-            self._is_over = True
-            self._changed.notify_all()
-
-
-class _MethodChoice:
-    """Which method the migration uses: the announced one, else that of the first data packet's code."""
-
-    def __init__(self, specs: Sequence[str], *, is_local: bool) -> None:
-        self._specs = {registry.parse_spec(spec)[0]: spec for spec in specs}
-        for name in self._specs:
-            registry.find(name)
-        self._is_local = is_local
-        self._lock = threading.Lock()
-        self._missing: MethodNotFound | None = None
-        self.method: MultifdMethods | None = None
-
-    def announce(self, init: InitPacket) -> None:
-        """Take the method that a sender names.
-
-        Raises:
-            PeerMismatch: it is not one that this end may use.
-        """
-        name = init.method
-        if self._specs and name not in self._specs:
-            raise PeerMismatch(f"the sender uses method {name!r}, --method here allows {', '.join(self._specs)}")
-        try:
-            cls = registry.find(name)
-        except MethodNotFound as e:
-            self._missing = e  # perhaps another installed method has its wire code
-            return
-        if cls.wire_code is None:
-            if name not in self._specs and not self._is_local:
-                raise PeerMismatch(
-                    f"the sender asks for the private method {name!r}: from another host it needs --method {name}"
-                )
-            if cls.wire_version != init.wire_version:
-                raise PeerMismatch(
-                    f"method {name!r}: the sender has wire version {init.wire_version}, here it is {cls.wire_version}; "
-                    "install the same release on both ends"
-                )
-        self.method = registry.load_method(self._specs.get(name, name))
-
-    def for_code(self, code: int) -> MultifdMethods:
-        """The method of a packet with this code; the first call settles it (channel threads).
-
-        Raises:
-            PeerMismatch, MethodNotFound: no installed and allowed method has it.
-            RemoteWireError: it is not the settled method's.
-        """
-        with self._lock:
-            if self.method is None:
-                self.method = self._settle(code)
-        method = self.method
-        expected = PRIVATE_CODE if method.wire_code is None else method.wire_code
-        if code != expected:
-            raise RemoteWireError(f"method code {code:#x}, expected {expected:#x} ({method.name})", offset=8)
-        return method
-
-    def _settle(self, code: int) -> MultifdMethods:
-        names = [] if code == PRIVATE_CODE else registry.methods_of_code(code)
-        allowed = [name for name in names if not self._specs or name in self._specs]
-        if not allowed:
-            if self._missing is not None:
-                raise self._missing
-            known = f"that of {', '.join(names)}" if names else "no installed method's"
-            hint = f"; --method here allows {', '.join(self._specs)}" if self._specs else ""
-            raise PeerMismatch(f"the sender's packets have method code {code:#x}, {known}{hint}")
-        return registry.load_method(self._specs.get(allowed[0], allowed[0]))
 
 
 class Receiver:
@@ -219,14 +92,12 @@ class Receiver:
         self._listener, self._target, self._config = listener, target, config
         self._on_progress = on_progress
         self._silence = Silence(config.timeout_s)
-        self._choice = _MethodChoice(config.methods, is_local=listener.is_local)
-        self._barrier = _Barrier()
+        self._agreement = Agreement(config.methods, config.channels, is_local=listener.is_local)
+        self._barrier = Barrier()
         self._ready = threading.Event()  # geometry and blocks are known, or all is over
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._selector = selectors.DefaultSelector()
         self._pending: dict[socket.socket, tuple[bytearray, str]] = {}
-        self._first_init: InitPacket | None = None
-        self._expected = config.channels
         self._main: Connection | None = None
         self._has_return_path = False
         self._main_ended = False
@@ -290,10 +161,10 @@ class Receiver:
             self._on_progress(self.stats.snapshot(time.monotonic()))
 
     def _describe_connections(self) -> str:
-        expected = self._expected or _DEFAULT_CHANNELS
+        main = "connected" if self._main else "not connected"
         return (
-            f"main is {'connected' if self._main else 'not connected'}, {len(self._channels)} of {expected} "
-            "channels are (--channels must be the sender's)"
+            f"main is {main}, {len(self._channels)} of {self._agreement.channels} channels are "
+            "(--channels must be the sender's)"
         )
 
     def _accept(self) -> None:
@@ -358,38 +229,17 @@ class Receiver:
     def _start_channel(self, sock: socket.socket, peer: str, init: InitPacket) -> None:
         connection = Connection(sock, self._silence, f"channel {init.id} ({peer})")
         try:
-            self._check_init(init)
+            self._agreement.admit(init)
         except BaseException:
             connection.close()
             raise
         self._silence.touch()
         connection.bytes_received = INIT_BYTES
+        if not self._channels:
+            self._barrier.expect(self._agreement.channels)
+            self.stats.method = init.method
         self._channels[init.id] = connection
         self._start_thread(f"multifdrecv_{init.id}", self._run_channel, init.id, connection, self.stats.add_channel())
-
-    def _check_init(self, init: InitPacket) -> None:
-        first = self._first_init
-        if first is None:
-            if init.channels and self._expected not in (None, init.channels):
-                raise PeerMismatch(f"the sender has {init.channels} channels, --channels here says {self._expected}")
-            self._expected = init.channels or self._expected or _DEFAULT_CHANNELS
-            if init.method:
-                self._choice.announce(init)
-                self.stats.method = init.method
-            self._first_init = init
-            self._barrier.expect(self._expected)
-        elif (init.channels, init.wire_version, init.method, init.uuid) != (
-            first.channels, first.wire_version, first.method, first.uuid,
-        ):  # fmt: skip
-            raise RemoteWireError(f"channel {init.id} announces {init}, channel {first.id} {first}")
-        assert self._expected is not None
-        if init.id >= self._expected:
-            raise PeerMismatch(
-                f"channel {init.id} connected, but {self._expected} channels are expected: "
-                f"pass --channels {init.id + 1}, or what the sender has"
-            )
-        if init.id in self._channels:
-            raise RemoteWireError(f"channel {init.id} connected twice")
 
     def _start_thread(self, name: str, run: Callable[..., None], *args: object) -> None:
         def guarded() -> None:
@@ -529,11 +379,11 @@ class Receiver:
                 packet = decode_packet(header, geometry, lengths)
                 if len(packet.normal):
                     if method is None:
-                        method = self._choice.for_code(packet.code)
+                        method = self._agreement.method_of(packet.code)
                         self.stats.method = method.name
                         payload = memoryview(mmap.mmap(-1, method.capabilities.max_payload))
                         self._call(method, method.recv_setup, p)
-                    self._choice.for_code(packet.code)
+                    self._agreement.method_of(packet.code)
                     self._receive_pages(packet, connection, method, p, staging, payload)
                     stats.normal_pages += len(packet.normal)
                 if len(packet.zero):
