@@ -40,6 +40,7 @@ _POLL_S = 0.05
 _JOIN_S = 10.0
 _GRACE_S = 0.5
 """How long a broken channel waits for the destination's own word on what went wrong."""
+_LOOK = "It may hold the memory: look there before the source runs again"
 
 _Packet = tuple[SourceBlock, Offsets]
 
@@ -153,7 +154,6 @@ class Sender:
         self._channels: list[Connection] = []
         self._threads: list[threading.Thread] = []
         self._errors: list[BaseException] = []
-        self._stream_complete = False
         self.stats = MigrationStats(time.monotonic())
         self.stats.method = method.name
         self.stats.ram_bytes = sum(b.used_length for b in source.blocks)
@@ -199,7 +199,6 @@ class Sender:
         self.stats.dirty_sync_count += 1
         self._round(())
         self._write(mainstream.encode_end(self._geometry.page_size))
-        self._stream_complete = True
         self._await_shut()
 
     def _connect(self) -> None:
@@ -286,10 +285,10 @@ class Sender:
                 main.wait_readable(_POLL_S)
                 self._silence.check()
         except (ChannelError, StreamError) as e:
-            raise OutcomeUnknown(
-                f"everything was sent, but the destination did not confirm: {e}. It may hold the memory: "
-                "look there before the source runs again"
-            ) from e
+            raise OutcomeUnknown(f"everything was sent, but the destination did not confirm: {e}. {_LOOK}") from e
+        except KeyboardInterrupt as e:
+            e.add_note(f"everything was sent and the destination had not confirmed yet. {_LOOK}")
+            raise
 
     def _first_error(self, caught: BaseException) -> BaseException:
         """What to raise: the destination's own word if it comes, else the first error, with notes."""
