@@ -130,10 +130,12 @@ class Receiver:
                     error.add_note(f"also: {other}")
             self._tear_down(failed=True)
             status = "cancelled" if isinstance(error, KeyboardInterrupt) else "failed"
+            self._count_bytes()
             self.stats.finish(time.monotonic(), status, str(error) or type(error).__name__)
             if error is e:
                 raise
             raise error from None
+        self._count_bytes()
         self.stats.finish(time.monotonic(), "completed")
         self._tear_down(failed=False)
         return self.stats.snapshot(time.monotonic())
@@ -155,10 +157,13 @@ class Receiver:
             self._silence.check()
         except ChannelError as e:
             raise ChannelError(f"{e}; {self._describe_connections()}") from None
-        if self._main is not None:
-            self.stats.main_bytes = self._main.bytes_received
+        self._count_bytes()
         if self.stats.tick(time.monotonic()) and self._on_progress is not None:
             self._on_progress(self.stats.snapshot(time.monotonic()))
+
+    def _count_bytes(self) -> None:
+        main = () if self._main is None else (self._main,)
+        self.stats.wire_bytes = sum(c.bytes_received for c in (*main, *self._channels.values()))
 
     def _describe_connections(self) -> str:
         main = "connected" if self._main else "not connected"
@@ -389,7 +394,6 @@ class Receiver:
                 if len(packet.zero):
                     self._blocks[packet.ramblock].clear(packet.zero)
                     stats.zero_pages += len(packet.zero)
-                stats.wire_bytes = connection.bytes_received
                 unsynced = bool(len(packet.normal) or len(packet.zero)) and not packet.is_sync
                 if packet.is_sync:
                     self._barrier.arrive(i)

@@ -171,10 +171,12 @@ class Sender:
             error = self._first_error(e)
             status = {OutcomeUnknown: "unknown", KeyboardInterrupt: "cancelled"}.get(type(error), "failed")
             self._tear_down(graceful=False)
+            self._count_bytes()
             self.stats.finish(time.monotonic(), status, str(error) or type(error).__name__)
             if error is e:
                 raise
             raise error from None
+        self._count_bytes()
         self.stats.finish(time.monotonic(), "completed")
         self._tear_down(graceful=True)
         return self.stats.snapshot(time.monotonic())
@@ -230,7 +232,6 @@ class Sender:
         assert main is not None
         with self._main_lock:
             main.send([data])
-            self.stats.main_bytes = main.bytes_sent
 
     def _round(self, packets: Iterable[_Packet]) -> None:
         """Hand out the packets, wait until every channel has synced, end the section."""
@@ -248,8 +249,13 @@ class Sender:
         self._silence.check()
         if self._read_answers():
             raise ChannelError("the destination confirmed before it had everything")
+        self._count_bytes()
         if self.stats.tick(time.monotonic()) and self._on_progress is not None:
             self._on_progress(self.stats.snapshot(time.monotonic()))
+
+    def _count_bytes(self) -> None:
+        main = () if self._main is None else (self._main,)
+        self.stats.wire_bytes = sum(c.bytes_sent for c in (*main, *self._channels))
 
     def _raise_errors(self) -> None:
         if self._errors:
@@ -338,7 +344,6 @@ class Sender:
                     while (packet := self._rounds.take()) is not None:
                         self._send_packet(packet, connection, p, encoder, staging, stats)
                     connection.send([encoder.sync(next(self._packet_nums))])
-                    stats.wire_bytes = connection.bytes_sent
                     self._rounds.synced()
             finally:
                 self._call(method.send_cleanup, p)
@@ -379,7 +384,6 @@ class Sender:
             connection.send([header, *p.iov])
         stats.normal_pages += len(normal)
         stats.zero_pages += len(zero)
-        stats.wire_bytes = connection.bytes_sent
 
     def _check_payload(self, p: SendParams) -> int:
         payload = sum(map(len, p.iov))

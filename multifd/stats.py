@@ -22,8 +22,6 @@ class ChannelStats:
 
     normal_pages: int = 0
     zero_pages: int = 0
-    wire_bytes: int = 0
-    """All bytes of the connection: init packet, headers, payload."""
     counters: dict[str, int] = field(default_factory=dict)
     """The method's own, ``p.counters``."""
 
@@ -76,7 +74,8 @@ class MigrationStats:
         self.ram_bytes = 0
         self.dirty_sync_count = 0
         self.channels: list[ChannelStats] = []
-        self.main_bytes = 0
+        self.wire_bytes = 0
+        """Bytes of all connections: init packets, headers, payload; counted by the engine before it asks."""
         self.error: str | None = None
         self._start = now
         self._setup_end: float | None = None
@@ -111,14 +110,11 @@ class MigrationStats:
         start, window_bytes, window_pages = self._window
         if self._end is not None or now - start < _WINDOW_S:
             return False
-        moved, pages = self._bytes(), self._pages()
+        moved, pages = self.wire_bytes, self._pages()
         self._mbps = (moved - window_bytes) * 8 / (now - start) / 1e6
         self._pages_per_second = round((pages - window_pages) / (now - start))
         self._window = (now, moved, pages)
         return True
-
-    def _bytes(self) -> int:
-        return self.main_bytes + sum(c.wire_bytes for c in self.channels)
 
     def _pages(self) -> int:
         return sum(c.normal_pages + c.zero_pages for c in self.channels)
@@ -128,7 +124,7 @@ class MigrationStats:
         end = now if self._end is None else self._end
         setup = (end if self._setup_end is None else self._setup_end) - self._start
         total = end - self._start
-        moved = self._bytes()
+        moved = self.wire_bytes
         mbps = self._mbps
         if self._end is not None:
             mbps = moved * 8 / (total - setup) / 1e6 if total > setup else 0.0
