@@ -27,7 +27,7 @@ from multifd.errors import (
     OptionError,
     UsageError,
 )
-from multifd.method import API, Availability, MultifdMethods
+from multifd.method import API, Availability, MethodOptions, MultifdMethods
 
 GROUP = "multifd.methods"
 
@@ -84,7 +84,7 @@ def load_method(spec: str) -> MultifdMethods:
     name, texts = parse_spec(spec)
     cls = find(name)
     try:
-        options = cls.Options.parse(texts)
+        options = _guarded(f"method {name!r}: its options", lambda: cls.Options.parse(texts))
     except OptionError as e:
         e.method = name
         raise
@@ -134,8 +134,8 @@ def _describe(name: str) -> MethodInfo:
     distribution, version = _distribution(candidates[0])
     try:
         cls = find(name)
-        available = _availability(cls, cls.Options())
-        code, options = cls.wire_code, cls.Options.describe()
+        defaults, options = _guarded(f"method {name!r}: its options", lambda: (cls.Options(), cls.Options.describe()))
+        available, code = _availability(cls, defaults), cls.wire_code
     except MethodError as e:
         return MethodInfo(name, "unavailable", "", str(e), distribution, version, None, [])
     status = "ok" if available.ok else "unavailable"
@@ -159,9 +159,9 @@ def _guarded(what: str, call: Callable[[], Any]) -> Any:
     """Run plugin code that may raise anything at all; only Ctrl-C passes."""
     try:
         return call()
-    except MethodError:
+    except (MethodError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as e:
+    except BaseException as e:
         raise MethodUnavailable(f"{what}: {type(e).__name__}: {e}") from e
 
 
@@ -179,6 +179,8 @@ def _check(name: str, ep: EntryPoint, cls: Any) -> type[MultifdMethods]:
         raise MethodIncompatible(f"{where} calls itself {getattr(cls, 'name', None)!r}")
     if not (name.isascii() and 0 < len(name) <= 31):
         raise MethodIncompatible(f"{where}: a name has 1 to 31 ASCII characters")
+    if not (isinstance(cls.Options, type) and issubclass(cls.Options, MethodOptions)):
+        raise MethodIncompatible(f"{where}: its Options is {cls.Options!r}, expected a subclass of MethodOptions")
     if cls.__abstractmethods__:
         raise MethodIncompatible(f"{where} lacks {', '.join(sorted(cls.__abstractmethods__))}")
     return cls
