@@ -68,9 +68,10 @@ class InitPacket:
         Raises:
             LocalWireError: a field does not fit its bytes.
         """
-        name = self.method.encode("ascii", "replace")
-        if not (0 <= self.id <= 254 and 0 <= self.channels <= 255 and len(name) <= NAME_BYTES):
+        fits = 0 <= self.id <= 254 and 0 <= self.channels <= 255 and 0 <= self.wire_version <= 255
+        if not (fits and len(self.uuid) == 16 and self.method.isascii() and len(self.method) <= NAME_BYTES):
             raise LocalWireError(f"cannot announce {self}")
+        name = self.method.encode("ascii")
         return _INIT.pack(MAGIC, VERSION, self.uuid, self.id, self.channels, self.wire_version, name)
 
     @classmethod
@@ -80,6 +81,7 @@ class InitPacket:
         Raises:
             RemoteWireError: they are none.
         """
+        _check_length(len(data), INIT_BYTES)
         magic, version, uuid, id_, channels, wire_version, name = _INIT.unpack(data)
         _check_magic(magic, version)
         text, _, padding = name.partition(b"\0")
@@ -88,6 +90,11 @@ class InitPacket:
         if channels and id_ >= channels:
             raise RemoteWireError(f"channel id {id_} with {channels} channels announced", offset=24)
         return cls(id_, uuid, channels, wire_version, text.decode("ascii"))
+
+
+def _check_length(nbytes: int, expected: int) -> None:
+    if nbytes != expected:
+        raise RemoteWireError(f"{nbytes} bytes, expected {expected}", offset=min(nbytes, expected))
 
 
 def _check_magic(magic: int, version: int) -> None:
@@ -135,6 +142,8 @@ def check_prefix(header: bytearray | memoryview) -> None:
     Raises:
         RemoteWireError: not a packet, or one that carries no RAM.
     """
+    if len(header) < PREFIX_BYTES:
+        _check_length(len(header), PREFIX_BYTES)
     magic, version, flags = _PREFIX.unpack_from(header)
     _check_magic(magic, version)
     if flags & FLAG_DEVICE_STATE:
@@ -159,6 +168,7 @@ def decode_packet(
         RemoteWireError: any field that cannot be.
     """
     check_prefix(header)
+    _check_length(len(header), header_bytes(geometry))
     (_, _, flags, pages_alloc, normal_pages, next_packet_size, packet_num, zero_pages, _, name) = (
         _HEADER.unpack_from(header)
     )
@@ -209,14 +219,18 @@ class PacketEncoder:
         """A data packet's header, valid until the next call.
 
         Raises:
-            LocalWireError: more pages than a packet holds, or a block name over 255 bytes.
+            LocalWireError: more pages or bytes than a packet holds, or a block name that does not fit.
         """
         used, count = len(normal), len(normal) + len(zero)
         name = self._names.get(ramblock)
         if name is None:
+            if not ramblock.isascii() or len(ramblock) > 255:
+                raise LocalWireError(f"block name {ramblock!r}, expected at most 255 bytes of ASCII")
             name = self._names[ramblock] = ramblock.encode("ascii")
-        if count > self._page_count or len(name) > 255 or code & ~METHOD_MASK:
-            raise LocalWireError(f"{count} pages of block {ramblock!r}, code {code:#x}, in one packet")
+        if count > self._page_count or code & ~METHOD_MASK or not 0 <= payload_bytes <= 0xFFFFFFFF:
+            raise LocalWireError(
+                f"{count} pages of block {ramblock!r}, code {code:#x}, {payload_bytes} bytes, in one packet"
+            )
         _HEADER.pack_into(
             self._header, 0, MAGIC, VERSION, code, self._page_count, used, payload_bytes, packet_num,
             len(zero), 0, name,
