@@ -197,3 +197,8 @@ def _simulate(policy: str, machine: Machine, channels: int, page_count: int, ret
         busy=counters["busy"],
         retried=counters["retried"],
     )
+
+
+def is_published_case(row: Row) -> bool:
+    """Whether `PUBLISHED` has a row beside this one."""
+    return (row.devices, row.channels) == (1, 4) and row.policy in PUBLISHED

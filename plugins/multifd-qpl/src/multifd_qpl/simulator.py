@@ -230,13 +230,13 @@ class LockStep:
 
     _DEADLINE_S = 300.0
 
-    def __init__(self, threads: int, slack_ns: float = 1000.0) -> None:
+    def __init__(self, threads: int, slack_ns: float = 2000.0) -> None:
         self._slack_ns = slack_ns
         self._times = [0.0] * threads
         self._gates = [threading.Lock() for _ in range(threads)]
         for gate in self._gates:
             gate.acquire()
-        self._number: dict[int, int] = {}
+        self._running = 0
         self._ready: list[tuple[float, int]] = []
         self._synced: list[int] = []
         self._inside = threads
@@ -244,7 +244,6 @@ class LockStep:
 
     def enter(self, number: int) -> None:
         """Take part as thread `number`; returns when it is its turn."""
-        self._number[get_ident()] = number
         with self._entering:
             heapq.heappush(self._ready, (0.0, number))
             is_last = len(self._ready) == len(self._times)
@@ -260,7 +259,7 @@ class LockStep:
 
     def sync(self) -> None:
         """Wait for all threads; all go on at the time of the last."""
-        number = self._number[get_ident()]
+        number = self._running
         self._synced.append(number)
         self._release_synced()
         self._pass_on()
@@ -276,17 +275,16 @@ class LockStep:
 
     def now(self) -> float:
         """The calling thread's time."""
-        return self._times[self._number[get_ident()]]
+        return self._times[self._running]
 
     def advance(self, until_ns: float) -> None:
         """Let the calling thread's time pass."""
-        number = self._number[get_ident()]
-        if until_ns > self._times[number]:
-            self._times[number] = until_ns
+        if until_ns > self._times[self._running]:
+            self._times[self._running] = until_ns
 
     def turn(self) -> None:
         """Wait until the calling thread is the one with the lowest time, but for the slack."""
-        number = self._number[get_ident()]
+        number = self._running
         now = self._times[number]
         if self._ready and self._ready[0] < (now - self._slack_ns, number):
             _, other = heapq.heapreplace(self._ready, (now, number))
@@ -300,6 +298,7 @@ class LockStep:
     def _wait(self, number: int) -> None:
         if not self._gates[number].acquire(timeout=self._DEADLINE_S):
             raise TimeoutError("the simulation stands still")
+        self._running = number
 
 
 class _Device:
@@ -379,7 +378,7 @@ class SimulatedIaa:
         self.hardware_inits = 0
         self._faults, self._codec = faults or Faults(), codec or Deflate()
         self.clock: Clock = clock or SharedClock()
-        self._random = random.Random(seed)
+        self._random = random.Random(seed).random
         self._devices = [_Device(self.machine) for _ in range(self.machine.devices)]
         self._jobs: dict[int, _Job] = {}
         self._finished: set[int] = set()
@@ -488,7 +487,7 @@ class SimulatedIaa:
 
     def _accept(self, job: _Job, pointer: Any, device: _Device, now: float, fault: Fault | None) -> None:
         machine = self.machine
-        service = machine.engine_ns * (1 + machine.jitter * (2 * self._random.random() - 1))
+        service = machine.engine_ns * (1 + machine.jitter * (2 * self._random() - 1))
         if pointer.op == lib.MQ_DECOMPRESS:
             service /= machine.inflate_speedup
         job.state, job.fault, job.device, job.status = "submitted", fault, device, _OK
@@ -535,15 +534,18 @@ class SimulatedIaa:
         job = self._jobs.get(_address(pointer))
         if job is None:
             raise Misuse("a job is used that was never made, or was finished")
-        if job.state == "unusable":
-            raise Misuse("a job is used whose init failed: the real library would overrun its memory")
         if job.thread != get_ident():
             raise Misuse("a job is used by two threads")
+        if job.state == "unusable":
+            raise Misuse("a job is used whose init failed: the real library would overrun its memory")
         return job
 
 
+_UINTPTR = ffi.typeof("uintptr_t")
+
+
 def _address(pointer: Any) -> int:
-    return int(ffi.cast("uintptr_t", pointer))
+    return int(ffi.cast(_UINTPTR, pointer))
 
 
 def _callback(name: str, failure: int | None) -> None:
