@@ -77,6 +77,12 @@ uint32_t qpl_get_job_size(int path, uint32_t *size)
     return OK;
 }
 
+/* With -DSELF_TEST_...: a library with one fault, which the plugin's self-test must find. */
+#ifdef SELF_TEST_SIZE
+#undef qpl_get_job_size
+uint32_t qpl_get_job_size(int path, uint32_t *size) { *size = path == SOFTWARE ? 1 : 4096; return OK; }
+#endif
+
 uint32_t qpl_init_job(int path, job_t *job)
 {
     memory_t *m = (memory_t *)job;
@@ -86,6 +92,9 @@ uint32_t qpl_init_job(int path, job_t *job)
         return 54;
     memset(m, 0, sizeof *m);
     job->path = path;
+#ifdef SELF_TEST_INIT
+    return 101;
+#endif
     if (path == HARDWARE && hardware_status) {
         m->life = FAILED;
         return hardware_status;
@@ -196,7 +205,15 @@ static uint32_t compress(job_t *job)
     } else if (w.full) {
         return NO_ROOM;
     }
+#ifdef SELF_TEST_STATUS
+    return 101;
+#endif
+#ifdef SELF_TEST_BYTES
+    job->next_out[0] |= 6;
+#endif
+#ifndef SELF_TEST_POINTER
     job->next_in += n;
+#endif
     job->available_in = 0;
     job->total_in = n;
     job->next_out += w.used;

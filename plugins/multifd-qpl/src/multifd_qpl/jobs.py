@@ -9,7 +9,6 @@ the buffers it was given (`_quarantine`): the device may still write to them.
 from __future__ import annotations
 
 import mmap
-from contextlib import ExitStack
 from typing import Any
 
 from multifd_qpl._batch import ffi, lib
@@ -157,15 +156,12 @@ class BatchEngine:
 
     def _make_hardware_jobs(self, library: Library) -> bool:
         """All of them, or none if one cannot be made although the probe could."""
-        with ExitStack() as made:
-            for _ in range(self._page_count):
-                try:
-                    job = Job(library, lib.MQ_HARDWARE)
-                except JobError:
-                    return False
-                made.callback(job.finish)
-                self._jobs.append(job)
-            made.pop_all()
+        for _ in range(self._page_count):
+            try:
+                self._jobs.append(Job(library, lib.MQ_HARDWARE))
+            except JobError:
+                self._finish_hardware()
+                return False
         for i, job in enumerate(self._jobs):
             self._kept["hardware"][i] = job.pointer
         self._channel.hardware = self._kept["hardware"]

@@ -483,6 +483,8 @@ class SimulatedIaa:
                         self._next_device[thread] = (first + k + 1) % len(self._devices)
                         self._accept(job, pointer, device, now, fault)
                         return _OK
+            else:
+                self._answers_at[thread] = float("inf")
             return _BUSY
 
     def _accept(self, job: _Job, pointer: Any, device: _Device, now: float, fault: Fault | None) -> None:
