@@ -32,6 +32,7 @@ SILENCE_S = 5.0
 published page fault takes 0.56 ms; a page that must come from a busy disk takes tenths of seconds;
 multifd itself gives up after 60 s of silence."""
 
+_BYTES = ffi.typeof("uint8_t[]")
 _new_memory = ffi.new_allocator(should_clear_after_alloc=False)  # init clears it
 
 _quarantine: list[object] = []
@@ -67,7 +68,7 @@ class Job:
         status = self._table.get_job_size(path, size)
         if status:
             raise JobError(status)
-        self._memory = _new_memory("uint8_t[]", size[0])
+        self._memory = _new_memory(_BYTES, size[0])
         self.pointer = ffi.cast("qpl_job *", self._memory)
         status = self._table.init_job(path, self.pointer)
         if status:
@@ -121,7 +122,7 @@ class BatchEngine:
         # Whatever C holds a pointer to.
         self._kept = {
             "table": library.table,
-            "abort": ffi.from_buffer("uint8_t[]", abort),
+            "abort": ffi.from_buffer(_BYTES, abort),
             "pages": ffi.new("uint8_t *[]", count),
             "lengths": ffi.new("uint32_t[]", count),
             "hardware": ffi.new("qpl_job *[]", count),
@@ -136,7 +137,7 @@ class BatchEngine:
         self._pieces = ffi.new("mq_piece[]", count)
         self._piece_count = ffi.new("uint32_t *")
         self._table = memoryview(bytearray(4 * count))
-        self._table_pointer = ffi.from_buffer("uint8_t[]", self._table)
+        self._table_pointer = ffi.from_buffer(_BYTES, self._table)
         self._new_output()
         try:
             self._software: Job | None = Job(library, lib.MQ_SOFTWARE)
@@ -152,7 +153,7 @@ class BatchEngine:
     def _new_output(self) -> None:
         # An anonymous map: page-aligned, and no memory until it is touched.
         self._output = memoryview(mmap.mmap(-1, self._page_size * self._page_count))
-        self._output_pointer = ffi.from_buffer("uint8_t[]", self._output)
+        self._output_pointer = ffi.from_buffer(_BYTES, self._output)
 
     def _make_hardware_jobs(self, library: Library) -> bool:
         """All of them, or none if one cannot be made although the probe could."""
@@ -201,7 +202,7 @@ class BatchEngine:
             MethodError: the migration was aborted.
         """
         views, _owners = self._set_runs(p.pages.runs())
-        payload = ffi.from_buffer("uint8_t[]", p.payload)
+        payload = ffi.from_buffer(_BYTES, p.payload)
         c = self._channel
         result = lib.mq_decompress(c, self._runs, len(views), payload)
         self._publish(p.counters)
@@ -219,12 +220,9 @@ class BatchEngine:
             raise MethodError("the migration is being torn down")
 
     def _set_runs(self, views: list[memoryview]) -> tuple[list[memoryview], list[Any]]:
-        owners = []
-        for i, view in enumerate(views):
-            owner = ffi.from_buffer("uint8_t[]", view)
-            run = self._runs[i]
-            run.start, run.page_count = owner, len(view) // self._page_size
-            owners.append(owner)
+        owners = [ffi.from_buffer(_BYTES, view) for view in views]
+        for run, owner in zip(self._runs, owners, strict=False):
+            run.start, run.page_count = owner, len(owner) // self._page_size
         return views, owners
 
     def _publish(self, counters: dict[str, int]) -> None:
