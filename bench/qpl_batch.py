@@ -45,7 +45,8 @@ uint32_t nothing_done(job_t *job) { job->out_total = job->op ? 1 : 4096; return 
 uint32_t half_done(job_t *job) { job->out_total = job->op ? 2048 : 4096; return 0; }
 
 /* The least that a packet takes: fill the job, run it, look at its answer. */
-uint64_t loop(uint32_t (*execute)(job_t *), job_t *job, int op, uint8_t **in, uint32_t *lengths, uint8_t **out, int packets)
+uint64_t loop(uint32_t (*execute)(job_t *), job_t *job, int op, uint8_t **in, uint32_t *lengths, uint8_t **out,
+              int packets)
 {
     uint64_t bytes = 0;
     for (int k = 0; k < packets; k++)
@@ -179,7 +180,9 @@ def main() -> None:
         folder = Path(name)
         native = ctypes.CDLL(compile_shared(C_SOURCE, folder, "bench"))
         if "MULTIFD_QPL_LIBRARY" not in os.environ:
-            os.environ["MULTIFD_QPL_LIBRARY"] = compile_shared((PLUGIN / "tests" / "standin.c").read_text(), folder, "libqpl")
+            os.environ["MULTIFD_QPL_LIBRARY"] = compile_shared(
+                (PLUGIN / "tests" / "standin.c").read_text(), folder, "libqpl"
+            )
         library = load()
         software = QplMethod(QplOptions(hardware="off"))
         isal = QplMethod(QplOptions(hardware="off", software="isal"))
@@ -209,8 +212,12 @@ def main() -> None:
         for count in (1, 2):
             for hook in ("send", "receive"):
                 call = {
-                    "functions that do nothing": lambda hook=hook, n=count: rate([getattr(c, hook) for c in empty[:n]], 2000),
-                    "and packing 2 KiB a page": lambda hook=hook, n=count: rate([getattr(c, hook) for c in packing[:n]], 2000),
+                    "functions that do nothing": lambda hook=hook, n=count: rate(
+                        [getattr(c, hook) for c in empty[:n]], 2000
+                    ),
+                    "and packing 2 KiB a page": lambda hook=hook, n=count: rate(
+                        [getattr(c, hook) for c in packing[:n]], 2000
+                    ),
                     "ISA-L": lambda hook=hook, n=count: rate([getattr(c, hook) for c in fast[:n]], 30),
                 }
                 measure(f"{hook}, {count} threads", call)

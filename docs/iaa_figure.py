@@ -22,7 +22,9 @@ COLOURS = {2: "#1b7837", 4: "#2166ac", 8: "#b2182b"}
 def rows() -> dict[tuple[int, int, str], Row]:
     """Every case, with RAM in proportion to the devices so that the ends of a run weigh the same."""
     return {
-        (devices, channels, policy): simulate([policy], devices=devices, channels=channels, ram_bytes=(48 << 20) * devices)[0]
+        (devices, channels, policy): simulate(
+            [policy], devices=devices, channels=channels, ram_bytes=(48 << 20) * devices
+        )[0]
         for devices in DEVICES
         for channels in CHANNELS
         for policy in POLICIES
@@ -53,7 +55,7 @@ def table(found: dict[tuple[int, int, str], Row]) -> str:
 
 def picture(found: dict[tuple[int, int, str], Row]) -> str:
     """Pages a second over devices: a line for each number of channels, solid fallback, dashed wait."""
-    left, top, width, height, most = 60, 20, 480, 300, 5.0
+    left, top, width, height, most = 60, 20, 480, 300, 6.0
 
     def x(devices: float) -> float:
         return left + (devices - 1) / 7 * width
@@ -71,14 +73,20 @@ def picture(found: dict[tuple[int, int, str], Row]) -> str:
         parts.append(f'<text x="{left - 10}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick}</text>')
     for devices in DEVICES:
         parts.append(f'<text x="{x(devices):.1f}" y="{top + height + 18}" text-anchor="middle">{devices}</text>')
-    parts.append(f'<text x="{left + width / 2}" y="{top + height + 40}" text-anchor="middle">IAA devices (simulated)</text>')
-    parts.append(f'<text x="14" y="{top + height / 2}" transform="rotate(-90 14 {top + height / 2})" text-anchor="middle">million pages a second</text>')
+    parts.append(
+        f'<text x="{left + width / 2}" y="{top + height + 40}" text-anchor="middle">IAA devices (simulated)</text>'
+    )
+    parts.append(
+        f'<text transform="translate(14 {top + height / 2}) rotate(-90)" text-anchor="middle">million pages/s</text>'
+    )
     for i, channels in enumerate(CHANNELS):
         for k, policy in enumerate(POLICIES):
             points = " ".join(
                 f"{x(d):.1f},{y(found[d, channels, policy].pages_per_second_mean / 1e6):.1f}" for d in DEVICES
             )
-            style = f'stroke="{COLOURS[channels]}" fill="none" stroke-width="2"' + (' stroke-dasharray="6 4"' if k else "")
+            style = f'stroke="{COLOURS[channels]}" fill="none" stroke-width="2"' + (
+                ' stroke-dasharray="6 4"' if k else ""
+            )
             line_y = top + 20 + 40 * i + 18 * k
             parts.append(f'<polyline points="{points}" {style}/>')
             parts.append(f'<line x1="560" x2="590" y1="{line_y}" y2="{line_y}" {style}/>')

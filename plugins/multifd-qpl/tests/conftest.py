@@ -51,7 +51,9 @@ def compile_library(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., s
             text = folder / "source.c"
             text.write_text(source)
         target = folder / "libqpl.so.1"
-        subprocess.run([compiler, "-O2", "-shared", "-fPIC", *defines, str(text), "-o", str(target)], check=True, timeout=60)
+        subprocess.run(
+            [compiler, "-O2", "-shared", "-fPIC", *defines, str(text), "-o", str(target)], check=True, timeout=60
+        )
         return str(target)
 
     return build

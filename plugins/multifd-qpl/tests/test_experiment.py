@@ -13,10 +13,21 @@ from multifd_qpl.experiment import PUBLISHED, simulate
 
 from multifd.errors import UsageError
 
-KEYS = (
-    "policy devices channels total_time_ms downtime_ms mbps pages_per_second pages_per_second_mean hardware_pages "
-    "software_pages raw_pages busy retried"
-).split()
+KEYS = [
+    "policy",
+    "devices",
+    "channels",
+    "total_time_ms",
+    "downtime_ms",
+    "mbps",
+    "pages_per_second",
+    "pages_per_second_mean",
+    "hardware_pages",
+    "software_pages",
+    "raw_pages",
+    "busy",
+    "retried",
+]
 
 
 def run(*arguments: str) -> str:
@@ -60,7 +71,19 @@ def test_refuses_what_cannot_be_meant() -> None:
 
 
 def test_command_simulate() -> None:
-    arguments = ("simulate", "--devices", "1", "--channels", "2", "--policy", "fallback", "--policy", "wait", "--ram", "4M")
+    arguments = (
+        "simulate",
+        "--devices",
+        "1",
+        "--channels",
+        "2",
+        "--policy",
+        "fallback",
+        "--policy",
+        "wait",
+        "--ram",
+        "4M",
+    )
     text = run(*arguments, "--json")
     rows = json.loads(text)
     assert [list(row) for row in rows] == [KEYS, KEYS]
@@ -107,7 +130,11 @@ def test_status_of_devices(tmp_path: Path) -> None:
     assert not any("iax3" in command for command in status.commands)
 
     attributes = {"size": "128", "threshold": "128", "block_on_fault": "1", "max_transfer_size": "2147483648"}
-    for queue, mode, state in (("wq3.0", "dedicated", "enabled"), ("wq3.1", "shared", "enabled"), ("wq3.2", "shared", "disabled")):
+    for queue, mode, state in (
+        ("wq3.0", "dedicated", "enabled"),
+        ("wq3.1", "shared", "enabled"),
+        ("wq3.2", "shared", "disabled"),
+    ):
         for key, value in {**attributes, "mode": mode, "state": state}.items():
             write(base / "iax3" / queue / key, value)
     write(tmp_path / "dev/iax/wq3.0", "")

@@ -23,7 +23,7 @@ def test_loads_and_passes_its_self_test(libqpl: str) -> None:
 
 
 def test_not_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(LibraryUnavailable, match="not found.*absent"):
+    with pytest.raises(LibraryUnavailable, match=r"not found.*absent"):
         load(monkeypatch, str(tmp_path / "absent.so"))
 
 
@@ -41,7 +41,7 @@ def test_another_library(monkeypatch: pytest.MonkeyPatch, compile_library: Calla
 @pytest.mark.parametrize("version", ["0.1.4", "2.0.0", ""])
 def test_other_versions(monkeypatch: pytest.MonkeyPatch, compile_library: Callable[..., str], version: str) -> None:
     source = f'const char *qpl_get_library_version(void) {{ return "{version}"; }}'
-    with pytest.raises(LibraryUnavailable, match="1.x is needed"):
+    with pytest.raises(LibraryUnavailable, match=r"1\.x is needed"):
         load(monkeypatch, compile_library(source))
 
 

@@ -206,10 +206,9 @@ def test_abort_while_the_device_is_silent(options: QplOptions) -> None:
             abort[0] = number == 20
             return Fault.SILENT if number == 3 else None
 
-    with SimulatedIaa(faults=AbortLater()) as iaa:
-        with Ends(QplMethod(options, library=iaa.library), abort=abort) as ends:
-            with pytest.raises(MethodError, match="torn down"):
-                ends.send(make_pages(4096, COUNT))
+    with SimulatedIaa(faults=AbortLater()) as iaa, Ends(QplMethod(options, library=iaa.library), abort=abort) as ends:
+        with pytest.raises(MethodError, match="torn down"):
+            ends.send(make_pages(4096, COUNT))
         assert iaa.clock.now() < 1e9
 
 
@@ -220,15 +219,18 @@ MILD = (Fault.BUSY, Fault.SUBMIT_ERROR, Fault.READ_FAULT, Fault.WRITE_FAULT, Fau
 @pytest.mark.parametrize("options", [FALLBACK, WAIT])
 def test_faults_by_chance(seed: int, options: QplOptions) -> None:
     """Both ends on devices that do everything wrong that can be made good."""
-    with SimulatedIaa(Machine(devices=2, queue_entries=16), faults=SeededFaults(seed, 0.3, MILD), seed=seed) as iaa:
-        with Ends(QplMethod(options, library=iaa.library)) as ends:
-            source = make_pages(4096, COUNT, seed)
-            for _ in range(3):
-                target = bytearray(len(source))
-                ends.receive(ends.send(source), target)
-                assert target == source
-            check_sums(ends.sender.counters, 3 * COUNT)
-            check_sums(ends.receiver.counters, 3 * COUNT)
+    machine, faults = Machine(devices=2, queue_entries=16), SeededFaults(seed, 0.3, MILD)
+    with (
+        SimulatedIaa(machine, faults=faults, seed=seed) as iaa,
+        Ends(QplMethod(options, library=iaa.library)) as ends,
+    ):
+        source = make_pages(4096, COUNT, seed)
+        for _ in range(3):
+            target = bytearray(len(source))
+            ends.receive(ends.send(source), target)
+            assert target == source
+        check_sums(ends.sender.counters, 3 * COUNT)
+        check_sums(ends.receiver.counters, 3 * COUNT)
 
 
 def test_two_channels_at_the_same_time() -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from multifd_qpl.experiment import Row
 
 
-class _Size(click.ParamType):
+class _Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """Bytes, with a binary suffix: 512M, 2G."""
 
     name = "size"
@@ -24,10 +24,12 @@ class _Size(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
-        match = re.fullmatch(r"(\d+)([KMGT]?)(?:i?B)?", value, re.IGNORECASE)
+        text = str(value)
+        match = re.fullmatch(r"(\d+)([KMGT]?)(?:i?B)?", text, re.IGNORECASE)
         if not match:
             self.fail(f"{value!r}: expected bytes such as 512M or 2G", param, ctx)
-        return int(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ")
+        count: int = int(match[1])
+        return count * 1024 ** " KMGT".index(match[2].upper() or " ")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -71,9 +73,22 @@ def _print_status(found: Status) -> None:
 @main.command()
 @click.option("--devices", default=1, show_default=True, type=click.IntRange(1, 64), help="IAA devices of the source.")
 @click.option("--channels", default=4, show_default=True, type=click.IntRange(1, 255), help="Channel threads.")
-@click.option("--policy", "policies", multiple=True, type=click.Choice(["fallback", "wait"]), help="May be repeated; both if not given.")
+@click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    type=click.Choice(["fallback", "wait"]),
+    help="May be repeated; both if not given.",
+)
 @click.option("--retries", default=3, show_default=True, type=click.IntRange(0), help="Of the policy fallback.")
-@click.option("--ram", default=416 << 20, show_default="416M", type=_Size(), metavar="SIZE", help="RAM to move; times are proportional to it.")
+@click.option(
+    "--ram",
+    default=416 << 20,
+    show_default="416M",
+    type=_Size(),
+    metavar="SIZE",
+    help="RAM to move; times are proportional to it.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON document.")
 def simulate(devices: int, channels: int, policies: tuple[str, ...], retries: int, ram: int, as_json: bool) -> None:
     """Migrate on a simulated machine, in virtual time, with the real job management deciding.
@@ -83,7 +98,8 @@ def simulate(devices: int, channels: int, policies: tuple[str, ...], retries: in
     try:
         from multifd_qpl.experiment import simulate as call
 
-        rows = call(policies or ("wait", "fallback"), devices=devices, channels=channels, ram_bytes=ram, retries=retries)
+        wanted = policies or ("wait", "fallback")
+        rows = call(wanted, devices=devices, channels=channels, ram_bytes=ram, retries=retries)
     except MultifdError as e:
         click.echo(f"multifd-iaa: error: {e}", err=True)
         sys.exit(e.exit_code)
@@ -99,7 +115,8 @@ def simulate(devices: int, channels: int, policies: tuple[str, ...], retries: in
 def _print_rows(rows: list[Row], ram_bytes: int) -> None:
     from multifd_qpl.experiment import PUBLISHED, PUBLISHED_RAM, is_published_case
 
-    click.echo(f"Simulated: {ram_bytes / 2**20:g} MiB, {rows[0].devices} devices, {rows[0].channels} channels. Not a measurement.")
+    machine = f"{rows[0].devices} devices, {rows[0].channels} channels"
+    click.echo(f"Simulated: {ram_bytes / 2**20:g} MiB, {machine}. Not a measurement.")
     names = ("total ms", "down ms", "mbps", "pages/s", "pages/s mean", "hardware", "software", "raw", "busy", "retried")
     click.echo(f"{'':22}" + "".join(f"{name:>14}" for name in names))
     for row in rows:

@@ -14,12 +14,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from multifd_qpl.method import QplMethod, QplOptions
-from multifd_qpl.simulator import LockStep, Machine, SimulatedIaa, Sizes
-
 from multifd.errors import UsageError
 from multifd.method import Geometry, Memory, Pages, SendParams
 from multifd.stats import ChannelStats, MigrationStats
+from multifd_qpl.method import QplMethod, QplOptions
+from multifd_qpl.simulator import LockStep, Machine, SimulatedIaa, Sizes
 
 _PAGE = 4096
 _HEADER_BYTES = 320 + 8 * 128  # of a packet with 128 page slots: migration/multifd.h, QEMU 9.1

@@ -11,11 +11,10 @@ from __future__ import annotations
 import mmap
 from typing import Any
 
-from multifd_qpl._batch import ffi, lib
-from multifd_qpl.library import Library, describe_status
-
 from multifd.errors import MethodError
 from multifd.method import CodecError, Geometry, MethodUnavailable, RecvParams, SendParams
+from multifd_qpl._batch import ffi, lib
+from multifd_qpl.library import Library, describe_status
 
 COUNTERS = ("submitted", "completed", "busy", "retried", "waited", "failed", "fell_back", "software", "raw")
 """The names in ``method_stats``, in ``_batch.c``'s order. Two sums hold in every outcome:
@@ -189,7 +188,13 @@ class BatchEngine:
 
     def _compress(self, run_count: int) -> int:
         result: int = lib.mq_compress(
-            self._channel, self._runs, run_count, self._output_pointer, self._table_pointer, self._pieces, self._piece_count
+            self._channel,
+            self._runs,
+            run_count,
+            self._output_pointer,
+            self._table_pointer,
+            self._pieces,
+            self._piece_count,
         )
         return result
 

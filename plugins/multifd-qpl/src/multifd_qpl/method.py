@@ -7,10 +7,9 @@ A payload is a table of big-endian u32, the length of each page, and then the pa
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
-
-from multifd_qpl.library import Library, LibraryUnavailable, describe_status, load
 
 from multifd.method import (
     PACKET_BYTES,
@@ -25,6 +24,7 @@ from multifd.method import (
     SendParams,
     option,
 )
+from multifd_qpl.library import Library, LibraryUnavailable, describe_status, load
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 class QplOptions(MethodOptions):
     """Options of qpl."""
 
-    refused = {"level": "QPL compresses pages at one level only, as the IAA device has no other"}
+    refused: ClassVar[Mapping[str, str]] = {
+        "level": "QPL compresses pages at one level only, as the IAA device has no other"
+    }
 
     busy: str = option(
         "fallback",
@@ -49,7 +51,9 @@ class QplOptions(MethodOptions):
         choices=("auto", "isal", "libqpl"),
     )
     hardware: str = option(
-        "auto", "whether to use an IAA device: if there is one, never, or fail without", choices=("auto", "off", "required")
+        "auto",
+        "whether to use an IAA device: if there is one, never, or fail without",
+        choices=("auto", "off", "required"),
     )
 
 

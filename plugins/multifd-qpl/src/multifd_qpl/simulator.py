@@ -26,6 +26,7 @@ from multifd_qpl.library import Library
 
 _OK, _RUNNING, _NO_ROOM, _BUSY, _INTERNAL = 0, 1, 2, 5, 6  # qpl_status, libqpl 1.6.0
 _INVALID_BLOCK, _BAD_END, _FAULT_READ, _FAULT_WRITE, _NO_QUEUES = 213, 215, 303, 431, 503
+_FUNCTIONS = ("get_job_size", "init_job", "fini_job", "execute_job", "submit_job", "check_job")
 _JOB_BYTES = 4096  # more than the head of a job; the rest of libqpl's is its own
 
 _POLL_NS = 100.0
@@ -387,7 +388,7 @@ class SimulatedIaa:
         self._waiting: set[int] = set()
         self._lock = threading.Lock()
         table = ffi.new("mq_table *")
-        for name in ("get_job_size", "init_job", "fini_job", "execute_job", "submit_job", "check_job", "now_ns", "relax"):
+        for name in (*_FUNCTIONS, "now_ns", "relax"):
             setattr(table, name, getattr(lib, f"mq_sim_{name}"))
         self.library = Library(table, "1.6.0", "simulated IAA")
 
@@ -567,7 +568,7 @@ def _callback(name: str, failure: int | None) -> None:
     ffi.def_extern(name=f"mq_sim_{name}")(call)
 
 
-for _name in ("get_job_size", "init_job", "fini_job", "execute_job", "submit_job", "check_job"):
+for _name in _FUNCTIONS:
     _callback(_name, _INTERNAL)
 _callback("now_ns", 0)
 _callback("relax", None)

@@ -64,7 +64,7 @@ class IsalEngine:
         inflater = igzip_lib.IgzipDecompressor(igzip_lib.DECOMP_DEFLATE, _ANY_WINDOW_BITS)
         try:
             page = inflater.decompress(stream, self._page_size + 1)
-        except igzip_lib.error as e:
+        except igzip_lib.error as e:  # type: ignore[misc]  # its stub has no base class
             raise CodecError(f"page {i}: {len(stream)} bytes that do not inflate: {e}") from e
         if len(page) != self._page_size:
             raise CodecError(f"page {i}: {len(stream)} bytes inflate to {len(page)}, expected {self._page_size}")
