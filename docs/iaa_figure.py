@@ -1,6 +1,6 @@
 """Makes the simulated table and the picture of the IAA page: ``python docs/iaa_figure.py``.
 
-Writes ``iaa-simulated.md`` and ``iaa.svg`` beside itself. The simulation repeats exactly, so a second run
+Writes ``iaa-simulated.inc`` and ``iaa.svg`` beside itself. The simulation repeats exactly, so a second run
 changes nothing unless the plugin did.
 """
 
@@ -96,7 +96,7 @@ def picture(found: dict[tuple[int, int, str], Row]) -> str:
 
 def main() -> None:
     found = rows()
-    (HERE / "iaa-simulated.md").write_text(table(found))
+    (HERE / "iaa-simulated.inc").write_text(table(found))
     (HERE / "iaa.svg").write_text(picture(found))
 
 

@@ -28,8 +28,7 @@ class _Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         match = re.fullmatch(r"(\d+)([KMGT]?)(?:i?B)?", text, re.IGNORECASE)
         if not match:
             self.fail(f"{value!r}: expected bytes such as 512M or 2G", param, ctx)
-        count: int = int(match[1])
-        return count * 1024 ** " KMGT".index(match[2].upper() or " ")
+        return int(match[1]) << 10 * " KMGT".index(match[2].upper() or " ")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
