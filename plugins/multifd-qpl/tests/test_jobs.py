@@ -6,8 +6,7 @@ import ctypes
 
 import pytest
 from multifd_qpl.method import QplMethod, QplOptions
-
-from .conftest import PAGE_SIZES, Ends, make_pages
+from qpl_ends import PAGE_SIZES, Ends, make_pages
 
 
 @pytest.fixture

@@ -13,12 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from multifd_qpl.method import QplMethod, QplOptions
+from qpl_ends import PAGE_SIZES, Ends, make_pages, split
 
 from multifd.errors import CodecError, OptionError
 from multifd.method import MethodUnavailable
 from multifd.registry import find, load_method
-
-from .conftest import PAGE_SIZES, Ends, make_pages, split
 
 
 @pytest.fixture(params=["isal", "libqpl"])

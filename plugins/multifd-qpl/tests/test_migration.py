@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 from multifd_qpl.method import QplMethod, QplOptions
 from multifd_qpl.simulator import Fault, Machine, SeededFaults, SimulatedIaa
+from qpl_ends import make_pages
 
 from multifd import receive, send
 from multifd.method import MultifdMethods
 from multifd.stats import Result
-
-from .conftest import make_pages
 
 PAGES = 128 * 9 + 5
 

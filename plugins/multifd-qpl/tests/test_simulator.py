@@ -10,11 +10,10 @@ from multifd_qpl._batch import ffi, lib
 from multifd_qpl.jobs import DeviceSilent, Job
 from multifd_qpl.method import QplMethod, QplOptions
 from multifd_qpl.simulator import Fault, Faults, Machine, Misuse, SeededFaults, SimulatedIaa
+from qpl_ends import PAGE_SIZES, Ends, make_pages
 
 from multifd.errors import CodecError, MethodError
 from multifd.method import MethodUnavailable
-
-from .conftest import PAGE_SIZES, Ends, make_pages
 
 COUNT = 128
 WAIT = QplOptions(busy="wait")

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 from multifd_qpl.method import QplMethod, QplOptions
+from qpl_ends import Ends
 
 from multifd.errors import CodecError
-
-from .conftest import Ends
 
 
 @pytest.fixture(params=["isal", "libqpl"])
