@@ -111,13 +111,16 @@ class Channel:
             self.method.recv(self.receiver)
 
 
-def rate(calls: list[Callable[[int], object]], packets: int) -> float:
-    """Pages a second of all calls together, each on its own thread."""
+def rate(calls: list[Callable[[int], object]], packets: int) -> tuple[float, float]:
+    """Pages a second of all calls together, each on its own thread: of the clock, and of CPU time."""
     barrier = threading.Barrier(len(calls) + 1)
+    cpu_s: list[float] = []
 
     def run(call: Callable[[int], object]) -> None:
         barrier.wait()
+        start = time.thread_time()
         call(packets)
+        cpu_s.append(time.thread_time() - start)
 
     threads = [threading.Thread(target=run, args=(call,)) for call in calls]
     for thread in threads:
@@ -126,7 +129,8 @@ def rate(calls: list[Callable[[int], object]], packets: int) -> float:
     start = time.perf_counter()
     for thread in threads:
         thread.join()
-    return len(calls) * packets * COUNT / (time.perf_counter() - start)
+    pages = len(calls) * packets * COUNT
+    return pages / (time.perf_counter() - start), pages / sum(cpu_s)
 
 
 def c_loop(native: ctypes.CDLL, library: Library, channel: Channel, op: int) -> Callable[[int], object]:
@@ -162,16 +166,18 @@ def nothing_library(native: ctypes.CDLL, done: str) -> Library:
     return Library(table, "1.0", "nothing")
 
 
-def measure(what: str, runs: dict[str, Callable[[], float]]) -> dict[str, float]:
-    """Median of each, interleaved, after a round to warm up."""
-    found: dict[str, list[float]] = {name: [] for name in runs}
+def measure(what: str, runs: dict[str, Callable[[], tuple[float, float]]]) -> dict[str, tuple[float, float]]:
+    """Medians of both rates of each, interleaved, after a round to warm up."""
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for k in range(ROUNDS + 1):
         for name, run in runs.items():
             value = run()
             if k:
                 found[name].append(value)
-    medians = {name: statistics.median(values) for name, values in found.items()}
-    print(what + ": " + ", ".join(f"{name} {value / 1e6:.3f} M pages/s" for name, value in medians.items()))
+    medians = {name: tuple(map(statistics.median, zip(*values, strict=True))) for name, values in found.items()}
+    print(f"{what}, million pages a second (a CPU second):")
+    for name, (wall, cpu) in medians.items():
+        print(f"  {name}: {wall / 1e6:.3f} ({cpu / 1e6:.3f})")
     return medians
 
 
@@ -202,7 +208,8 @@ def main() -> None:
                     "hook": lambda hook=hook: rate([getattr(channel, hook) for channel in two], 30),
                 },
             )
-            print(f"  hook / C loop: {medians['hook'] / medians['C loop']:.3f}")
+            wall, cpu = (h / c for h, c in zip(medians["hook"], medians["C loop"], strict=True))
+            print(f"  hook / C loop: {wall:.3f} by the clock, {cpu:.3f} by CPU time")
 
         empty = [Channel(nothing) for _ in range(2)]
         packing = [Channel(half) for _ in range(2)]
