@@ -27,6 +27,8 @@ $(STAMP): pyproject.toml setup.cfg multifd/_version.py $(PLUGINS) | check-machin
 
 demo: $(STAMP)
 	$(BIN)/multifd demo
+	@echo "Second act: qpl's own job management on a simulated IAA, beside the published experiment"
+	$(BIN)/multifd-iaa simulate --devices 1 --channels 4 --policy wait --policy fallback
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -43,6 +45,7 @@ docs: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python bench/methods.py
+	$(BIN)/python bench/qpl_batch.py
 
 clean:
 	rm -rf $(VENV) build dist docs/_build *.egg-info

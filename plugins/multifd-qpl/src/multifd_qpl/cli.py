@@ -1,0 +1,127 @@
+"""The command ``multifd-iaa``: arguments, one library call, printing."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from multifd.errors import MultifdError
+
+if TYPE_CHECKING:
+    from multifd_qpl.devices import Status
+    from multifd_qpl.experiment import Row
+
+
+class _Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """Bytes, with a binary suffix: 512M, 2G."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        text = str(value)
+        match = re.fullmatch(r"(\d+)([KMGT]?)(?:i?B)?", text, re.IGNORECASE)
+        if not match:
+            self.fail(f"{value!r}: expected bytes such as 512M or 2G", param, ctx)
+        return int(match[1]) << 10 * " KMGT".index(match[2].upper() or " ")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """IAA devices for multifd's method qpl: what is there, and how many are needed."""
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON document.")
+def status(as_json: bool) -> None:
+    """Show libqpl, IAA devices and their work queues, and what is missing for the hardware path."""
+    from multifd_qpl.devices import read_status
+
+    found = read_status()
+    if as_json:
+        click.echo(json.dumps(found.as_dict()))
+    else:
+        _print_status(found)
+
+
+def _print_status(found: Status) -> None:
+    click.echo(f"libqpl           {f'{found.library} {found.library_version}' if found.library else 'not found'}")
+    click.echo(f"libaccel-config  {'found' if found.accel_config else 'not found'}")
+    click.echo(f"IAA devices      {found.pci_devices} on the PCI bus, {len(found.devices)} shown by the idxd driver")
+    for device in found.devices:
+        click.echo(f"  {device.name}  {device.state}, NUMA node {device.numa_node}, {device.engines} engines")
+        for queue in device.queues:
+            click.echo(
+                f"    {queue.name}  {queue.mode}, {queue.state}, {queue.entries} entries, threshold {queue.threshold}, "
+                f"block_on_fault {int(queue.block_on_fault)}" + (f": {queue.problem}" if queue.problem else "")
+            )
+    click.echo(f"hardware path    {'ready' if found.hardware_ready else 'not usable'}")
+    for reason in found.missing:
+        click.echo(f"  missing: {reason}")
+    if found.commands:
+        click.echo("To enable it, as root:")
+        for command in found.commands:
+            click.echo(f"  {command}")
+
+
+@main.command()
+@click.option("--devices", default=1, show_default=True, type=click.IntRange(1, 64), help="IAA devices of the source.")
+@click.option("--channels", default=4, show_default=True, type=click.IntRange(1, 255), help="Channel threads.")
+@click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    type=click.Choice(["fallback", "wait"]),
+    help="May be repeated; both if not given.",
+)
+@click.option("--retries", default=3, show_default=True, type=click.IntRange(0), help="Of the policy fallback.")
+@click.option(
+    "--ram",
+    default=416 << 20,
+    show_default="416M",
+    type=_Size(),
+    metavar="SIZE",
+    help="RAM to move; times are proportional to it.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON document.")
+def simulate(devices: int, channels: int, policies: tuple[str, ...], retries: int, ram: int, as_json: bool) -> None:
+    """Migrate on a simulated machine, in virtual time, with the real job management deciding.
+
+    The same arguments give the same figures on every machine.
+    """
+    try:
+        from multifd_qpl.experiment import simulate as call
+
+        wanted = policies or ("wait", "fallback")
+        rows = call(wanted, devices=devices, channels=channels, ram_bytes=ram, retries=retries)
+    except MultifdError as e:
+        click.echo(f"multifd-iaa: error: {e}", err=True)
+        sys.exit(e.exit_code)
+    except ImportError as e:
+        click.echo(f"multifd-iaa: error: the simulation needs the extension multifd_qpl._batch: {e}", err=True)
+        sys.exit(3)
+    if as_json:
+        click.echo(json.dumps([row.as_dict() for row in rows]))
+    else:
+        _print_rows(rows, ram)
+
+
+def _print_rows(rows: list[Row], ram_bytes: int) -> None:
+    from multifd_qpl.experiment import PUBLISHED, PUBLISHED_RAM, is_published_case
+
+    machine = f"{rows[0].devices} devices, {rows[0].channels} channels"
+    click.echo(f"Simulated: {ram_bytes / 2**20:g} MiB, {machine}. Not a measurement.")
+    names = ("total ms", "down ms", "mbps", "pages/s", "pages/s mean", "hardware", "software", "raw", "busy", "retried")
+    click.echo(f"{'':22}" + "".join(f"{name:>14}" for name in names))
+    for row in rows:
+        values = [value for name, value in row.as_dict().items() if name not in ("policy", "devices", "channels")]
+        click.echo(f"{row.policy:22}" + "".join(f"{value:>14}" for value in values))
+        if is_published_case(row):
+            scaled = round(row.total_time_ms * PUBLISHED_RAM / ram_bytes)
+            click.echo(f"{'  at 60.3 GiB':22}{scaled:>14}")
+            click.echo(f"{'  published':22}" + "".join(f"{value:>14}" for value in PUBLISHED[row.policy].values()))

@@ -1,0 +1,195 @@
+"""Finds libqpl, checks that it is the library this was written for, and fills the table for ``_batch.c``.
+
+The shared object is opened once and stays open. Whether there is a device is libqpl's to say, once
+for each process; see `multifd_qpl.jobs.probe`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import zlib
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+ENVIRONMENT = "MULTIFD_QPL_LIBRARY"
+"""Names the shared object to use instead of `SONAMES`: a path, or a name for the dynamic linker."""
+
+SONAMES = ("libqpl.so.1", "libqpl.so")
+"""Shared builds exist from libqpl 1.5.0 on, with this SONAME."""
+
+_FUNCTIONS = ("get_job_size", "init_job", "fini_job", "execute_job", "submit_job", "check_job")
+_HEAD_BYTES = 240  # sizeof(qpl_job), libqpl 0.2.0 to 1.6.0: the least a job can need
+_MOST_BYTES = 64 << 20  # libqpl 1.6.0 asks for 0.83 MB at most
+
+_STATUSES = {
+    2: "the output does not fit",
+    5: "all work queues are busy",
+    7: "the job was never submitted",
+    8: "the work queue's OPCFG forbids the operation",
+    54: "no such path",
+    101: "no memory",
+    213: "invalid block type",
+    214: "stored block with a wrong length",
+    215: "the stream does not end properly",
+    217: "a distance of more than 4096 bytes",
+    218: "a reference before the start",
+    219: "no progress",
+    229: "verification failed",
+    303: "page fault while reading",
+    319: "larger than the work queue's max_transfer_size",
+    431: "page fault while writing",
+    500: "this kernel does not show the device's capabilities, which a second-generation device needs",
+    501: "libaccel-config.so.1 is missing or too old",
+    502: "libaccel-config cannot make its context",
+    503: "no enabled shared IAA work queue that this process may open: none is configured, or permission "
+    "on /dev/iax/wq* is missing",
+}
+"""libqpl's statuses that a user may meet, in words (its status.h, 1.6.0)."""
+
+
+def describe_status(status: int) -> str:
+    """A status of libqpl in words; unknown ones are accepted."""
+    if 201 <= status <= 218 and status not in _STATUSES:
+        return f"not a deflate stream (status {status})"
+    return f"{_STATUSES.get(status, 'unexpected answer')} (status {status})"
+
+
+class LibraryUnavailable(Exception):
+    """libqpl cannot be used; the message says why."""
+
+
+@dataclass(frozen=True)
+class Library:
+    """libqpl, or what stands in for it."""
+
+    table: Any
+    """``mq_table *``."""
+    version: str
+    path: str
+    """Where it came from, for messages."""
+
+
+def open_shared_object() -> tuple[ctypes.CDLL, str, str]:
+    """The shared object, its name and its version.
+
+    Raises:
+        LibraryUnavailable: not found, or not of a version with the ABI this was written for.
+    """
+    named = os.environ.get(ENVIRONMENT)
+    reasons = []
+    for name in (named,) if named else SONAMES:
+        try:
+            opened = ctypes.CDLL(name)
+        except OSError as e:
+            reasons.append(str(e))
+            continue
+        try:
+            get_version = opened.qpl_get_library_version
+        except AttributeError:
+            raise LibraryUnavailable(f"{name} is not libqpl: it has no qpl_get_library_version") from None
+        get_version.restype = ctypes.c_char_p
+        version = (get_version() or b"").decode("ascii", "replace")
+        if version.split(".")[0] != "1":
+            raise LibraryUnavailable(f"{name} is libqpl {version!r}; 1.x is needed (shared builds begin with 1.5)")
+        return opened, name, version
+    raise LibraryUnavailable("libqpl not found: " + "; ".join(reasons))
+
+
+def load() -> Library:
+    """libqpl, tested.
+
+    Raises:
+        LibraryUnavailable: it cannot be used, or the extension for it was not built.
+    """
+    return _load(os.environ.get(ENVIRONMENT))
+
+
+@cache
+def _outcome(_named: str | None) -> Library | str:
+    try:
+        return _open_and_test()
+    except LibraryUnavailable as e:
+        return str(e)
+
+
+def _load(named: str | None) -> Library:
+    outcome = _outcome(named)
+    if isinstance(outcome, str):
+        raise LibraryUnavailable(outcome)
+    return outcome
+
+
+def _open_and_test() -> Library:
+    opened, name, version = open_shared_object()
+    try:
+        from multifd_qpl._batch import ffi, lib
+    except ImportError as e:
+        raise LibraryUnavailable(
+            f"{name} {version} is there, but the extension multifd_qpl._batch is not "
+            f"(no C compiler when multifd-qpl was installed?): {e}"
+        ) from e
+    table = ffi.new("mq_table *")
+    for function in _FUNCTIONS:
+        try:
+            address = ctypes.cast(getattr(opened, f"qpl_{function}"), ctypes.c_void_p).value
+        except AttributeError:
+            raise LibraryUnavailable(f"{name} {version} has no qpl_{function}") from None
+        setattr(table, function, ffi.cast(ffi.typeof(getattr(table, function)), address))
+    lib.mq_real_time(table)
+    library = Library(table, version, name)
+    self_test(library)
+    return library
+
+
+def self_test(library: Library) -> None:
+    """Run a page both ways on the software path and look at every field that is relied on.
+
+    Raises:
+        LibraryUnavailable: something is not as this was written for.
+    """
+    from multifd_qpl._batch import ffi, lib
+    from multifd_qpl.jobs import Job, JobError
+
+    def expect(what: str, got: object, expected: object) -> None:
+        if got != expected:
+            raise LibraryUnavailable(
+                f"{library.path} {library.version} failed its self-test: {what} is {got}, expected {expected}"
+            )
+
+    table, size = library.table, ffi.new("uint32_t *")
+    for path in (lib.MQ_HARDWARE, lib.MQ_SOFTWARE):
+        expect(f"status of the job size of path {path}", table.get_job_size(path, size), 0)
+        expect(f"sane job size of path {path}", _HEAD_BYTES <= size[0] <= _MOST_BYTES, True)
+    page = bytes(range(64)) * 64
+    source, packed, unpacked = ffi.from_buffer(page), ffi.new("uint8_t[4096]"), ffi.new("uint8_t[4096]")
+    try:
+        software = Job(library, lib.MQ_SOFTWARE)
+    except JobError as e:
+        raise LibraryUnavailable(f"{library.path} {library.version} makes no software job: {e}") from e
+    try:
+        job = software.pointer
+
+        def run(what: str, op: int, start: Any, length: int, target: Any, room: int) -> int:
+            job.op, job.level, job.flags = op, lib.MQ_LEVEL, lib.MQ_PAGE_FLAGS
+            job.next_in_ptr, job.available_in = ffi.cast("uint8_t *", start), length
+            job.next_out_ptr, job.available_out = target, room
+            expect(f"status of {what}", table.execute_job(job), 0)
+            produced: int = job.total_out
+            expect(f"total_in of {what}", job.total_in, length)
+            expect(f"next_in of {what}", job.next_in_ptr - ffi.cast("uint8_t *", start), length)
+            expect(f"next_out of {what}", job.next_out_ptr - ffi.cast("uint8_t *", target), produced)
+            expect(f"available_out of {what}", job.available_out, room - produced)
+            return produced
+
+        length = run("compression", lib.MQ_COMPRESS, source, 4096, packed, 4095)
+        try:
+            inflated = zlib.decompress(bytes(ffi.buffer(packed, length)), -15)
+        except zlib.error as e:
+            raise LibraryUnavailable(f"{library.path} failed its self-test: its stream does not inflate: {e}") from e
+        expect("the compressed page, inflated by zlib,", inflated == page, True)
+        expect("total_out", run("decompression", lib.MQ_DECOMPRESS, packed, length, unpacked, 4096), 4096)
+        expect("the decompressed page", bytes(ffi.buffer(unpacked)) == page, True)
+    finally:
+        software.finish()

@@ -1,0 +1,80 @@
+"""What the tests of qpl share: a libqpl, packets in memory, pages.
+
+The library is the one that MULTIFD_QPL_LIBRARY names, else a stand-in compiled from ``standin.c``.
+"""
+
+from __future__ import annotations
+
+import base64
+import ctypes
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="session")
+def vectors() -> dict[str, Any]:
+    """Pages and streams of the real libqpl; see its provenance."""
+    data = json.loads((HERE / "data" / "vectors.json").read_text())
+    data["pages"] = {int(k): base64.b64decode(v) for k, v in data["pages"].items()}
+    for entry in (*data["vectors"], *data["decompress_cases"]):
+        if "stream" in entry:
+            entry["stream"] = base64.b64decode(entry["stream"])
+    return data
+
+
+@pytest.fixture(scope="session")
+def compile_library(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """Compile ``standin.c``, or another C text, into a shared object; its path."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("needs a C compiler for the stand-in libqpl")
+
+    def build(source: str | None = None, *defines: str) -> str:
+        folder = tmp_path_factory.mktemp("libqpl")
+        if source is None:
+            text = HERE / "standin.c"
+        else:
+            text = folder / "source.c"
+            text.write_text(source)
+        target = folder / "libqpl.so.1"
+        subprocess.run(
+            [compiler, "-O2", "-shared", "-fPIC", *defines, str(text), "-o", str(target)], check=True, timeout=60
+        )
+        return str(target)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def standin(compile_library: Callable[..., str]) -> str:
+    """The path of the stand-in libqpl."""
+    return compile_library()
+
+
+@pytest.fixture
+def standin_library(standin: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ctypes.CDLL]:
+    """The stand-in as the process's libqpl, with its switches; no job outlives the test."""
+    monkeypatch.setenv("MULTIFD_QPL_LIBRARY", standin)
+    controls = ctypes.CDLL(standin)
+    yield controls
+    controls.standin_set_hardware(501)
+    assert controls.standin_live_jobs() == 0
+
+
+@pytest.fixture
+def libqpl(request: pytest.FixtureRequest) -> str:
+    """Some libqpl in the environment: the named one, else the stand-in."""
+    named = os.environ.get("MULTIFD_QPL_LIBRARY")
+    if named:
+        return named
+    request.getfixturevalue("standin_library")
+    return str(request.getfixturevalue("standin"))

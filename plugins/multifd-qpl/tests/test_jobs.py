@@ -1,0 +1,85 @@
+"""Jobs on the stand-in libqpl, its hardware path switched on: the real call path, and who finishes what."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+from multifd_qpl.method import QplMethod, QplOptions
+from qpl_ends import PAGE_SIZES, Ends, make_pages
+
+
+@pytest.fixture
+def hardware(standin_library: ctypes.CDLL) -> ctypes.CDLL:
+    """The stand-in with a device."""
+    standin_library.standin_set_hardware(0)
+    return standin_library
+
+
+@pytest.mark.parametrize("page_size", PAGE_SIZES)
+def test_hardware_round_trip(hardware: ctypes.CDLL, page_size: int) -> None:
+    with Ends(QplMethod(QplOptions(hardware="required")), page_size) as ends:
+        count = ends.geometry.page_count
+        source, target = make_pages(page_size, count), bytearray(page_size * count)
+        for _ in range(3):
+            ends.receive(ends.send(source), target)
+            assert target == source
+        for counters in (ends.sender.counters, ends.receiver.counters):
+            assert counters["completed"] + counters["raw"] == 3 * count
+            assert counters["software"] == counters["failed"] == counters["busy"] == 0
+        # A software job and a hardware job for each page slot, in each direction.
+        assert hardware.standin_live_jobs() == 2 * (1 + count)
+    assert hardware.standin_live_jobs() == 0
+
+
+def test_probe_failure_is_normal(standin_library: ctypes.CDLL) -> None:
+    with Ends(QplMethod()) as ends:
+        assert standin_library.standin_live_jobs() == 2
+        ends.send(make_pages(4096, 4))
+
+
+def test_setup_that_fails_leaves_no_job(hardware: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probe succeeds, job 50 does not: everything made so far is finished."""
+    from multifd_qpl import jobs
+
+    made = []
+
+    class Scarce(jobs.Job):
+        def __init__(self, *arguments: object) -> None:
+            if len(made) == 50:
+                raise MemoryError("out of memory for jobs")
+            super().__init__(*arguments)  # type: ignore[arg-type]
+            made.append(self)
+
+    monkeypatch.setattr(jobs, "Job", Scarce)
+    with pytest.raises(MemoryError), Ends(QplMethod()):
+        pass
+    assert len(made) == 50
+    assert hardware.standin_live_jobs() == 0
+
+
+def test_channels_do_not_share_jobs(hardware: ctypes.CDLL) -> None:
+    method = QplMethod()
+    with Ends(method) as one, Ends(method) as other:
+        assert one.sender.state is not other.sender.state
+        assert one.sender.state is not one.receiver.state
+        source = make_pages(4096, 20)
+        first, second = one.send(source), other.send(source)
+        target = bytearray(len(source))
+        other.receive(first, target)
+        assert target == source
+        one.receive(second, target)
+        assert target == source
+
+
+def test_abort_ends_a_batch(hardware: ctypes.CDLL) -> None:
+    from multifd.errors import MethodError
+
+    with Ends(QplMethod()) as ends:
+        source = make_pages(4096, 8)
+        payload = ends.send(source)
+        ends.abort[0] = 1
+        with pytest.raises(MethodError, match="torn down"):
+            ends.send(source)
+        with pytest.raises(MethodError, match="torn down"):
+            ends.receive(payload, bytearray(len(source)))

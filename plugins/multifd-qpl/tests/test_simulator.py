@@ -1,0 +1,341 @@
+"""Every fault that an IAA may have: memory at the destination right or a clear error, counters that add
+up, no leaked job. And the simulator itself: it catches each misuse."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from multifd_qpl._batch import ffi, lib
+from multifd_qpl.jobs import DeviceSilent, Job
+from multifd_qpl.method import QplMethod, QplOptions
+from multifd_qpl.simulator import Fault, Faults, Machine, Misuse, SeededFaults, SimulatedIaa
+from qpl_ends import PAGE_SIZES, Ends, make_pages
+
+from multifd.errors import CodecError, MethodError
+from multifd.method import MethodUnavailable
+
+COUNT = 128
+WAIT = QplOptions(busy="wait")
+FALLBACK = QplOptions()
+
+
+def check_sums(counters: dict[str, int], pages: int) -> None:
+    """The two sums of `multifd_qpl.jobs.COUNTERS`."""
+    assert counters["completed"] + counters["software"] + counters["raw"] == pages
+    assert counters["busy"] - counters["retried"] + counters["failed"] == counters["fell_back"]
+    assert counters["completed"] <= counters["submitted"]
+
+
+def send_only(iaa: SimulatedIaa, options: QplOptions = FALLBACK, packets: int = 1) -> dict[str, int]:
+    """Packets by a sender on the device; they must decode on a receiver without one. The sender's counters."""
+    source = make_pages(4096, COUNT)
+    plain = Ends(QplMethod(QplOptions(software="isal", hardware="off")))
+    with Ends(QplMethod(options, library=iaa.library)) as ends, plain:
+        for _ in range(packets):
+            target = bytearray(len(source))
+            plain.receive(ends.send(source), target)
+            assert target == source
+        check_sums(ends.sender.counters, packets * COUNT)
+        return dict(ends.sender.counters)
+
+
+def receive_only(iaa: SimulatedIaa, options: QplOptions = FALLBACK, packets: int = 1) -> dict[str, int]:
+    """Packets of a sender without a device, received on the device. The receiver's counters."""
+    source = make_pages(4096, COUNT)
+    plain = Ends(QplMethod(QplOptions(software="isal", hardware="off")))
+    with Ends(QplMethod(options, library=iaa.library)) as ends, plain:
+        for _ in range(packets):
+            target = bytearray(len(source))
+            ends.receive(plain.send(source), target)
+            assert target == source
+        check_sums(ends.receiver.counters, packets * COUNT)
+        return dict(ends.receiver.counters)
+
+
+BOTH = pytest.mark.parametrize("run", [send_only, receive_only])
+
+
+@BOTH
+def test_sound_device(run) -> None:  # type: ignore[no-untyped-def]
+    with SimulatedIaa(Machine(devices=2)) as iaa:
+        counters = run(iaa, packets=3)
+        assert counters["completed"] > 0
+        assert counters["software"] == counters["failed"] == counters["busy"] == 0
+
+
+@pytest.mark.parametrize("page_size", PAGE_SIZES)
+def test_page_sizes(page_size: int) -> None:
+    with SimulatedIaa() as iaa, Ends(QplMethod(library=iaa.library), page_size) as ends:
+        source = make_pages(page_size, ends.geometry.page_count)
+        target = bytearray(len(source))
+        ends.receive(ends.send(source), target)
+        assert target == source
+
+
+@BOTH
+def test_small_queue_falls_back(run) -> None:  # type: ignore[no-untyped-def]
+    """A page that is refused 1 + retries times goes to software; others stay on the device."""
+    with SimulatedIaa(Machine(queue_entries=4, engines=1)) as iaa:
+        counters = run(iaa)
+        assert counters["fell_back"] >= counters["software"] > 0  # some do not shrink there either
+        assert counters["completed"] > 0
+        assert counters["retried"] >= 3 * counters["fell_back"]
+
+
+@BOTH
+def test_small_queue_waits(run) -> None:  # type: ignore[no-untyped-def]
+    with SimulatedIaa(Machine(queue_entries=4, engines=1)) as iaa:
+        counters = run(iaa, WAIT)
+        assert counters["software"] == counters["fell_back"] == 0
+        assert counters["waited"] > 0
+        assert counters["busy"] == counters["retried"] >= counters["waited"]
+
+
+@pytest.mark.parametrize("retries", [0, 1, 3])
+@BOTH
+def test_busy_for_ever(run, retries: int) -> None:  # type: ignore[no-untyped-def]
+    with SimulatedIaa(faults=Faults(always=Fault.BUSY)) as iaa:
+        counters = run(iaa, QplOptions(retries=retries))
+        assert counters["submitted"] == counters["completed"] == 0
+        assert counters["busy"] == (1 + retries) * counters["fell_back"]
+        assert counters["retried"] == retries * counters["fell_back"]
+
+
+@BOTH
+def test_busy_for_ever_ends_the_waiting(run) -> None:  # type: ignore[no-untyped-def]
+    """busy=wait gives the device up after the silence limit, once, not for each page."""
+    with SimulatedIaa(faults=Faults(always=Fault.BUSY)) as iaa:
+        counters = run(iaa, WAIT, packets=2)
+        assert counters["waited"] == counters["fell_back"] == 1
+        assert 5e9 <= iaa.clock.now() < 11e9  # one limit of 5 s, and the software's time
+
+
+@pytest.mark.parametrize("status", [500, 501, 502, 503, 6])
+def test_no_hardware_at_init(status: int) -> None:
+    with SimulatedIaa(faults=Faults(init=lambda _n: status)) as iaa:
+        counters = send_only(iaa)
+        assert counters["submitted"] == 0
+        assert iaa.submissions == 0
+        with pytest.raises(MethodUnavailable, match=str(status)):
+            send_only(iaa, QplOptions(hardware="required"))
+
+
+def test_init_fails_after_the_probes() -> None:
+    """Not all hardware jobs can be made: those that were are finished, software does the work."""
+    with SimulatedIaa(faults=Faults(init=lambda n: 101 if n == 40 else 0)) as iaa:
+        assert send_only(iaa)["submitted"] == 0
+    with (
+        SimulatedIaa(faults=Faults(init=lambda n: 101 if n == 40 else 0)) as iaa,
+        pytest.raises(MethodUnavailable, match="enough"),
+    ):
+        send_only(iaa, QplOptions(hardware="required"))
+
+
+@BOTH
+@pytest.mark.parametrize("fault", [Fault.SUBMIT_ERROR, Fault.SECOND_PASS_BUSY, Fault.SHORT])
+def test_failing_pages_go_to_software(run, fault: Fault) -> None:  # type: ignore[no-untyped-def]
+    script = {2: fault, 5: fault, 6: fault}  # pages that shrink, in submission order
+    with SimulatedIaa(faults=Faults(script)) as iaa:
+        counters = run(iaa)
+        assert counters["failed"] == counters["fell_back"] == counters["software"] == 3
+    with SimulatedIaa(faults=Faults(always=fault)) as iaa:
+        counters = run(iaa, packets=2)
+        assert counters["completed"] == 0
+        assert counters["failed"] == counters["fell_back"] > 0
+
+
+@BOTH
+@pytest.mark.parametrize("fault", [Fault.READ_FAULT, Fault.WRITE_FAULT])
+def test_page_faults(run, fault: Fault) -> None:  # type: ignore[no-untyped-def]
+    """libqpl repairs one fault in a job's life: the second surfaces, the page goes to software, and the job,
+    made anew, can have its next one repaired."""
+    with SimulatedIaa(faults=Faults(always=fault)) as iaa:
+        counters = run(iaa, packets=4)
+        probes_and_jobs = 2 * (2 + COUNT)
+        device_pages = counters["submitted"] // 4
+        assert counters["failed"] == counters["fell_back"] == 2 * device_pages
+        assert iaa.hardware_inits in (probes_and_jobs // 2 + 2 * device_pages, probes_and_jobs + 2 * device_pages)
+
+
+@BOTH
+def test_job_that_cannot_be_made_anew_is_not_used_again(run) -> None:  # type: ignore[no-untyped-def]
+    """After a page fault the init fails: that slot's pages go to software from then on."""
+    limit = 2 * (2 + COUNT)
+    faults = Faults(always=Fault.READ_FAULT, init=lambda n: 503 if n >= limit else 0)
+    with SimulatedIaa(faults=faults) as iaa:
+        counters = run(iaa, packets=3)
+        assert counters["software"] > 0
+
+
+def test_corrupt_output_of_the_sender_is_an_error_at_the_destination() -> None:
+    with SimulatedIaa(faults=Faults({2: Fault.CORRUPT})) as iaa, pytest.raises(CodecError, match="page 2"):
+        send_only(iaa)
+
+
+def test_silent_device_at_the_sender() -> None:
+    """The packet is done again in software, and all later ones; the buffers it may write to are left alone."""
+    with SimulatedIaa(faults=Faults({10: Fault.SILENT})) as iaa:
+        counters = send_only(iaa, packets=3)
+        assert counters["completed"] == 0
+        assert counters["failed"] > 0
+        assert iaa.clock.now() < 6e9 + 4 * COUNT * Machine().software_ns  # one limit of 5 s, not one for each page
+
+
+def test_device_that_falls_silent_later() -> None:
+    with SimulatedIaa(faults=Faults({COUNT + 10: Fault.SILENT})) as iaa:
+        counters = send_only(iaa, packets=3)
+        assert 0 < counters["completed"] < COUNT
+        assert counters["software"] > COUNT
+
+
+def test_silent_device_at_the_receiver() -> None:
+    """The device may still write to the pages, at any time: that must be an error."""
+    with SimulatedIaa(faults=Faults({10: Fault.SILENT})) as iaa, pytest.raises(DeviceSilent, match="hardware=off"):
+        receive_only(iaa)
+
+
+@pytest.mark.parametrize("options", [FALLBACK, WAIT])
+def test_abort_while_the_device_is_silent(options: QplOptions) -> None:
+    """The abort flag ends the waiting long before the silence limit."""
+    abort = bytearray(1)
+
+    class AbortLater(Faults):
+        def at(self, number: int) -> Fault | None:
+            abort[0] = number == 20
+            return Fault.SILENT if number == 3 else None
+
+    with SimulatedIaa(faults=AbortLater()) as iaa, Ends(QplMethod(options, library=iaa.library), abort=abort) as ends:
+        with pytest.raises(MethodError, match="torn down"):
+            ends.send(make_pages(4096, COUNT))
+        assert iaa.clock.now() < 1e9
+
+
+MILD = (Fault.BUSY, Fault.SUBMIT_ERROR, Fault.READ_FAULT, Fault.WRITE_FAULT, Fault.SECOND_PASS_BUSY, Fault.SHORT)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("options", [FALLBACK, WAIT])
+def test_faults_by_chance(seed: int, options: QplOptions) -> None:
+    """Both ends on devices that do everything wrong that can be made good."""
+    machine, faults = Machine(devices=2, queue_entries=16), SeededFaults(seed, 0.3, MILD)
+    with (
+        SimulatedIaa(machine, faults=faults, seed=seed) as iaa,
+        Ends(QplMethod(options, library=iaa.library)) as ends,
+    ):
+        source = make_pages(4096, COUNT, seed)
+        for _ in range(3):
+            target = bytearray(len(source))
+            ends.receive(ends.send(source), target)
+            assert target == source
+        check_sums(ends.sender.counters, 3 * COUNT)
+        check_sums(ends.receiver.counters, 3 * COUNT)
+
+
+def test_two_channels_at_the_same_time() -> None:
+    with SimulatedIaa(Machine(queue_entries=32), faults=SeededFaults(5, 0.1, MILD)) as iaa:
+        failures = []
+
+        def channel(seed: int) -> None:
+            try:
+                with Ends(QplMethod(library=iaa.library)) as ends:
+                    source = make_pages(4096, COUNT, seed)
+                    for _ in range(3):
+                        target = bytearray(len(source))
+                        ends.receive(ends.send(source), target)
+                        assert target == source
+            except BaseException as e:
+                failures.append(e)
+
+        threads = [threading.Thread(target=channel, args=(seed,), daemon=True) for seed in (1, 2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert not failures
+
+
+# -- the simulator catches misuse --------------------------------------------------------------------
+
+
+def prepared(job: Job) -> list[object]:
+    """Give a job a page; the result must live until it is done."""
+    source, target = ffi.new("uint8_t[4096]"), ffi.new("uint8_t[4096]")
+    p = job.pointer
+    p.op, p.level, p.flags = lib.MQ_COMPRESS, 1, lib.MQ_PAGE_FLAGS
+    p.next_in_ptr, p.available_in, p.next_out_ptr, p.available_out = source, 4096, target, 4095
+    return [source, target]
+
+
+def test_catches_wait_after_failed_submit() -> None:
+    with pytest.raises(Misuse, match="waited for"), SimulatedIaa(faults=Faults(always=Fault.BUSY)) as iaa:
+        job = Job(iaa.library, lib.MQ_HARDWARE)
+        _kept = prepared(job)
+        assert iaa.library.table.submit_job(job.pointer) == 5
+        iaa.library.table.check_job(job.pointer)
+        job.finish()
+
+
+def test_catches_use_after_failed_init() -> None:
+    with pytest.raises(Misuse, match="init failed"), SimulatedIaa(faults=Faults(init=lambda _n: 503)) as iaa:
+        memory = ffi.new("uint8_t[4096]")
+        pointer = ffi.cast("qpl_job *", memory)
+        assert iaa.library.table.init_job(lib.MQ_HARDWARE, pointer) == 503
+        iaa.library.table.submit_job(pointer)
+
+
+def test_catches_a_job_used_by_two_threads() -> None:
+    with pytest.raises(Misuse, match="two threads"), SimulatedIaa() as iaa:
+        job = Job(iaa.library, lib.MQ_SOFTWARE)
+        _kept = prepared(job)
+        thread = threading.Thread(target=lambda: iaa.library.table.execute_job(job.pointer))
+        thread.start()
+        thread.join(10)
+        job.finish()
+
+
+def test_catches_double_finish() -> None:
+    with pytest.raises(Misuse, match="twice"), SimulatedIaa() as iaa:
+        job = Job(iaa.library, lib.MQ_SOFTWARE)
+        job.finish()
+        job.finish()
+
+
+def test_catches_finish_in_flight() -> None:
+    with pytest.raises(Misuse, match="works on it"), SimulatedIaa() as iaa:
+        job = Job(iaa.library, lib.MQ_HARDWARE)
+        _kept = prepared(job)
+        assert iaa.library.table.submit_job(job.pointer) == 0
+        job.finish()
+
+
+def test_catches_a_leaked_job() -> None:
+    with pytest.raises(Misuse, match="never finished"), SimulatedIaa() as iaa:
+        _job = Job(iaa.library, lib.MQ_SOFTWARE)
+
+
+def test_catches_a_job_never_made() -> None:
+    with pytest.raises(Misuse, match="never made"), SimulatedIaa() as iaa:
+        memory = ffi.new("uint8_t[4096]")
+        iaa.library.table.execute_job(ffi.cast("qpl_job *", memory))
+
+
+def test_jobs_end_out_of_order() -> None:
+    """Two jobs that were submitted one after the other end the other way round, for some seed."""
+    ends = []
+    for seed in range(8):
+        with SimulatedIaa(Machine(engines=2), seed=seed) as iaa:
+            jobs = [Job(iaa.library, lib.MQ_HARDWARE) for _ in range(2)]
+            kept = [prepared(job) for job in jobs]
+            for job in jobs:
+                assert iaa.library.table.submit_job(job.pointer) == 0
+            while all(iaa.library.table.check_job(job.pointer) == 1 for job in reversed(jobs)):
+                iaa.clock.advance(iaa.clock.now() + 10)
+            done = [record.state == "answered" for record in iaa._jobs.values()]
+            ends.append(done == [False, True])
+            iaa.clock.advance(1e9)
+            for job, is_done in zip(jobs, done, strict=True):
+                assert is_done or iaa.library.table.check_job(job.pointer) == 0
+                job.finish()
+            del kept
+    assert set(ends) == {True, False}
