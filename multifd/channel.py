@@ -100,9 +100,7 @@ class Connection:
         limit: for what is sent; None is unlimited.
     """
 
-    def __init__(
-        self, sock: socket.socket, silence: Silence, peer: str, limit: RateLimit | None = None
-    ) -> None:
+    def __init__(self, sock: socket.socket, silence: Silence, peer: str, limit: RateLimit | None = None) -> None:
         self._sock, self._silence, self.peer, self._limit = sock, silence, peer, limit
         self.bytes_sent = 0
         self.bytes_received = 0

@@ -62,9 +62,7 @@ class MethodNotFound(MethodError, LookupError):
     def __init__(self, name: str, installed: Sequence[str], near: Sequence[str] = ()) -> None:
         self.name, self.installed, self.near = name, tuple(installed), tuple(near)
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-        super().__init__(
-            f"no method {name!r} is installed (installed: {', '.join(installed) or 'none at all'}){hint}"
-        )
+        super().__init__(f"no method {name!r} is installed (installed: {', '.join(installed) or 'none at all'}){hint}")
 
 
 class MethodUnavailable(MethodError):

@@ -261,9 +261,7 @@ class MainStreamReader:
         yield from self._ram(is_setup=kind == START)
         footer, footer_id = struct.unpack(">BI", (yield 5))
         if (footer, footer_id) != (FOOTER, section_id):
-            raise self._error(
-                f"section footer {footer:#04x} id {footer_id}, expected {FOOTER:#04x} id {section_id}", 5
-            )
+            raise self._error(f"section footer {footer:#04x} id {footer_id}, expected {FOOTER:#04x} id {section_id}", 5)
         return kind == END
 
     def _ram(self, *, is_setup: bool) -> Generator[int, bytes, None]:

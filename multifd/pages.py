@@ -47,9 +47,7 @@ class Pages:
 
     __slots__ = ("_is_private", "_memory", "_runs", "_scratch", "offsets", "page_size")
 
-    def __init__(
-        self, memory: Memory, offsets: Offsets, scratch: Memory, *, is_private: bool = False
-    ) -> None:
+    def __init__(self, memory: Memory, offsets: Offsets, scratch: Memory, *, is_private: bool = False) -> None:
         self._memory, self.offsets, self._scratch = memory, offsets, scratch
         self._is_private = is_private
         self._runs: list[memoryview] | None = None

@@ -182,9 +182,7 @@ class MemoryTarget:
         block = _only_block(blocks, "a buffer")
         have = memoryview(self._buffer).nbytes
         if have != block.used_length:
-            raise RamError(
-                f"block {block.idstr!r} has {block.used_length} bytes, the buffer to receive into {have}"
-            )
+            raise RamError(f"block {block.idstr!r} has {block.used_length} bytes, the buffer to receive into {have}")
         return {block.idstr: MemoryBlock(block.idstr, self._buffer, page_size)}
 
     def commit(self) -> None:

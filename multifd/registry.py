@@ -139,9 +139,7 @@ def _describe(name: str) -> MethodInfo:
     except MethodError as e:
         return MethodInfo(name, "unavailable", "", str(e), distribution, version, None, [])
     status = "ok" if available.ok else "unavailable"
-    return MethodInfo(
-        name, status, available.engine, available.reason, distribution, version, code, options
-    )
+    return MethodInfo(name, status, available.engine, available.reason, distribution, version, code, options)
 
 
 def _entry_points() -> list[EntryPoint]:

@@ -154,9 +154,7 @@ def check_prefix(header: bytearray | memoryview) -> None:
         raise RemoteWireError(f"unknown flags in {flags:#x}", offset=8)
 
 
-def decode_packet(
-    header: bytearray | memoryview, geometry: Geometry, blocks: Mapping[str, int]
-) -> Packet:
+def decode_packet(header: bytearray | memoryview, geometry: Geometry, blocks: Mapping[str, int]) -> Packet:
     """Validate a whole header. The checks are QEMU 10.0's and alignment; nothing of `header` is kept.
 
     Args:
@@ -169,17 +167,15 @@ def decode_packet(
     """
     check_prefix(header)
     _check_length(len(header), header_bytes(geometry))
-    (_, _, flags, pages_alloc, normal_pages, next_packet_size, packet_num, zero_pages, _, name) = (
-        _HEADER.unpack_from(header)
+    (_, _, flags, pages_alloc, normal_pages, next_packet_size, packet_num, zero_pages, _, name) = _HEADER.unpack_from(
+        header
     )
     if pages_alloc > geometry.page_count:
         raise RemoteWireError(f"pages_alloc {pages_alloc}, at most {geometry.page_count}", offset=12)
     if normal_pages > pages_alloc:
         raise RemoteWireError(f"normal_pages {normal_pages}, at most {pages_alloc}", offset=16)
     if zero_pages > pages_alloc - normal_pages:
-        raise RemoteWireError(
-            f"zero_pages {zero_pages}, at most {pages_alloc - normal_pages}", offset=32
-        )
+        raise RemoteWireError(f"zero_pages {zero_pages}, at most {pages_alloc - normal_pages}", offset=32)
     count = normal_pages + zero_pages
     if not count:
         # Up to 8.1 size, block and offsets are the previous packet's: test_wire.py::test_stale_fields.
@@ -245,9 +241,7 @@ class PacketEncoder:
     def sync(self, packet_num: int) -> memoryview:
         """A SYNC packet: its own packet, all other fields zero, as QEMU 10.0 sends it."""
         self._offsets[:] = 0
-        _HEADER.pack_into(
-            self._header, 0, MAGIC, VERSION, FLAG_SYNC, 0, 0, 0, packet_num, 0, 0, b""
-        )
+        _HEADER.pack_into(self._header, 0, MAGIC, VERSION, FLAG_SYNC, 0, 0, 0, packet_num, 0, 0, b"")
         return self._view
 
 

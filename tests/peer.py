@@ -49,7 +49,13 @@ def main_stream(
     return {
         "header": b"QEVM" + struct.pack(">I", 3) + (b"\x07\0\0\0\x04none" if config else b""),
         "commands": commands if return_path else b"",
-        "setup": b"\x01" + struct.pack(">I", 2) + b"\x03ram" + struct.pack(">IIQ", 0, 4, total | 4) + listed + flush + eos,
+        "setup": b"\x01"
+        + struct.pack(">I", 2)
+        + b"\x03ram"
+        + struct.pack(">IIQ", 0, 4, total | 4)
+        + listed
+        + flush
+        + eos,
         "end": b"\x03" + struct.pack(">I", 2) + flush + eos,
         "eof": b"\0",
     }

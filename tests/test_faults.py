@@ -124,7 +124,7 @@ class TestScriptedSender:
         with peer.Peer(destination.uri) as sender:
             sender.connect(stream["header"] + stream["setup"]).close()
             sender.connect(peer.init(0) + peer.sync())
-            with pytest.raises(ChannelError, match="closed the main connection: .* before all of RAM"):
+            with pytest.raises(ChannelError, match=r"closed the main connection: .* before all of RAM"):
                 destination.join()
 
     def test_two_blocks_do_not_fit_a_raw_image(self, receiver, tmp_path):
@@ -218,7 +218,7 @@ class TestScriptedDestination:
     """A destination that breaks off; the sender says where the good copy is."""
 
     def serve(self, answer: bytes, take: int | None = None) -> tuple[str, threading.Thread]:
-        """Take connections and their bytes; when main has sent its EOF byte (or `take` bytes came), answer and close."""
+        """Take all connections' bytes; at the end of main's stream (or after `take` bytes), answer and close."""
         listener = socket.create_server(("127.0.0.1", 0))
         listener.settimeout(20)
 
@@ -279,9 +279,8 @@ class TestScriptedDestination:
             thread.join(20)
 
     def test_stalled_destination(self, image):
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            with pytest.raises(ChannelError, match="no byte moved"):
-                multifd.send(image * 8, f"tcp:127.0.0.1:{listener.getsockname()[1]}", timeout=0.5)
+        with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(ChannelError, match="no byte moved"):
+            multifd.send(image * 8, f"tcp:127.0.0.1:{listener.getsockname()[1]}", timeout=0.5)
 
 
 class TestProcesses:
@@ -358,7 +357,7 @@ class TestProcesses:
         assert leftovers(out.parent) == []
 
     def test_two_receivers_of_one_file(self, running, cli):
-        send, receive, out = running
+        _, _, out = running
         _, err = cli("receive", "tcp:127.0.0.1:0", out, "--format", "raw").wait(6)
         assert "another process is receiving into it" in err
 
@@ -468,7 +467,11 @@ print(int(peak.split()[1]) >> 10)
     ) as receive:  # fmt: skip
         uri = receive.stderr.readline().strip()
         send = subprocess.run(
-            [sys.executable, "-c", script, "send", uri, str(source)], capture_output=True, text=True, timeout=60, check=True
+            [sys.executable, "-c", script, "send", uri, str(source)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
         )
         received, _ = receive.communicate(timeout=60)
     peaks = json.loads(f"[{send.stdout}, {received}]")

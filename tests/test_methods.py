@@ -112,7 +112,9 @@ def test_channels_share_no_history(spec: str) -> None:
 
 
 @settings(max_examples=25)
-@given(st.sampled_from(SPECS), st.lists(st.lists(st.integers(0, 255), min_size=1, max_size=20, unique=True), max_size=4))
+@given(
+    st.sampled_from(SPECS), st.lists(st.lists(st.integers(0, 255), min_size=1, max_size=20, unique=True), max_size=4)
+)
 def test_any_pages_in_any_order(spec: str, packets: list[list[int]]) -> None:
     sender, receiver = Sender(load_method(spec)), Receiver(load_method(spec))
     for indexes in packets:

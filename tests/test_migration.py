@@ -114,7 +114,10 @@ def test_progress_is_reported_in_the_callers_thread(receiver, tmp_path):
     seen = []
     destination = receiver(into)
     multifd.send(
-        image, destination.uri, max_bandwidth=16 << 20, on_progress=lambda r: seen.append((r, threading.current_thread()))
+        image,
+        destination.uri,
+        max_bandwidth=16 << 20,
+        on_progress=lambda r: seen.append((r, threading.current_thread())),
     )
     destination.join()
     assert into == image
@@ -130,7 +133,9 @@ class TestForeignSender:
     BLOCK = 16 * peer.PAGE
 
     def run(self, uri, *, channels=2, config=True, return_path=False, per_section=False, main_last=False):
-        stream = peer.main_stream([(b"ram", self.BLOCK)], return_path=return_path, config=config, per_section=per_section)
+        stream = peer.main_stream(
+            [(b"ram", self.BLOCK)], return_path=return_path, config=config, per_section=per_section
+        )
         page = b"\xab" * peer.PAGE
         with peer.Peer(uri) as sender:
             main = None if main_last else sender.connect(stream["header"])

@@ -28,7 +28,7 @@ def offsets(*indexes: int) -> np.ndarray:
     return np.array(indexes, np.int64) * PAGE
 
 
-@pytest.fixture()
+@pytest.fixture
 def staging() -> Staging:
     return Staging(Geometry.of(PAGE))
 

@@ -36,8 +36,11 @@ class Site:
         self.folder, self.cache = folder / "site", folder / "cache"
         self.folder.mkdir()
         self.environment = {
-            **os.environ, "PYTHONPATH": str(self.folder), "XDG_CACHE_HOME": str(self.cache), "PYTHONDONTWRITEBYTECODE": "1"
-        }  # fmt: skip
+            **os.environ,
+            "PYTHONPATH": str(self.folder),
+            "XDG_CACHE_HOME": str(self.cache),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
 
     def install(self, distribution: str, source: str, *entries: str, version: str = "1.5") -> None:
         """A module of the distribution's name, and entry points ``NAME`` or ``NAME = TARGET``."""
@@ -68,7 +71,7 @@ class Site:
         return {row["name"]: row for row in rows}
 
 
-@pytest.fixture()
+@pytest.fixture
 def site(tmp_path: Path) -> Site:
     return Site(tmp_path)
 
@@ -256,7 +259,9 @@ def test_spec(spec: str, parsed: tuple[str, dict[str, str]]) -> None:
     assert parse_spec(spec) == parsed
 
 
-@pytest.mark.parametrize("spec", ["zstd:", "zstd:level", "zstd:=3", "zstd:level=1,level=2", "zstd:level=1,", ":level=1"])
+@pytest.mark.parametrize(
+    "spec", ["zstd:", "zstd:level", "zstd:=3", "zstd:level=1,level=2", "zstd:level=1,", ":level=1"]
+)
 def test_spec_damaged(spec: str) -> None:
     with pytest.raises(UsageError):
         parse_spec(spec)

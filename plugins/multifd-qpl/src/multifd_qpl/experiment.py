@@ -138,7 +138,7 @@ class _Migration:
         self._link_free = start + nbytes * machine.link_ns_per_byte
         clock.advance(start + nbytes * machine.send_ns_per_byte)
         stats.normal_pages += count
-        stats.wire_bytes += nbytes
+        self.stats.wire_bytes += nbytes
         self.stats.tick(clock.now() / 1e9)
 
 
