@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -22,6 +23,34 @@ def test_the_readmes_library_example_runs(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "status='completed'" in done.stdout
+
+
+def test_the_quickstarts_shell_example_runs(tmp_path):
+    section = (ROOT / "docs/quickstart.md").read_text().split("## On one machine")[1]
+    script = re.search(r"```sh\n(.*?)```", section, re.DOTALL)[1]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-ec", script], cwd=tmp_path, env={**os.environ, "PATH": path},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "copy.ram").read_bytes() == (tmp_path / "guest.ram").read_bytes()
+
+
+def test_the_command_reference_has_every_command_and_option(tmp_path):
+    pytest.importorskip("sphinx_click", reason="the docs extra is not installed")
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "conf.py").write_text('extensions = ["myst_parser", "sphinx_click"]\nroot_doc = "cli"\n')
+    (source / "cli.md").write_text((ROOT / "docs/cli.md").read_text())
+    build = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "text", str(source), str(tmp_path / "out")]
+    done = subprocess.run(build, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    _, *sections = re.split(r"^(\w+)\n=+$|^(\w+)\n-+$", (tmp_path / "out/cli.txt").read_text(), flags=re.MULTILINE)
+    found = {a or b: text for a, b, text in zip(*[iter(sections)] * 3, strict=True)}
+    for name, command in cli.main.commands.items():
+        for param in command.params:
+            assert (param.opts[0] if isinstance(param, click.Option) else param.human_readable_name) in found[name]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
