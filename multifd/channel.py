@@ -121,10 +121,10 @@ class Connection:
             ChannelError: the peer closed, is silent, or the migration was aborted.
         """
         if self._limit is None:
-            self._send(list(iov))
+            self._send([b.cast("B") if isinstance(b, memoryview) and b.itemsize > 1 else b for b in iov])
             return
         for buffer in iov:
-            view = memoryview(buffer)
+            view = memoryview(buffer).cast("B")
             for at in range(0, len(view), self._limit.piece):
                 piece = view[at : at + self._limit.piece]
                 self._limit.wait(len(piece))

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import re
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
@@ -28,7 +29,7 @@ _EPILOG = """Exit status: 0 done; 1 a bug in multifd; 2 wrong arguments or optio
 unavailable or broken; 4 the peer broke the protocol, failed, or was configured differently;
 5 a connection was refused, broke, or was silent for too long; 6 a RAM image cannot be read or
 written; 7 the outcome is unknown: look at the destination before the source runs again;
-130 interrupted."""
+130 interrupted; 143 terminated."""
 
 
 class _Size(click.ParamType[int]):
@@ -43,6 +44,31 @@ class _Size(click.ParamType[int]):
         if not match:
             self.fail(f"{value!r}: expected bytes such as 1048576, 512K, 100M or 2G", param, ctx)
         return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+
+
+class _Terminated(BaseException):
+    """SIGTERM, turned into an exception so that everything is cleaned up as after Ctrl-C."""
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise _Terminated("terminated")
+
+
+class _Group(click.Group):
+    """A group whose usage errors are a JSON document too, if --json is given."""
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
+        """Run a command; see `click.Command.main`."""
+        words = sys.argv[1:] if args is None else list(args)
+        try:
+            return super().main(words, *rest, **{**options, "standalone_mode": False})
+        except click.exceptions.Exit as e:
+            sys.exit(e.exit_code)
+        except click.ClickException as e:
+            if "--json" in words:
+                print(json.dumps({"status": "failed", "error": e.format_message()}))
+            e.show()
+            sys.exit(e.exit_code)
 
 
 _SECONDS = click.FloatRange(min=0, min_open=True)
@@ -61,12 +87,15 @@ def _reporting(command: _Command) -> _Command:
             level=[logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)],
             format="multifd: %(message)s",
         )
+        signal.signal(signal.SIGTERM, _terminate)
         try:
             command(as_json=as_json, **arguments)
         except MultifdError as e:
             _fail(e, e.exit_code, as_json=as_json, verbose=verbose)
         except KeyboardInterrupt as e:
             _fail(e, 130, as_json=as_json, verbose=verbose)
+        except _Terminated as e:
+            _fail(e, 143, as_json=as_json, verbose=verbose)
         except BrokenPipeError:
             sys.stderr.close()
             sys.exit(1)
@@ -85,7 +114,7 @@ def _fail(error: BaseException, status: int, *, as_json: bool, verbose: int) -> 
 
         result = getattr(error, "result", None) or Result(status="failed")
         document = result.as_dict()
-        if status == 130:
+        if status in (130, 143):
             document["status"] = "cancelled"
         print(json.dumps({**document, "error": text}))
     if verbose > 1:
@@ -114,7 +143,7 @@ def _migrate(call: Callable[[Callable[[Result], None]], Result], *, as_json: boo
     _show(result.as_dict(), as_json, lambda: report.print_results([result]))
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)
 @click.version_option(__version__, prog_name="multifd")
 def main() -> None:
     """Migrate guest memory over many connections, by a method chosen by name, on QEMU's own wire."""
@@ -165,13 +194,10 @@ def methods(as_json: bool) -> None:
     type=click.Choice(["9.0", "8.1", "7.2"]),
     help="The QEMU release whose machine type the destination has.",
 )
-@click.option(
-    "--source-format", default="auto", show_default=True, type=click.Choice(["auto", "raw"]), help="What SOURCE is."
-)
 @_reporting
 def send(
     source: Path, uri: str, method: str, channels: int, max_bandwidth: int, connect_timeout: float, timeout: float,
-    dialect: str, source_format: str, as_json: bool,
+    dialect: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Send SOURCE, a raw RAM image, to the destination that listens at URI.
 

@@ -9,6 +9,7 @@ socket outlives the call.
 from __future__ import annotations
 
 import contextlib
+import logging
 import mmap
 import os
 import selectors
@@ -45,6 +46,7 @@ from multifd.wire import (
     header_bytes,
 )
 
+_LOG = logging.getLogger(__name__)
 _POLL_S = 0.05
 _JOIN_S = 10.0
 _PONG_S = 5.0
@@ -137,6 +139,8 @@ class Receiver:
             raise error from None
         self._count_bytes()
         self.stats.finish(time.monotonic(), "completed")
+        if self.strangers:
+            _LOG.info("%d connections that were no migration's were closed", self.strangers)
         self._tear_down(failed=False)
         return self.stats.snapshot(time.monotonic())
 
@@ -166,6 +170,8 @@ class Receiver:
         self.stats.wire_bytes = sum(c.bytes_received for c in (*main, *self._channels.values()))
 
     def _describe_connections(self) -> str:
+        if self._main is None and not self._channels:
+            return "no sender connected"
         main = "connected" if self._main else "not connected"
         return (
             f"main is {main}, {len(self._channels)} of {self._agreement.channels} channels are "

@@ -55,9 +55,11 @@ class Progress:
             print(text, file=sys.stderr, flush=True)
 
     def update(self, result: Result) -> None:
-        """The figures so far."""
+        """The figures so far; nothing is shown before the first page."""
         pages = result.normal_pages + result.zero_pages
-        figures = f"{result.method} {pages} pages, {result.transferred_bytes >> 20} MiB sent, {result.mbps:.0f} mbps"
+        if not pages:
+            return
+        figures = f"{result.method} {pages} pages, {result.transferred_bytes >> 20} MiB moved, {result.mbps:.0f} mbps"
         if self._bar is not None:
             total = max(result.ram_bytes // 4096, pages) or None
             self._bar.update(self._task, completed=pages, total=total, figures=figures)

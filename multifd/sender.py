@@ -386,7 +386,7 @@ class Sender:
         stats.zero_pages += len(zero)
 
     def _check_payload(self, p: SendParams) -> int:
-        payload = sum(map(len, p.iov))
+        payload = sum(b.nbytes if isinstance(b, memoryview) else len(b) for b in p.iov)
         bound = self._method.capabilities.max_payload
         if not 0 < payload <= bound or len(p.iov) > MAX_IOV:
             raise HookError(

@@ -39,7 +39,7 @@ class Result:
     setup_time_ms: float = 0.0
     """Up to the end of the ram section's SETUP."""
     downtime_ms: float = 0.0
-    """From the moment the source stands still to the end."""
+    """From the moment the source stands still to the end; the destination does not know it: 0 there."""
     mbps: float = 0.0
     """10^6 bits each second: all bytes over total time without setup time; while active, of the
     last window."""

