@@ -18,6 +18,10 @@ from multifd.testing.test_channel import (
     test_pages_not_kept,
     test_setup_fails_half_way,
 )
+from multifd.testing.test_golden import (
+    test_golden_vectors,
+    test_reference_decoder,
+)
 from multifd.testing.test_method import (
     test_availability,
     test_identity,
@@ -55,6 +59,7 @@ __all__ = [
     "test_cleanup_twice",
     "test_deterministic_claim",
     "test_gil",
+    "test_golden_vectors",
     "test_hostile_payloads",
     "test_identity",
     "test_iov_untouched",
@@ -65,6 +70,7 @@ __all__ = [
     "test_page_independent_claim",
     "test_pages_not_kept",
     "test_payload_bound",
+    "test_reference_decoder",
     "test_round_trip",
     "test_sequence",
     "test_setup_fails_half_way",

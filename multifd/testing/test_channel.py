@@ -239,9 +239,9 @@ def test_no_growth(multifd_method: str) -> None:
 
 def _check_no_more(threads: int, files: int, method: MultifdMethods, when: str) -> None:
     deadline = time.monotonic() + 2.0
-    for thread in threading.enumerate():
-        if threading.active_count() > threads and thread is not threading.current_thread():
-            thread.join(max(0.0, deadline - time.monotonic()) if not thread.daemon else 0.2)
+    for thread in set(threading.enumerate()) - {threading.current_thread(), threading.main_thread()}:
+        if threading.active_count() > threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
     if threading.active_count() > threads:
         names = ", ".join(sorted({t.name for t in threading.enumerate()}))
         raise Broken(
