@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 import wrong_methods
 
+from multifd.errors import UsageError
 from multifd.testing import suite
 from multifd.testing.harness import Section
+from multifd.testing.scaffold import new_plugin
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -139,7 +141,9 @@ def test_command_line(tmp_path: Path) -> None:
     """No file to write: a right method passes, a wrong one fails and says why."""
     install(tmp_path / "site", "two", {"good": "wrong_methods:Good", "swallowserrors": "wrong_methods:SwallowsErrors"})
     arguments = ("--pyargs", "multifd.testing", "-k", "damage or stateless or gil")
-    run = run_kit(*arguments, "--multifd-method", "good", "--multifd-method", "none", cwd=tmp_path, path=tmp_path / "site")
+    run = run_kit(
+        *arguments, "--multifd-method", "good", "--multifd-method", "none", cwd=tmp_path, path=tmp_path / "site"
+    )
     assert run.returncode == 0, run.stdout
     assert "6 passed" in run.stdout
     assert "good: time in which another Python thread could run" in run.stdout
@@ -174,6 +178,37 @@ def test_broken_distribution(entry_points: dict[str, str], name: str, words: str
 
 def test_plugin_is_light() -> None:
     """The pytest plugin is loaded in every run of pytest: it imports neither numpy nor the kit."""
-    code = "import sys, multifd.testing.plugin; print(sorted(m for m in sys.modules if m.startswith(('numpy', 'multifd', 'hypothesis', 'stevedore'))))"
+    code = """
+import sys, multifd.testing.plugin
+heavy = "numpy", "multifd", "hypothesis", "stevedore"
+print(sorted(m for m in sys.modules if m.startswith(heavy)))
+"""
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert run.stdout.strip() == "['multifd', 'multifd._version', 'multifd.testing', 'multifd.testing.plugin']"
+
+
+def test_new_plugin(tmp_path: Path) -> None:
+    """What new-plugin writes installs, without a network, and passes the kit as it stands."""
+    new = [sys.executable, "-m", "multifd", "new-plugin"]
+    subprocess.run([*new, "my-codec2"], cwd=tmp_path, check=True, timeout=60)
+    folder, site = tmp_path / "multifd-my-codec2", tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-deps", "--no-index"]
+    subprocess.run([*pip, "--target", site, folder], check=True, timeout=100)
+    run = run_kit(cwd=folder, path=site)
+    assert run.returncode == 0, run.stdout
+    assert "failed" not in run.stdout
+
+
+@pytest.mark.parametrize("name", ["Zlib", "9p", "a--b", "a_b", "../x", "x" * 32, "", "zlib"])
+def test_new_plugin_refuses(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"name '{re.escape(name)}'"):
+        new_plugin(name, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_new_plugin_overwrites_nothing(tmp_path: Path) -> None:
+    folder = new_plugin("mine", tmp_path)
+    before = {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+    with pytest.raises(UsageError, match="File exists"):
+        new_plugin("mine", tmp_path)
+    assert {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()} == before

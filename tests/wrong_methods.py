@@ -5,6 +5,10 @@ Good is a right one, page by page by zlib, of which most wrong ones are a slip a
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
+import signal
 import struct
 import threading
 import zlib
@@ -150,8 +154,6 @@ class TiresOut(GoodStream):
 @caught_by("test_sources", "good input succeeds")
 class NeedsWritableMemory(Good):
     def send_prepare(self, p: SendParams) -> None:
-        import ctypes
-
         for page in p.pages:
             ctypes.c_char.from_buffer(page)
         super().send_prepare(p)
@@ -280,10 +282,8 @@ class WritesPastPage(Good):
 @caught_by("test_hostile_payloads", "CodecError or fills every byte")
 class SwallowsErrors(Good):
     def recv(self, p: RecvParams) -> None:
-        try:
+        with contextlib.suppress(CodecError):
             super().recv(p)
-        except CodecError:
-            pass
 
 
 @caught_by("test_hostile_payloads", "not exactly its packet's")
@@ -333,15 +333,33 @@ class BelievesBombs(GoodStream):
         p.pages.scatter(data)
 
 
+@caught_by("test_hostile_payloads", "more than its bound")
+class BelievesPageBombs(Good):
+    """Inflates each page whatever it becomes."""
+
+    def recv(self, p: RecvParams) -> None:
+        at = 0
+        for page in p.pages:
+            try:
+                (size,) = struct.unpack_from("<I", p.payload, at)
+                inflater = zlib.decompressobj()
+                data = inflater.decompress(p.payload[at + 4 : at + 4 + size])
+            except (struct.error, zlib.error) as e:
+                raise CodecError(str(e)) from e
+            at += 4 + size
+            if len(data) != len(page) or not inflater.eof or inflater.unused_data or at > len(p.payload):
+                raise CodecError("not one page")
+            page[:] = data
+        if at != len(p.payload):
+            raise CodecError("more than its pages")
+
+
 @caught_by("test_hostile_payloads", "survives")
 class Crashes(Good):
     """A native decoder that writes through a length it was given."""
 
     def recv(self, p: RecvParams) -> None:
         if bytes(p.payload[1:4]) == b"\xff\xff\xff":
-            import os
-            import signal
-
             os.kill(os.getpid(), signal.SIGSEGV)
         super().recv(p)
 
@@ -481,8 +499,6 @@ class LeaksThread(Good):
 @caught_by("test_no_growth", "descriptor")
 class LeaksFile(Good):
     def recv_setup(self, p: RecvParams) -> None:
-        import os
-
         if len(self.__dict__.setdefault("files", [])) < 600:
             self.__dict__["files"].append(os.open("/dev/null", os.O_RDONLY))
 
@@ -581,8 +597,6 @@ class NeedsMainThread(Good):
     """Sets an alarm in case its device hangs; only a process's first thread can."""
 
     def send_setup(self, p: SendParams) -> None:
-        import signal
-
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
 

@@ -63,9 +63,7 @@ def check_equal(sent: bytes, got: bytes, page_size: int, where: str) -> None:
     if sent == got:
         return
     at = next((i for i, (a, b) in enumerate(zip(sent, got, strict=False)) if a != b), min(len(sent), len(got)))
-    bad = sum(
-        sent[i : i + page_size] != got[i : i + page_size] for i in range(0, max(len(sent), len(got)), page_size)
-    )
+    bad = sum(sent[i : i + page_size] != got[i : i + page_size] for i in range(0, max(len(sent), len(got)), page_size))
     raise Broken(
         "every page decodes to exactly the bytes that were sent",
         Section.BUFFERS,
@@ -117,7 +115,9 @@ class _End:
             ) from e
         for key, value in p.counters.items():
             if not (isinstance(key, str) and type(value) is int):
-                raise Broken("counters map texts to whole numbers", Section.BUFFERS, f"{self.where}: {key!r}: {value!r}")
+                raise Broken(
+                    "counters map texts to whole numbers", Section.BUFFERS, f"{self.where}: {key!r}: {value!r}"
+                )
 
 
 class SendEnd(_End):
@@ -178,7 +178,7 @@ class SendEnd(_End):
                 f"{self.where}: {total} bytes for {len(self.p.pages)} pages of {self.geometry.page_size}, "
                 f"max_payload is {bound}",
             )
-        if not 0 < total or len(iov) > MAX_IOV:
+        if not total > 0 or len(iov) > MAX_IOV:
             raise Broken(
                 f"a payload has at least one byte, in at most {MAX_IOV} buffers",
                 Section.BUFFERS,

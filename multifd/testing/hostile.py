@@ -6,6 +6,7 @@ was. Every line on stdout is a case as it begins; the last is ``done``, or ``bro
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import resource
@@ -14,10 +15,12 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from multifd.method import PACKET_BYTES, CodecError, Geometry, MultifdMethods
 from multifd.pages import Memory, Pages
 from multifd.registry import load_method
-from multifd.testing.harness import Broken, RecvEnd, Section, SendEnd, offsets_of, show
+from multifd.testing.harness import Broken, RecvEnd, Section, SendEnd, show
 from multifd.testing.strategies import packet
 
 PAGE_SIZE = 4096
@@ -26,6 +29,8 @@ ROOM_BYTES = 512 << 20
 """Address space that the process may still take: a decoder that believes a length of 1 GiB fails."""
 BOMB_BYTES = 256 << 20
 """What a bomb decodes to, if the format has room for it in a payload."""
+WIDE_BYTES = 96 << 20
+"""The same for one packet and for one page; the sender has to make it in one call."""
 HELD_BYTES = 48 << 20
 """What decoding may hold at most: a packet, a payload, and history as large as zstd's largest by default (8 MiB),
 each a few times over."""
@@ -39,7 +44,7 @@ def _damaged(payload: bytes, other: bytes, rng: random.Random) -> Iterator[tuple
     for at in sorted({*range(min(size, 24)), *(rng.randrange(size) for _ in range(24))}):
         bit = rng.randrange(8)
         yield f"bit {bit} of byte {at} flipped", payload[:at] + bytes([payload[at] ^ 1 << bit]) + payload[at + 1 :]
-    for at in range(0, min(size - 4, 16)):
+    for at in range(min(size - 4, 16)):
         for value in _FORCED:
             yield f"bytes {at} to {at + 3} set to {value.hex()}", payload[:at] + value + payload[at + 4 :]
     yield "another packet's payload", other
@@ -86,7 +91,9 @@ class _Judge:
                 f"{where}: depending on what the pages held before, it {seen}",
             )
         if a is not None and must_be is not None and a != must_be:
-            page = next(i for i in range(count) if a[i * PAGE_SIZE :][:PAGE_SIZE] != must_be[i * PAGE_SIZE :][:PAGE_SIZE])
+            page = next(
+                i for i in range(count) if a[i * PAGE_SIZE :][:PAGE_SIZE] != must_be[i * PAGE_SIZE :][:PAGE_SIZE]
+            )
             raise Broken(
                 "recv raises CodecError for a payload that is not exactly its packet's",
                 Section.ERRORS,
@@ -126,11 +133,8 @@ def bombs(method: MultifdMethods) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak: proc(5)
         before = _peak_bytes()
         for count in (1, COUNT):
-            with RecvEnd(method) as recv:
-                try:
-                    recv.receive(payload, count)
-                except CodecError:
-                    pass
+            with RecvEnd(method) as recv, contextlib.suppress(CodecError):
+                recv.receive(payload, count)
         held = _peak_bytes() - before
         if held > HELD_BYTES:
             raise Broken(
@@ -152,18 +156,19 @@ def _bombs(method: MultifdMethods, bound: int) -> Iterator[tuple[str, bytes]]:
             if size > bound:
                 break
     yield f"{len(parts)} packets of zero pages in one payload", b"".join(parts)[:bound]
-    # A packet far beyond any geometry; a sender that refuses it need not be tried.
-    count = BOMB_BYTES // 2 // PAGE_SIZE
-    memory = Memory(bytearray((2 * count + 1) * PAGE_SIZE), PAGE_SIZE)
-    wide = SendEnd(method)
-    wide.p.geometry = Geometry(PAGE_SIZE, count)
-    try:
-        with wide:
-            wide.prepare(Pages(memory, offsets_of(count, "contiguous", PAGE_SIZE), memory))
-            payload = wide.take()
-    except Broken:
-        return
-    yield f"a packet of {count} zero pages", payload
+    # A packet, and a page, far beyond any geometry; a sender that refuses them need not be tried.
+    for page_size, count in ((PAGE_SIZE, WIDE_BYTES // PAGE_SIZE), (WIDE_BYTES, 1)):
+        memory = Memory(bytearray(WIDE_BYTES), page_size)
+        wide = SendEnd(method)
+        wide.p.geometry = Geometry(page_size, count)
+        try:
+            with wide:
+                offsets = np.arange(count, dtype=np.int64) * page_size
+                wide.prepare(Pages(memory, offsets, Memory(bytearray(WIDE_BYTES), page_size)))
+                payload = wide.take()
+        except Broken:
+            continue
+        yield f"{count} zero pages of {page_size} bytes in one payload", payload
 
 
 def _peak_bytes() -> int:

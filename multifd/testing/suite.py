@@ -1,8 +1,8 @@
 """Every test of the kit, for a plugin's own test file::
 
-    from multifd.testing.suite import *
+from multifd.testing.suite import *
 
-    METHODS = ["NAME", "NAME:level=9"]
+METHODS = ["NAME", "NAME:level=9"]
 """
 
 from __future__ import annotations

@@ -92,7 +92,9 @@ def test_options(multifd_method: str) -> None:
         defaults.kit = 1  # type: ignore[attr-defined]
     except dataclasses.FrozenInstanceError:
         return
-    raise Broken("Options is a frozen dataclass", Section.OPTIONS, f"method {cls.name!r}: {cls.Options!r} is not frozen")
+    raise Broken(
+        "Options is a frozen dataclass", Section.OPTIONS, f"method {cls.name!r}: {cls.Options!r} is not frozen"
+    )
 
 
 def test_availability(multifd_method: str) -> None:

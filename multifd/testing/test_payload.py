@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import mmap
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from multifd.method import PACKET_BYTES, CodecError, Geometry
+from multifd.method import PACKET_BYTES, Buffer, CodecError, Geometry
 from multifd.pages import Memory, Pages
 from multifd.registry import load_method
 from multifd.testing.harness import Broken, RecvEnd, Section, SendEnd, check_equal, round_trip, show
@@ -56,7 +57,7 @@ def test_sources(multifd_method: str, kind: str, tmp_path: Path) -> None:
     path = tmp_path / "pages"
     path.write_bytes(data)
     with path.open("r+b") as file:
-        sources = {
+        sources: dict[str, Callable[[], Buffer]] = {
             "bytes": lambda: data,
             "bytearray": lambda: bytearray(data),
             "memoryview": lambda: memoryview(bytearray(b"12345678" + data))[8:],

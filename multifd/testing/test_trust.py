@@ -88,7 +88,9 @@ def test_live_pages(multifd_method: str, layout: str, tmp_path: Path) -> None:
         writer.communicate(timeout=DEADLINE_S)
 
 
-def _send_live(spec: str, memory: Memory, words: np.ndarray[tuple[int], np.dtype[np.uint64]], orders: list[Offsets]) -> None:
+def _send_live(
+    spec: str, memory: Memory, words: np.ndarray[tuple[int], np.dtype[np.uint64]], orders: list[Offsets]
+) -> None:
     page_size = memory.page_size
     method = load_method(spec)
     changed = 0

@@ -1,12 +1,12 @@
 """lz4 keeps every promise of the contract; what is its own is tested here."""
 
+import pytest
+
 from multifd.method import CodecError, OptionError
 from multifd.registry import load_method
 from multifd.testing.harness import RecvEnd, SendEnd
 from multifd.testing.strategies import packet
 from multifd.testing.suite import *  # noqa: F403
-
-import pytest
 
 METHODS = ["lz4", "lz4:acceleration=65537"]
 
