@@ -151,7 +151,7 @@ _TESTS = '''\
 
 from multifd.testing.suite import *  # noqa: F403
 
-METHODS = ["$name", "$name:level=9"]
+METHODS = ["$name"]
 '''
 
 _README = """\
