@@ -283,3 +283,21 @@ def demo(size: int, channels: int, methods: tuple[str, ...], as_json: bool) -> N
     _show([r.as_dict() for r in results], as_json, lambda: report.print_results(results))
     if any(r.error for r in results):
         raise MultifdError("not every method succeeded")
+
+
+@main.command("new-plugin")
+@click.argument("name")
+@_reporting
+def new_plugin(name: str, as_json: bool) -> None:
+    """Write a complete plugin for a method NAME into folder multifd-NAME.
+
+    It installs, and passes multifd's conformance kit as it stands; put your codec into its two functions.
+    """
+    from multifd.testing.scaffold import new_plugin as call
+
+    folder = call(name, Path.cwd())
+    _show(
+        {"folder": str(folder)},
+        as_json,
+        lambda: click.echo(f"{folder}\nnext: cd {folder.name} && pip install -e '.[test]' && pytest"),
+    )

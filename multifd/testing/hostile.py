@@ -1,0 +1,200 @@
+"""Payloads that no sender made, given to recv in a process of their own: ``python -m multifd.testing.hostile SPEC``.
+
+A native decoder may crash, hang or take all memory; the parent (`test_trust`) sees that and which case it
+was. Every line on stdout is a case as it begins; the last is ``done``, or ``broken`` and the message as JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import resource
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from multifd.method import PACKET_BYTES, CodecError, Geometry, MultifdMethods
+from multifd.pages import Memory, Pages
+from multifd.registry import load_method
+from multifd.testing.harness import Broken, RecvEnd, Section, SendEnd, show
+from multifd.testing.strategies import packet
+
+PAGE_SIZE = 4096
+COUNT = 5
+ROOM_BYTES = 512 << 20
+"""Address space that the process may still take: a decoder that believes a length of 1 GiB fails."""
+BOMB_BYTES = 256 << 20
+"""What a bomb decodes to, if the format has room for it in a payload."""
+WIDE_BYTES = 96 << 20
+"""The same for one packet and for one page; the sender has to make it in one call."""
+HELD_BYTES = 48 << 20
+"""What decoding may hold at most: a packet, a payload, and history as large as zstd's largest by default (8 MiB),
+each a few times over."""
+
+_FORCED = (b"\xff\xff\xff\xff", b"\x3f\xff\xff\xff", b"\xff\xff\xff\x3f", b"\0\0\0\0")
+
+
+def _damaged(payload: bytes, other: bytes, rng: random.Random) -> Iterator[tuple[str, bytes]]:
+    """Variants of a payload that cannot be told to be wrong by their length alone."""
+    size = len(payload)
+    for at in sorted({*range(min(size, 24)), *(rng.randrange(size) for _ in range(24))}):
+        bit = rng.randrange(8)
+        yield f"bit {bit} of byte {at} flipped", payload[:at] + bytes([payload[at] ^ 1 << bit]) + payload[at + 1 :]
+    for at in range(min(size - 4, 16)):
+        for value in _FORCED:
+            yield f"bytes {at} to {at + 3} set to {value.hex()}", payload[:at] + value + payload[at + 4 :]
+    yield "another packet's payload", other
+    middle = size // 2
+    yield "its halves swapped", payload[middle:] + payload[:middle]
+
+
+def _foreign(rng: random.Random, bound: int) -> Iterator[tuple[str, bytes]]:
+    """What was never this method's payload."""
+    for size in (1, 3, 100, 5000, COUNT * PAGE_SIZE - 1, bound):
+        yield f"{size} random bytes", rng.randbytes(size)
+        yield f"{size} zero bytes", bytes(size)
+        yield f"{size} bytes of ff", b"\xff" * size
+    yield "a zlib stream", zlib.compress(packet("text", 1, PAGE_SIZE, COUNT))
+    yield "a gzip stream", zlib.compress(packet("text", 1, PAGE_SIZE, COUNT), wbits=31)
+
+
+class _Judge:
+    """Gives one payload after a history of good ones to two receivers whose pages hold different bytes."""
+
+    def __init__(self, method: MultifdMethods, history: list[bytes]) -> None:
+        self._method, self._history = method, history
+
+    def _attempt(self, payload: bytes, count: int, fill: int) -> bytes | None:
+        """The pages' bytes, None if refused."""
+        with RecvEnd(self._method) as recv:
+            for good in self._history:
+                recv.unpack(good, COUNT)
+            try:
+                return recv.receive(payload, count, "scattered", fill)
+            except CodecError:
+                return None
+
+    def try_case(self, case: str, payload: bytes, count: int = COUNT, must_be: bytes | None = None) -> None:
+        """Raises `Broken` unless the payload is refused, or fills every byte of the pages (with `must_be`)."""
+        print(case, flush=True)
+        a, b = (self._attempt(payload, count, fill) for fill in (0xE7, 0x18))
+        where = f"method {self._method.name!r}, {count} pages, payload of {len(payload)} bytes {show(payload)} ({case})"
+        if a != b:
+            seen = "refused or accepted" if a is None or b is None else "left some of their bytes as they were"
+            raise Broken(
+                "recv raises CodecError or fills every byte of its pages",
+                Section.ERRORS,
+                f"{where}: depending on what the pages held before, it {seen}",
+            )
+        if a is not None and must_be is not None and a != must_be:
+            page = next(
+                i for i in range(count) if a[i * PAGE_SIZE :][:PAGE_SIZE] != must_be[i * PAGE_SIZE :][:PAGE_SIZE]
+            )
+            raise Broken(
+                "recv raises CodecError for a payload that is not exactly its packet's",
+                Section.ERRORS,
+                f"{where}: it was accepted, and page {page} is {show(a[page * PAGE_SIZE :])}, "
+                f"sent was {show(must_be[page * PAGE_SIZE :])}",
+            )
+
+
+def damage(method: MultifdMethods) -> None:
+    """Cut, extended, flipped, swapped, empty and foreign payloads."""
+    rng = random.Random(11)
+    for kind in ("text", "mixed", "almost-zero", "random"):
+        with SendEnd(method) as send:
+            contents = [packet(kind, seed, PAGE_SIZE, COUNT) for seed in range(3)]
+            payloads = [send.pack(data) for data in contents]
+        judge, good, data = _Judge(method, payloads[:2]), payloads[2], contents[2]
+        size = len(good)
+        for keep in sorted({0, 1, 2, 3, 4, 5, size // 4, size // 2, size - 40, size - 8, size - 2, size - 1}):
+            if 0 <= keep < size:
+                judge.try_case(f"{kind}: cut to {keep} of {size} bytes", good[:keep], must_be=data)
+        for extra in (b"\0", b"\xff" * 7, good, rng.randbytes(300)):
+            judge.try_case(f"{kind}: extended by {len(extra)} bytes", good + extra, must_be=data)
+        judge.try_case(f"{kind}: for one page less", good, COUNT - 1, data[: (COUNT - 1) * PAGE_SIZE])
+        judge.try_case(f"{kind}: for one page more", good, COUNT + 1)
+        for case, payload in _damaged(good, payloads[1], rng):
+            judge.try_case(f"{kind}: {case}", payload)
+    judge = _Judge(method, [])
+    for case, payload in _foreign(rng, method.capabilities.max_payload):
+        judge.try_case(case, payload)
+
+
+def bombs(method: MultifdMethods) -> None:
+    """Payloads within the bound that decode to hundreds of times a packet."""
+    bound = method.capabilities.max_payload
+    for case, payload in _bombs(method, bound):
+        print(case, flush=True)
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak: proc(5)
+        before = _peak_bytes()
+        for count in (1, COUNT):
+            with RecvEnd(method) as recv, contextlib.suppress(CodecError):
+                recv.receive(payload, count)
+        held = _peak_bytes() - before
+        if held > HELD_BYTES:
+            raise Broken(
+                "recv never holds more than its bound while it decodes",
+                Section.ERRORS,
+                f"method {method.name!r}: {case}, {len(payload)} bytes: the process grew by {held >> 20} MiB",
+            )
+
+
+def _bombs(method: MultifdMethods, bound: int) -> Iterator[tuple[str, bytes]]:
+    zeros = bytes(PACKET_BYTES)
+    with SendEnd(method) as send:
+        pages = send.place(zeros)
+        parts, size = [], 0
+        for _ in range(BOMB_BYTES // PACKET_BYTES):
+            send.prepare(pages)
+            parts.append(send.take())
+            size += len(parts[-1])
+            if size > bound:
+                break
+    yield f"{len(parts)} packets of zero pages in one payload", b"".join(parts)[:bound]
+    # A packet, and a page, far beyond any geometry; a sender that refuses them need not be tried.
+    for page_size, count in ((PAGE_SIZE, WIDE_BYTES // PAGE_SIZE), (WIDE_BYTES, 1)):
+        memory = Memory(bytearray(WIDE_BYTES), page_size)
+        wide = SendEnd(method)
+        wide.p.geometry = Geometry(page_size, count)
+        try:
+            with wide:
+                offsets = np.arange(count, dtype=np.int64) * page_size
+                wide.prepare(Pages(memory, offsets, Memory(bytearray(WIDE_BYTES), page_size)))
+                payload = wide.take()
+        except Broken:
+            continue
+        yield f"{count} zero pages of {page_size} bytes in one payload", payload
+
+
+def _peak_bytes() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) << 10
+
+
+def _limit_memory() -> None:
+    status = Path("/proc/self/status").read_text()
+    now = int(status.partition("VmSize:")[2].split()[0]) << 10
+    resource.setrlimit(resource.RLIMIT_AS, (now + ROOM_BYTES, resource.RLIM_INFINITY))
+
+
+def main(attack: str, spec: str) -> None:
+    """Run one attack, ``damage`` or ``bombs``, on one method."""
+    method = load_method(spec)
+    with SendEnd(method) as send, RecvEnd(method) as recv:  # imports what it needs
+        recv.unpack(send.pack(packet("mixed", 0, PAGE_SIZE, COUNT)), COUNT)
+    _limit_memory()
+    try:
+        {"damage": damage, "bombs": bombs}[attack](method)
+    except Broken as e:
+        print("broken", json.dumps(str(e)), flush=True)
+    else:
+        print("done", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

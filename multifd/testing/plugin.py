@@ -1,0 +1,69 @@
+"""The pytest plugin: option ``--multifd-method``, which methods the kit's tests run for, and what they report.
+
+Loaded in every pytest run on a machine with multifd, so it imports nothing before it is needed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+_ARGUMENT = "multifd_method"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--multifd-method``."""
+    parser.getgroup("multifd").addoption(
+        "--multifd-method",
+        action="append",
+        default=[],
+        dest="multifd_methods",
+        metavar="NAME[:KEY=VALUE,...]",
+        help="a method for multifd's conformance kit; may be repeated; 'all' is every installed one",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test for each method: of the command line, else of the module's ``METHODS``."""
+    if _ARGUMENT not in metafunc.fixturenames:
+        return
+    asked = metafunc.config.getoption("multifd_methods") or getattr(metafunc.module, "METHODS", ())
+    specs = _expand(asked)
+    if not specs:
+        raise pytest.Collector.CollectError(
+            "multifd's conformance kit has no method to test: give --multifd-method NAME (or all), "
+            'or write METHODS = ["NAME"] in the module that imports the suite'
+        )
+    metafunc.parametrize(_ARGUMENT, specs)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What the kit measured but does not judge."""
+    lines = [
+        str(value)
+        for report in terminalreporter.stats.get("passed", ())
+        for key, value in report.user_properties
+        if key == "multifd"
+    ]
+    if lines:
+        terminalreporter.section("multifd methods")
+        for line in lines:
+            terminalreporter.write_line(line)
+
+
+def _expand(asked: Any) -> list[str]:
+    """Specs without duplicates; each must at least load."""
+    from multifd.errors import MultifdError
+    from multifd.registry import find, installed, parse_spec
+
+    specs: list[str] = []
+    for spec in asked:
+        specs += installed() if spec == "all" else [spec]
+    specs = list(dict.fromkeys(specs))
+    for spec in specs:
+        try:
+            find(parse_spec(spec)[0])
+        except MultifdError as e:
+            raise pytest.Collector.CollectError(str(e)) from e
+    return specs

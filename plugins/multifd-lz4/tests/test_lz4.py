@@ -1,0 +1,33 @@
+"""lz4 keeps every promise of the contract; what is its own is tested here."""
+
+import pytest
+
+from multifd.method import CodecError, OptionError
+from multifd.registry import load_method
+from multifd.testing.harness import RecvEnd, SendEnd
+from multifd.testing.strategies import packet
+from multifd.testing.suite import *  # noqa: F403
+
+METHODS = ["lz4", "lz4:acceleration=65537"]
+
+
+def test_acceleration_costs_bytes() -> None:
+    data = packet("pointers", 1, 4096, 64)
+    with SendEnd(load_method("lz4")) as careful, SendEnd(load_method("lz4:acceleration=64")) as hasty:
+        assert len(careful.pack(data)) < len(hasty.pack(data))
+
+
+def test_pages_that_do_not_shrink_are_raw() -> None:
+    data = packet("random", 1, 4096, 3)
+    with SendEnd(load_method("lz4")) as send:
+        assert send.pack(data) == (4096).to_bytes(4, "big") * 3 + data
+
+
+def test_table_is_checked_first() -> None:
+    with RecvEnd(load_method("lz4")) as recv, pytest.raises(CodecError, match="its table says 4294967299"):
+        recv.receive(b"\xff\xff\xff\xff", 1)
+
+
+def test_acceleration_has_limits() -> None:
+    with pytest.raises(OptionError, match="from 1 to 65537"):
+        load_method("lz4:acceleration=0")

@@ -1,0 +1,5 @@
+"""The built-in methods, with every engine, go through the kit like anyone's."""
+
+from multifd.testing.suite import *  # noqa: F403
+
+METHODS = ["none", "zlib", "zlib:engine=zlib", "zstd", "zstd:engine=zstandard"]
