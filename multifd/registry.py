@@ -149,8 +149,9 @@ def _entry_points() -> list[EntryPoint]:
     # make_test_instance: the only way to list through stevedore without importing every plugin.
     listed = ExtensionManager.make_test_instance([], namespace=GROUP).list_entry_points()
     fresh = list(importlib.metadata.entry_points(group=GROUP))
-    seen = {(ep.name, ep.value) for ep in fresh}
-    return fresh + [ep for ep in listed if (ep.name, ep.value) not in seen]
+    # By name: what the cache says of a name that is known may be what an upgrade has replaced.
+    seen = {ep.name for ep in fresh}
+    return fresh + [ep for ep in listed if ep.name not in seen]
 
 
 def _guarded(what: str, call: Callable[[], Any]) -> Any:
