@@ -28,7 +28,7 @@ class Pair:
         self.other = Connection(other, Silence(timeout_s), "other")
 
 
-@pytest.fixture()
+@pytest.fixture
 def pair() -> Iterator[Pair]:
     made = Pair()
     yield made
@@ -170,10 +170,9 @@ def test_abort_ends_a_blocked_read_and_a_blocked_write(shut: bool) -> None:
         lambda c: c.send([bytes(64 << 20)]),
     ):
         pair = Pair()
+        stop = [pair.silence.stop, pair.one.shutdown] if shut else [pair.silence.stop]
         with pytest.raises(ChannelError, match="aborted"), thread(lambda p=pair, b=block: b(p.one)):
-            pair.silence.stop()
-            if shut:
-                pair.one.shutdown()
+            _ = [call() for call in stop]
         assert pair.silence.abort == b"\1"
         pair.one.close()
         pair.other.close()

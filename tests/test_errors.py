@@ -28,7 +28,12 @@ def test_every_error_has_its_status() -> None:
 
 @pytest.mark.parametrize(
     ("name", "base"),
-    [("UsageError", ValueError), ("OptionError", ValueError), ("MethodNotFound", LookupError), ("ChannelError", OSError)],
+    [
+        ("UsageError", ValueError),
+        ("OptionError", ValueError),
+        ("MethodNotFound", LookupError),
+        ("ChannelError", OSError),
+    ],
 )
 def test_errors_that_python_knows_too(name: str, base: type[Exception]) -> None:
     assert issubclass(getattr(errors, name), base)

@@ -120,6 +120,7 @@ def test_defaults_of_a_method() -> None:
     assert method.wire_code is None
     assert method.availability(method.options).ok
     assert Plain.capabilities.streaming  # each default promises least
-    assert not (Plain.capabilities.page_independent or Plain.capabilities.deterministic or Plain.capabilities.verbatim)
+    promises = Plain.capabilities
+    assert not any((promises.page_independent, promises.deterministic, promises.verbatim))
     with pytest.raises(TypeError, match="abstract"):
         MultifdMethods()  # type: ignore[abstract]

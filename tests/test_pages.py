@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -41,7 +43,7 @@ def test_views(indexes: list[int]) -> None:
     assert (len(pages), pages.nbytes) == (len(indexes), len(indexes) * PAGE)
     assert [bytes(p) for p in pages] == want
     assert b"".join(pages.runs()) == b"".join(want)
-    breaks = sum(b != a + 1 for a, b in zip(indexes, indexes[1:], strict=False))
+    breaks = sum(b != a + 1 for a, b in pairwise(indexes))
     assert len(pages.runs()) == (breaks + 1 if indexes else 0)
 
 
@@ -68,7 +70,8 @@ def test_scatter(indexes: list[int]) -> None:
     pages_of(ram, indexes).scatter(data)
     for i in range(COUNT):
         at = indexes.index(i) * PAGE if i in indexes else -1
-        assert ram[i * PAGE : (i + 1) * PAGE] == (data[at : at + PAGE] if at >= 0 else before[i * PAGE : (i + 1) * PAGE])
+        want = data[at : at + PAGE] if at >= 0 else before[i * PAGE : (i + 1) * PAGE]
+        assert ram[i * PAGE : (i + 1) * PAGE] == want
 
 
 @given(INDEXES.filter(bool))

@@ -18,9 +18,9 @@ def test_a_migration() -> None:
     stats = MigrationStats(100.0)
     one, two = stats.add_channel(), stats.add_channel()
     stats.setup_done(100.5)
-    one.normal_pages, one.wire_bytes, one.counters = 100, 400_000, {"hits": 2, "misses": 1}
-    two.zero_pages, two.wire_bytes, two.counters = 50, 99_000, {"hits": 3}
-    stats.main_bytes = 1000
+    one.normal_pages, one.counters = 100, {"hits": 2, "misses": 1}
+    two.zero_pages, two.counters = 50, {"hits": 3}
+    stats.wire_bytes = 500_000
     stats.switchover(101.25)
     stats.finish(101.5, "completed")
     result = stats.snapshot(999.0)
@@ -36,7 +36,7 @@ def test_a_migration() -> None:
 def test_windows() -> None:
     stats = MigrationStats(0.0)
     channel = stats.add_channel()
-    channel.normal_pages, channel.wire_bytes = 10, 1_000_000
+    channel.normal_pages, stats.wire_bytes = 10, 1_000_000
     assert not stats.tick(0.05)
     assert stats.snapshot(0.05).mbps == 0
     assert stats.tick(0.5)
