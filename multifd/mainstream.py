@@ -43,7 +43,6 @@ _MAX_TAIL = 16 << 20
 """Bytes of the opaque remainder searched for its end; a vmdesc is about 100 KB for an empty pc."""
 _MAX_RUN = 1024  # words taken at once: bounds what a run that breaks off early costs
 _ZERO_RECORD = np.dtype([("word", ">u8"), ("fill", "u1")])
-_MAX_RETURN = 512  # QEMU 10.0, migration/migration.c: source_return_path_thread
 
 
 @dataclass(frozen=True)
@@ -119,6 +118,7 @@ class MainStreamReader:
         self.page_size = page_size
         self._blocks: dict[str, int] = {}
         self._current = ""
+        self._at_word = False  # what comes next is a word of the ram section
         self._flushes: bool | None = None  # sync points are FLUSH words; None: not known yet
         self._ram_id: int | None = None
         self._return_path = False
@@ -267,7 +267,9 @@ class MainStreamReader:
     def _ram(self, *, is_setup: bool) -> Generator[int, bytes, None]:
         saw_flush = False
         while True:
+            self._at_word = True
             (word,) = struct.unpack(">Q", (yield 8))
+            self._at_word = False
             flags, offset = word & (self.page_size - 1), word & ~(self.page_size - 1)
             if flags == EOS:
                 if is_setup:
@@ -300,6 +302,8 @@ class MainStreamReader:
                 raise self._error(f"word with flags {flags:#x}, not one of a multifd migration", 8)
 
     def _block_list(self, total: int) -> Generator[int, bytes, None]:
+        if not 0 < total < 1 << 63:  # offsets are int64
+            raise self._error(f"block list of {total} bytes, expected 1 to {(1 << 63) - 1}", 8)
         left = total
         while left > 0:
             idstr = yield from self._name()
@@ -332,7 +336,7 @@ class MainStreamReader:
         Each is 9 bytes, the word and the fill. A guest has millions, so no loop over them.
         """
         next_flags = int.from_bytes(self._buffer[start : start + 8], "big") & (self.page_size - 1)
-        if not (self._events and isinstance(self._events[-1], ZeroPages) and next_flags == ZERO | CONTINUE):
+        if not (self._at_word and self._current in self._blocks and next_flags == ZERO | CONTINUE):
             return 0
         count = min((len(self._buffer) - start) // 9, _MAX_RUN)
         if not count:
@@ -378,7 +382,7 @@ class MainStreamReader:
             if tail[body : body + 1] == b"{" and int.from_bytes(tail[at + 2 : body], "big") == len(tail) - body:
                 try:
                     description = json.loads(tail[body:])
-                except ValueError:
+                except (ValueError, RecursionError):
                     description = None
                 if isinstance(description, dict) and {"page_size", "devices"} <= description.keys():
                     return True
@@ -480,7 +484,7 @@ class ReturnPathReader:
         messages = []
         while len(self._buffer) >= 4:
             kind, length = struct.unpack_from(">HH", self._buffer)
-            if self._LENGTHS.get(kind) != length or length > _MAX_RETURN:
+            if self._LENGTHS.get(kind) != length:
                 raise StreamError(f"return path: message {kind} of {length} bytes, expected SHUT or PONG of 4")
             if len(self._buffer) < 4 + length:
                 break

@@ -46,7 +46,9 @@ def test_the_command_reference_has_every_command_and_option(tmp_path):
     build = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "text", str(source), str(tmp_path / "out")]
     done = subprocess.run(build, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    _, *sections = re.split(r"^(\w+)\n=+$|^(\w+)\n-+$", (tmp_path / "out/cli.txt").read_text(), flags=re.MULTILINE)
+    _, *sections = re.split(
+        r"^([\w-]+)\n=+$|^([\w-]+)\n-+$", (tmp_path / "out/cli.txt").read_text(), flags=re.MULTILINE
+    )
     found = {a or b: text for a, b, text in zip(*[iter(sections)] * 3, strict=True)}
     for name, command in cli.main.commands.items():
         for param in command.params:
