@@ -179,3 +179,10 @@ class OutcomeUnknown(MultifdError):
     """
 
     exit_code = 7
+
+
+def note_others(error: BaseException, others: Sequence[BaseException]) -> None:
+    """Attach what else went wrong to the error that is raised, without saying anything twice."""
+    for other in others:
+        if other is not error and str(other) not in str(error):
+            error.add_note(f"also: {other}")

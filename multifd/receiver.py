@@ -31,6 +31,7 @@ from multifd.errors import (
     RemoteWireError,
     StreamError,
     UsageError,
+    note_others,
 )
 from multifd.method import Geometry, MultifdMethods, RecvParams
 from multifd.ram import Staging, Target, TargetBlock
@@ -127,9 +128,8 @@ class Receiver:
             self._finish()
         except BaseException as e:
             error = self._errors[0] if self._errors and isinstance(e, MultifdError) else e
-            for other in self._errors:
-                if other is not error and str(other) not in str(error):
-                    error.add_note(f"also: {other}")
+            note_others(error, self._errors)
+            error.add_note("what was received is not kept: the good copy is the sender's")
             self._tear_down(failed=True)
             status = "cancelled" if isinstance(error, KeyboardInterrupt) else "failed"
             self._count_bytes()
@@ -139,9 +139,9 @@ class Receiver:
             raise error from None
         self._count_bytes()
         self.stats.finish(time.monotonic(), "completed")
+        self._tear_down(failed=False)
         if self.strangers:
             _LOG.info("%d connections that were no migration's were closed", self.strangers)
-        self._tear_down(failed=False)
         return self.stats.snapshot(time.monotonic())
 
     # -- the caller's thread ----------------------------------------------------------------------
@@ -270,10 +270,11 @@ class Receiver:
         for connection in self._channels.values():
             connection.shutdown_read()
         self._join()
+        if busy := [thread.name for thread in self._threads if thread.is_alive()]:
+            raise HookError(f"{', '.join(busy)}: still busy {_JOIN_S:g} s after the last sync point")
         self._accept()
-        for sock in list(self._pending):
+        for sock in [*self._pending, *self._pending]:  # twice: the magic, then the rest of an init packet
             self._identify(sock)
-            self._identify(sock) if sock in self._pending else None
         if self._errors:
             raise self._errors[0]
         self._commit()

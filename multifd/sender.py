@@ -27,6 +27,7 @@ from multifd.errors import (
     PeerFailed,
     StreamError,
     UsageError,
+    note_others,
 )
 from multifd.method import MAX_IOV, Geometry, MultifdMethods, SendParams
 from multifd.pages import Offsets
@@ -302,16 +303,16 @@ class Sender:
         self._rounds.close()
         error = self._errors[0] if self._errors and isinstance(caught, MultifdError) else caught
         if isinstance(error, ChannelError) and self._main is not None:
-            with contextlib.suppress(ChannelError):
+            with contextlib.suppress(ChannelError, StreamError):
                 if self._main.wait_readable(_GRACE_S):
                     try:
                         self._read_answers()
                     except PeerFailed as e:
                         e.add_note(str(error))
                         error = e
-        for other in self._errors:
-            if other is not error and str(other) not in str(error):
-                error.add_note(f"also: {other}")
+        note_others(error, self._errors)
+        if not isinstance(error, OutcomeUnknown | PeerFailed | KeyboardInterrupt):
+            error.add_note("the memory here is intact and the good copy")
         return error
 
     def _tear_down(self, *, graceful: bool) -> None:
