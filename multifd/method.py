@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self, get_type_hints
 
-from multifd.errors import CodecError, HookError, MethodUnavailable, OptionError
+from multifd.errors import CodecError, HookError, MethodUnavailable, MultifdError, OptionError
 from multifd.pages import Memory, Pages
 
 __all__ = [
@@ -295,3 +295,18 @@ class MultifdMethods(ABC):
     def recv_cleanup(self, p: RecvParams) -> None:
         """Release ``p.state``. Also called after a setup that failed; a second call does nothing."""
         p.state = None
+
+
+def run_hook(method: MultifdMethods, hook: str, p: SendParams | RecvParams) -> None:
+    """Call a hook; what the contract does not allow it to raise becomes a HookError.
+
+    Raises:
+        MultifdError: passed through from the hook.
+        HookError: it raised anything else.
+    """
+    try:
+        getattr(method, hook)(p)
+    except MultifdError:
+        raise
+    except Exception as e:
+        raise HookError(f"method {method.name!r}: {hook} raised {e!r} on channel {p.channel}") from e

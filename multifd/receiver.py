@@ -33,7 +33,7 @@ from multifd.errors import (
     UsageError,
     note_others,
 )
-from multifd.method import Geometry, MultifdMethods, RecvParams
+from multifd.method import Geometry, MultifdMethods, RecvParams, run_hook
 from multifd.ram import Staging, Target, TargetBlock
 from multifd.stats import ChannelStats, MigrationStats, Result
 from multifd.wire import (
@@ -394,7 +394,7 @@ class Receiver:
                         method = self._agreement.method_of(packet.code)
                         self.stats.method = method.name
                         payload = memoryview(mmap.mmap(-1, method.capabilities.max_payload))
-                        self._call(method, method.recv_setup, p)
+                        run_hook(method, "recv_setup", p)
                     self._agreement.method_of(packet.code)
                     self._receive_pages(packet, connection, method, p, staging, payload)
                     stats.normal_pages += len(packet.normal)
@@ -413,7 +413,7 @@ class Receiver:
             raise
         finally:
             if method is not None:
-                self._call(method, method.recv_cleanup, p)
+                run_hook(method, "recv_cleanup", p)
 
     def _receive_pages(
         self,
@@ -438,15 +438,5 @@ class Receiver:
             if size:
                 connection.recv_exactly([payload[:size]])
             p.pages, p.payload = pages, payload[:size].toreadonly()
-            self._call(method, method.recv, p)
+            run_hook(method, "recv", p)
         block.store(packet.normal, staging)
-
-    @staticmethod
-    def _call(method: MultifdMethods, hook: Callable[[RecvParams], None], p: RecvParams) -> None:
-        try:
-            hook(p)
-        except MultifdError:
-            raise
-        except Exception as e:
-            where = f"method {method.name!r}: {hook.__name__} raised {e!r} on channel {p.channel}"
-            raise HookError(where) from e

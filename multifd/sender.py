@@ -29,7 +29,7 @@ from multifd.errors import (
     UsageError,
     note_others,
 )
-from multifd.method import MAX_IOV, Geometry, MultifdMethods, SendParams
+from multifd.method import MAX_IOV, Geometry, MultifdMethods, SendParams, run_hook
 from multifd.pages import Offsets
 from multifd.ram import Source, SourceBlock, Staging
 from multifd.stats import ChannelStats, MigrationStats, Result
@@ -338,7 +338,7 @@ class Sender:
         encoder = PacketEncoder(self._geometry)
         try:
             try:
-                self._call(method.send_setup, p)
+                run_hook(method, "send_setup", p)
                 for number in itertools.count(1):
                     if not self._rounds.wait_next(number):
                         return
@@ -347,7 +347,7 @@ class Sender:
                     connection.send([encoder.sync(next(self._packet_nums))])
                     self._rounds.synced()
             finally:
-                self._call(method.send_cleanup, p)
+                run_hook(method, "send_cleanup", p)
         except BaseException as e:
             self._errors.append(e)
             self._rounds.close()
@@ -374,7 +374,7 @@ class Sender:
                 pages = pages.select(~mask)
             if len(normal):
                 p.pages = pages
-                self._call(self._method.send_prepare, p)
+                run_hook(self._method, "send_prepare", p)
                 payload = self._check_payload(p)
         if not self._config.dialect.zero_pages_in_packets and len(zero):
             self._write(mainstream.encode_zero_pages(block.idstr, zero))
@@ -395,12 +395,3 @@ class Sender:
                 f"at most {bound} in {MAX_IOV}"
             )
         return payload
-
-    def _call(self, hook: Callable[[SendParams], None], p: SendParams) -> None:
-        try:
-            hook(p)
-        except MultifdError:
-            raise
-        except Exception as e:
-            where = f"method {self._method.name!r}: {hook.__name__} raised {e!r} on channel {p.channel}"
-            raise HookError(where) from e
