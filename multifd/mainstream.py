@@ -376,17 +376,18 @@ class MainStreamReader:
     def _has_vmdesc(tail: bytearray) -> bool:
         if not tail.endswith(b"}"):
             return False
-        at = tail.rfind(b"\0\x06")
-        while at >= 0:
+        # JSON holds no NUL: the last one belongs to the EOF byte or the length before the text.
+        last = tail.rfind(0)
+        for at in range(max(last - 5, 0), last + 1):
             body = at + 6
-            if tail[body : body + 1] == b"{" and int.from_bytes(tail[at + 2 : body], "big") == len(tail) - body:
+            head, nbytes = tail[at : at + 2] + tail[body : body + 1], int.from_bytes(tail[at + 2 : body], "big")
+            if head == b"\0\x06{" and nbytes == len(tail) - body:
                 try:
                     description = json.loads(tail[body:])
                 except (ValueError, RecursionError):
-                    description = None
+                    continue
                 if isinstance(description, dict) and {"page_size", "devices"} <= description.keys():
                     return True
-            at = tail.rfind(b"\0\x06", 0, at)
         return False
 
     def _error(self, what: str, length: int = 0) -> StreamError:

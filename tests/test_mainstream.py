@@ -314,6 +314,16 @@ class TestRemainder:
     def test_does_not_end(self, data):
         assert self.after_ram(data) == []
 
+    def test_many_that_look_like_the_end(self, monkeypatch):
+        """Only what can be the last text is parsed: a sender cannot keep the reader busy with a small stream."""
+        data = b"}"
+        for _ in range(1000):
+            data = b"\0\x06" + struct.pack(">I", len(data) + 1) + b"{" + data
+        parsed = []
+        monkeypatch.setattr(mainstream.json, "loads", lambda text: parsed.append(text) or {})
+        assert self.after_ram(b"\x04" + data) == []
+        assert parsed == [b"{}"]
+
     def test_anything_after_the_end_is_ignored(self):
         assert events(PER_SECTION + b"anything") == events(PER_SECTION)
 
