@@ -16,7 +16,7 @@ import stat
 import struct
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from multifd.errors import ChannelError, UsageError
@@ -35,10 +35,12 @@ class Silence:
 
     Args:
         timeout_s: how long all may be silent.
+        describe: what to add to the error, such as which connections there are; called in any thread.
     """
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, describe: Callable[[], str] = str) -> None:
         self.timeout_s = timeout_s
+        self._describe = describe
         self.abort = bytearray(1)
         self.stopped = threading.Event()
         self._last = time.monotonic()
@@ -58,7 +60,7 @@ class Silence:
         if time.monotonic() - self._last > self.timeout_s:
             raise ChannelError(
                 f"no byte moved on any connection for {self.timeout_s:g} s: the peer hangs or is unreachable "
-                "(a longer --timeout waits longer)"
+                f"(a longer --timeout waits longer){self._describe()}"
             )
 
     def stop(self) -> None:

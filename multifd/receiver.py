@@ -94,7 +94,7 @@ class Receiver:
     ) -> None:
         self._listener, self._target, self._config = listener, target, config
         self._on_progress = on_progress
-        self._silence = Silence(config.timeout_s)
+        self._silence = Silence(config.timeout_s, self._describe_connections)
         self._agreement = Agreement(config.methods, config.channels, is_local=listener.is_local)
         self._barrier = Barrier()
         self._ready = threading.Event()  # geometry and blocks are known, or all is over
@@ -157,10 +157,7 @@ class Receiver:
                 self._identify(key.fileobj)  # type: ignore[arg-type]
         if self._errors:
             raise self._errors[0]
-        try:
-            self._silence.check()
-        except ChannelError as e:
-            raise ChannelError(f"{e}; {self._describe_connections()}") from None
+        self._silence.check()
         self._count_bytes()
         if self.stats.tick(time.monotonic()) and self._on_progress is not None:
             self._on_progress(self.stats.snapshot(time.monotonic()))
@@ -171,10 +168,10 @@ class Receiver:
 
     def _describe_connections(self) -> str:
         if self._main is None and not self._channels:
-            return "no sender connected"
+            return "; no sender connected"
         main = "connected" if self._main else "not connected"
         return (
-            f"main is {main}, {len(self._channels)} of {self._agreement.channels} channels are "
+            f"; main is {main}, {len(self._channels)} of {self._agreement.channels} channels are "
             "(--channels must be the sender's)"
         )
 
