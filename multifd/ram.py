@@ -307,14 +307,16 @@ class RawImageTarget:
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
         while True:
             try:
-                fd = os.open(self._part, flags | os.O_CREAT | os.O_EXCL, 0o600)
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return fd
+                fd, is_new = os.open(self._part, flags | os.O_CREAT | os.O_EXCL, 0o600), True
             except FileExistsError:
-                fd = os.open(self._part, flags)
+                fd, is_new = os.open(self._part, flags), False
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.unlink(self._part)
+                # Before the lock another process may have unlinked it and made its own of that name.
+                if os.fstat(fd).st_nlink:
+                    if is_new:
+                        return os.dup(fd)  # shares the lock
+                    os.unlink(self._part)
             except BlockingIOError:
                 raise RamError(f"{self.path}: another process is receiving into it") from None
             finally:

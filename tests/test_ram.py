@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import resource
 import signal
@@ -217,6 +218,24 @@ def test_two_at_once(tmp_path: Path) -> None:
     assert (tmp_path / ".out.multifd-part").exists()
     first.discard()
     RawImageTarget(tmp_path / "out").discard()
+
+
+def test_a_rival_between_open_and_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes the new file for a stale one: it, and nobody beside it, receives into the name."""
+    rivals: list[RawImageTarget] = []
+    flock = fcntl.flock
+
+    def late(fd: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        rivals.append(RawImageTarget(tmp_path / "out"))
+        flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(RamError, match="another process"):
+        RawImageTarget(tmp_path / "out")
+    rivals[0].allocate((Block("ram", PAGE),), PAGE)
+    rivals[0].commit()
+    assert (tmp_path / "out").read_bytes() == bytes(PAGE)
 
 
 def test_a_symlink_is_not_followed(tmp_path: Path) -> None:
