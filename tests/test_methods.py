@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import gc
+import os
 import random
+import subprocess
+import sys
 import tracemalloc
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -295,15 +298,25 @@ def test_zstd_highest_levels_fit_the_window(engine: str, level: int) -> None:
 @pytest.mark.parametrize("spec", ZSTD)
 def test_error_survives_collection(spec: str) -> None:
     """An exception must not carry a library's view of the packet away: CPython 3.11 crashes on freeing both."""
-    for _ in range(20):
-        kept = []
-        try:
-            Receiver(load_method(spec)).packet([0, 1], b"\x28\xb5\x2f\xfd" + bytes(20))
-        except CodecError as e:
-            kept += [e, kept]
-        assert kept
-        del kept
-    gc.collect()
+    code = f"""
+import gc
+from multifd.errors import CodecError
+from multifd.registry import load_method
+from test_methods import Receiver
+for _ in range(20):
+    kept = []
+    try:
+        Receiver(load_method({spec!r})).packet([0, 1], bytes.fromhex("28b52ffd") + bytes(20))
+    except CodecError as e:
+        kept += [e, kept]
+    assert kept
+    del kept
+gc.collect()
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # -- memory that is written meanwhile ---------------------------------------------------------------

@@ -165,6 +165,19 @@ def test_broken_plugins_hide_nobody(broken: Any) -> None:
     assert rows.keys() >= {"none", "zlib", "zstd", *BROKEN}
 
 
+def test_broken_plugins_do_not_break_the_command(site: Site) -> None:
+    for name in ("asserts", "exits", "odd_base", "is_none"):
+        site.install(f"plug_{name}", BROKEN[name][0], name)
+    command = [sys.executable, "-m", "multifd", "methods", "--json"]
+    done = subprocess.run(command, env=site.environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = {row["name"]: row for row in json.loads(done.stdout)}
+    assert rows["none"]["status"] == "ok"
+    for name in ("asserts", "exits", "odd_base", "is_none"):
+        assert rows[name]["status"] == "unavailable"
+        assert BROKEN[name][2] in rows[name]["reason"]
+
+
 def test_a_constructor_that_raises(site: Site) -> None:
     site.install("plug", GOOD.format(name="swift", code=0) + "    def __init__(self, o): 1 / 0\n", "swift")
     assert site.error("swift")[0] == "HookError"
