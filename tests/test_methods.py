@@ -303,7 +303,8 @@ import gc
 from multifd.errors import CodecError
 from multifd.registry import load_method
 from test_methods import Receiver
-for _ in range(20):
+for threshold in range(1, 100):  # whether it crashes depends on the moment of the collection
+    gc.set_threshold(threshold)
     kept = []
     try:
         Receiver(load_method({spec!r})).packet([0, 1], bytes.fromhex("28b52ffd") + bytes(20))
