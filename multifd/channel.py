@@ -165,9 +165,8 @@ class Connection:
             ChannelError: the peer closed in the middle, is silent, or the migration was aborted.
         """
         pending = list(views)
-        total = sum(map(len, pending))
         flags = socket.MSG_WAITALL if at_least is None else 0
-        wanted = total if at_least is None else at_least
+        wanted = sum(map(len, pending)) if at_least is None else at_least
         done = 0
         while done < wanted:
             try:

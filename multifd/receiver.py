@@ -378,12 +378,13 @@ class Receiver:
         lengths = {name: block.used_length for name, block in self._blocks.items()}
         payload = memoryview(b"")
         method: MultifdMethods | None = None
+        code = -1
         number = 0
         try:
             unsynced = False
             while got := connection.recv_into([header], at_least=PREFIX_BYTES):
-                check_prefix(header)
                 if got < len(header):
+                    check_prefix(header)  # what is no packet may be shorter than one
                     connection.recv_exactly([header[got:]])
                 packet = decode_packet(header, geometry, lengths)
                 if len(packet.normal):
@@ -392,13 +393,16 @@ class Receiver:
                         self.stats.method = method.name
                         payload = memoryview(mmap.mmap(-1, method.capabilities.max_payload))
                         run_hook(method, "recv_setup", p)
-                    self._agreement.method_of(packet.code)
+                        code = packet.code
+                    if packet.code != code:
+                        self._agreement.method_of(packet.code)  # raises
                     self._receive_pages(packet, connection, method, p, staging, payload)
                     stats.normal_pages += len(packet.normal)
                 if len(packet.zero):
                     self._blocks[packet.ramblock].clear(packet.zero)
                     stats.zero_pages += len(packet.zero)
-                unsynced = bool(len(packet.normal) or len(packet.zero)) and not packet.is_sync
+                has_pages = bool(len(packet.normal) or len(packet.zero))
+                unsynced = not packet.is_sync and (unsynced or has_pages)
                 if packet.is_sync:
                     self._barrier.arrive(i)
                 number += 1

@@ -104,7 +104,7 @@ def _check_magic(magic: int, version: int) -> None:
         raise RemoteWireError(f"version {version}, expected {VERSION}", offset=4)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Packet:
     """A validated packet header (MultiFDPacket_t); the payload follows it on the wire."""
 
