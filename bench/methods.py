@@ -96,7 +96,7 @@ def iperf3(nbytes: int) -> float:
     with subprocess.Popen(listen, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         next(line for line in server.stdout if "listening on" in line)
-        command = ["iperf3", "-c", "127.0.0.1", "-p", port, "-P", "2", "-n", str(nbytes // 2), "-l", "512K", "-J"]
+        command = ["iperf3", "-c", "127.0.0.1", "-p", port, "-P", "2", "-n", str(nbytes // 2), "-J"]
         report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         server.wait(10)
     return float(report["end"]["sum_received"]["bits_per_second"]) / 8
