@@ -10,7 +10,9 @@
  *    their memory and output, so the caller must let both live for ever.
  *  - qpl counts statuses as in its own status.h; those that are acted on are named below.
  */
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include <sched.h>
 #include <stddef.h>
 #include <stdint.h>
