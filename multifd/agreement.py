@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from multifd import registry
 from multifd.errors import MethodNotFound, PeerMismatch, RemoteWireError
+from multifd.mainstream import NO_UUID
 from multifd.method import MultifdMethods
 from multifd.wire import PRIVATE_CODE, InitPacket
 
@@ -46,6 +47,11 @@ class Agreement:
         """How many are expected, as far as is known."""
         announced = self._first.channels if self._first else 0
         return announced or self._channels or _DEFAULT_CHANNELS
+
+    @property
+    def uuid(self) -> bytes:
+        """The guest's, as the channels give it; all zero if it has none."""
+        return self._first.uuid if self._first else NO_UUID
 
     def admit(self, init: InitPacket) -> None:
         """Check one more channel against what is agreed (one thread).

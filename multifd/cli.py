@@ -189,26 +189,34 @@ def methods(as_json: bool) -> None:
 )
 @click.option(
     "--dialect",
-    default="9.0",
-    show_default=True,
     type=click.Choice(["9.0", "8.1", "7.2"]),
-    help="The QEMU release whose machine type the destination has.",
+    help="The QEMU release whose machine type the destination has; else a capture's own machine type says it, and for "
+    "a raw image it is 9.0.",
+)
+@click.option("--uuid", help="The destination's, if it is not the captured guest's; all zero if it has none.")
+@click.option(
+    "--source-format",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "mapped-ram", "raw"]),
+    help="What SOURCE is; auto looks at how it starts.",
 )
 @_reporting
 def send(
     source: Path, uri: str, method: str, channels: int, max_bandwidth: int, connect_timeout: float, timeout: float,
-    dialect: str, as_json: bool,
+    dialect: str | None, uuid: str | None, source_format: str, as_json: bool,
 ) -> None:  # fmt: skip
-    """Send SOURCE, a raw RAM image, to the destination that listens at URI.
+    """Send SOURCE, a capture or a raw RAM image, to the destination that listens at URI.
 
-    URI is tcp:HOST:PORT or unix:PATH. Either end may be started first.
+    A capture is a QEMU mapped-ram file, multifd's or QEMU's own; the destination may be a stock QEMU
+    that was started with -incoming. URI is tcp:HOST:PORT or unix:PATH. Either end may be started first.
     """
     from multifd.migrate import send as call
 
     _migrate(
         lambda progress: call(
             source, uri, method, channels=channels, max_bandwidth=max_bandwidth, connect_timeout=connect_timeout,
-            timeout=timeout, dialect=dialect, on_progress=progress,
+            timeout=timeout, dialect=dialect, uuid=uuid, source_format=source_format, on_progress=progress,
         ),
         as_json=as_json,
         what="send",
@@ -221,9 +229,10 @@ def send(
 @click.option(
     "--format",
     "format_",
-    required=True,
-    type=click.Choice(["raw"]),
-    help="What OUT will be: a raw image of one RAM block.",
+    default="mapped-ram",
+    show_default=True,
+    type=click.Choice(["mapped-ram", "raw"]),
+    help="What OUT will be: QEMU's own file with RAM and devices, or a raw image of one RAM block.",
 )
 @click.option(
     "--channels",
@@ -249,7 +258,7 @@ def send(
 def receive(
     uri: str, out: Path, format_: str, channels: int | None, methods: tuple[str, ...], timeout: float, as_json: bool
 ) -> None:
-    """Wait at URI for a sender, multifd or QEMU, and write its RAM to OUT.
+    """Wait at URI for a sender, multifd or QEMU, and write its RAM, and its devices, to OUT.
 
     OUT appears when everything is in place and durable, never before. With port 0 the URI with the
     chosen port is printed on stderr at once.
@@ -258,7 +267,7 @@ def receive(
 
     _migrate(
         lambda progress: call(
-            uri, out, channels=channels, methods=methods, timeout=timeout, on_progress=progress,
+            uri, out, format=format_, channels=channels, methods=methods, timeout=timeout, on_progress=progress,
             on_listening=lambda chosen: click.echo(f"listening on {chosen}", err=True),
         ),
         as_json=as_json,

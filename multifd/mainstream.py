@@ -13,18 +13,18 @@ Grammar (migration/savevm.c, migration/ram.c, QEMU 7.2.0 and 10.0; confirmed on 
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from multifd import vmdesc
 from multifd.errors import StreamError
 from multifd.pages import Offsets
 
 MAGIC_BYTES = b"QEVM"
-_VERSION = 3
+VERSION = 3
 
 # Section types, migration/savevm.h
 EOF, START, PART, END, FULL, SUBSECTION, VMDESC, CONFIGURATION, COMMAND, FOOTER = (
@@ -36,6 +36,7 @@ ZERO, MEM_SIZE, PAGE, EOS, CONTINUE, FLUSH = 0x02, 0x04, 0x08, 0x10, 0x20, 0x200
 OPEN_RETURN_PATH, PING, SWITCHOVER_START = 1, 2, 11
 SHUT, PONG = 1, 2
 
+NO_UUID = bytes(16)
 _RAM_VERSION = 4
 _MAX_NAME = 256
 _MAX_BLOCKS = 65536
@@ -55,18 +56,18 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Configuration:
-    """The machine, and the page size if it is not 4096."""
+class Machine:
+    """What a stream says of its machine up to the list of RAM blocks; comes once, before any page."""
 
-    machine: str
+    name: str
+    """The full machine type, such as ``pc-i440fx-7.2``; empty for types up to 2.3, which have no
+    configuration section and no section footers (hw/core/machine.c, hw_compat_2_3)."""
     page_size: int
-
-
-@dataclass(frozen=True)
-class BlockList:
-    """All RAM blocks; comes once, before any page."""
-
     blocks: tuple[Block, ...]
+    uuid: bytes = NO_UUID
+    """The guest's, of subsection ``configuration/uuid``; all zero if the stream has none."""
+    ram_section_id: int = 1
+    """A replay must use it again: the ids of the devices' sections were chosen around it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,8 +96,10 @@ class Ping:
 
 
 @dataclass(frozen=True)
-class RamEnd:
-    """No page follows any more; what follows is the devices' own."""
+class DeviceState:
+    """A piece of what follows the end of RAM up to the stream's end, as it came: the devices' own."""
+
+    data: bytes
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class StreamEnd:
     """The last item was seen; with a return path the source now waits for SHUT."""
 
 
-Event = Configuration | BlockList | ZeroPages | SyncPoint | ReturnPathOpened | Ping | RamEnd | StreamEnd
+Event = Machine | ZeroPages | SyncPoint | ReturnPathOpened | Ping | DeviceState | StreamEnd
 
 
 class MainStreamReader:
@@ -116,6 +119,9 @@ class MainStreamReader:
 
     def __init__(self, page_size: int = 4096) -> None:
         self.page_size = page_size
+        self._machine = ""
+        self._uuid = NO_UUID
+        self._has_footers: bool | None = None  # None: no configuration section, not known yet
         self._blocks: dict[str, int] = {}
         self._current = ""
         self._at_word = False  # what comes next is a word of the ram section
@@ -127,7 +133,6 @@ class MainStreamReader:
         self._position = 0  # of the buffer's first byte in the stream
         self._is_ram = True
         self._tail = bytearray()  # the remainder, once ram has ended
-        self._has_devices = False
         self._ended = False
         self._parser = self._parse()
         self._need = next(self._parser)
@@ -178,17 +183,27 @@ class MainStreamReader:
         magic, version = struct.unpack(">4sI", (yield 8))
         if magic != MAGIC_BYTES:
             raise self._error(f"magic {magic!r}, expected {MAGIC_BYTES!r}", 8)
-        if version != _VERSION:
-            raise self._error(f"stream version {version}, expected {_VERSION}", 4)
+        if version != VERSION:
+            raise self._error(f"stream version {version}, expected {VERSION}", 4)
         kind = (yield 1)[0]
         if kind == CONFIGURATION:
+            self._has_footers = True
             kind = yield from self._configuration()
         while True:
             if kind == COMMAND:
                 yield from self._command()
             elif kind in (START, PART, END, FULL):
-                if (yield from self._section(kind)):
-                    self._events.append(RamEnd())
+                yield from self._section(kind)
+                if self._has_footers is None:
+                    byte = (yield 1)[0]
+                    self._has_footers = byte == FOOTER
+                    if not self._has_footers:
+                        kind = byte
+                        continue
+                    yield from self._footer()
+                elif self._has_footers:
+                    yield from self._footer((yield 1)[0])
+                if kind == END:
                     return
             elif kind == EOF:
                 raise self._error("the stream ends without the end of the ram section", 1)
@@ -200,7 +215,7 @@ class MainStreamReader:
         (length,) = struct.unpack(">I", (yield 4))
         if not 0 < length <= _MAX_NAME:
             raise self._error(f"machine name of {length} bytes, expected 1 to {_MAX_NAME}", 4)
-        machine = _text((yield length))
+        self._machine = _text((yield length))
         while (kind := (yield 1)[0]) == SUBSECTION:
             name = yield from self._name()
             (version,) = struct.unpack(">I", (yield 4))
@@ -210,21 +225,23 @@ class MainStreamReader:
                     raise self._error(f"target-page-bits {bits}, expected 12 to 16", 4)
                 self.page_size = 1 << bits
             elif name == "configuration/uuid":
-                yield 16
+                self._uuid = yield 16
             elif name == "configuration/capabilities":
                 (count,) = struct.unpack(">I", (yield 4))
                 if count > 64:
                     raise self._error(f"{count} capabilities, at most 64 expected", 4)
                 for _ in range(count):
-                    capability = yield from self._name()
-                    raise self._error(
-                        f"the source has capability {capability!r} on, with which RAM does not travel on the "
-                        "connections: switch it off there"
-                    )
+                    self._capability((yield from self._name()))
             else:
                 raise self._error(f"unknown configuration subsection {name!r}, version {version}")
-        self._events.append(Configuration(machine, self.page_size))
         return kind
+
+    def _capability(self, name: str) -> None:
+        """A capability that changes the format is on."""
+        raise self._error(
+            f"the source has capability {name!r} on, with which RAM does not travel on the connections: "
+            "switch it off there"
+        )
 
     def _command(self) -> Generator[int, bytes, None]:
         command, length = struct.unpack(">HH", (yield 4))
@@ -242,8 +259,8 @@ class MainStreamReader:
                 raise self._error("PING without OPEN_RETURN_PATH before it", 4)
             self._events.append(Ping(struct.unpack(">I", data)[0]))
 
-    def _section(self, kind: int) -> Generator[int, bytes, bool]:
-        """One section; true if it was ram's last."""
+    def _section(self, kind: int) -> Generator[int, bytes, None]:
+        """One section, up to its footer."""
         (section_id,) = struct.unpack(">I", (yield 4))
         if kind in (START, FULL):
             name = yield from self._name()
@@ -259,10 +276,13 @@ class MainStreamReader:
         elif section_id != self._ram_id:
             raise self._error(f"section id {section_id}, expected ram's {self._ram_id}", 4)
         yield from self._ram(is_setup=kind == START)
-        footer, footer_id = struct.unpack(">BI", (yield 5))
-        if (footer, footer_id) != (FOOTER, section_id):
-            raise self._error(f"section footer {footer:#04x} id {footer_id}, expected {FOOTER:#04x} id {section_id}", 5)
-        return kind == END
+
+    def _footer(self, footer: int = FOOTER) -> Generator[int, bytes, None]:
+        (section_id,) = struct.unpack(">I", (yield 4))
+        if (footer, section_id) != (FOOTER, self._ram_id):
+            raise self._error(
+                f"section footer {footer:#04x} id {section_id}, expected {FOOTER:#04x} id {self._ram_id}", 5
+            )
 
     def _ram(self, *, is_setup: bool) -> Generator[int, bytes, None]:
         saw_flush = False
@@ -316,7 +336,14 @@ class MainStreamReader:
                 raise self._error(f"block {idstr!r} is listed twice, or there are too many")
             self._blocks[idstr] = length
             left -= length
-        self._events.append(BlockList(tuple(Block(*item) for item in self._blocks.items())))
+            yield from self._block_header(Block(idstr, length))
+        assert self._ram_id is not None
+        blocks = tuple(Block(*item) for item in self._blocks.items())
+        self._events.append(Machine(self._machine, self.page_size, blocks, self._uuid, self._ram_id))
+
+    def _block_header(self, block: Block) -> Generator[int, bytes, None]:
+        """What the format puts after a block's entry in the list: nothing on a connection."""
+        yield from ()
 
     def _name(self) -> Generator[int, bytes, str]:
         (length,) = yield 1
@@ -355,40 +382,23 @@ class MainStreamReader:
     # -- after ram ------------------------------------------------------------------------------
 
     def _remainder(self, data: bytes | bytearray | memoryview) -> None:
-        """Look for the stream's end in what ram does not understand.
+        """Pass on what ram does not understand, and look for the stream's end in it.
 
-        Without devices the EOF byte comes at once. Else the last thing is the vmdesc: 06, u32
-        length, JSON with keys page_size and devices, after the EOF byte.
+        Without devices the EOF byte comes at once. Else the last thing is the vmdesc.
         """
         if self._ended or not data:
             return
-        if not self._tail:
-            self._has_devices = data[0] != EOF
-        self._tail += data
+        if not self._tail and data[0] == EOF:
+            data = data[:1]
+            self._ended = True
+        self._events.append(DeviceState(bytes(data)))
         self._position += len(data)
-        if not self._has_devices or self._has_vmdesc(self._tail):
+        self._tail += data
+        if self._ended or vmdesc.ends(self._tail):
             self._ended = True
             self._events.append(StreamEnd())
         elif len(self._tail) > _MAX_TAIL:
             del self._tail[: len(self._tail) - _MAX_TAIL // 2]
-
-    @staticmethod
-    def _has_vmdesc(tail: bytearray) -> bool:
-        if not tail.endswith(b"}"):
-            return False
-        # JSON holds no NUL: the last one belongs to the EOF byte or the length before the text.
-        last = tail.rfind(0)
-        for at in range(max(last - 5, 0), last + 1):
-            body = at + 6
-            head, nbytes = tail[at : at + 2] + tail[body : body + 1], int.from_bytes(tail[at + 2 : body], "big")
-            if head == b"\0\x06{" and nbytes == len(tail) - body:
-                try:
-                    description = json.loads(tail[body:])
-                except (ValueError, RecursionError):
-                    continue
-                if isinstance(description, dict) and {"page_size", "devices"} <= description.keys():
-                    return True
-        return False
 
     def _error(self, what: str, length: int = 0) -> StreamError:
         """An error about the `length` bytes that were read last."""
@@ -407,14 +417,31 @@ def _name_bytes(name: str) -> bytes:
     return bytes([len(data)]) + data
 
 
-def encode_header(machine: str, page_size: int) -> bytes:
-    """Magic, version and the configuration section; target-page-bits only if it is not 4096."""
-    name = machine.encode("ascii")
-    out = MAGIC_BYTES + struct.pack(">IBI", _VERSION, CONFIGURATION, len(name)) + name
-    if page_size != 4096:
-        subsection = _name_bytes("configuration/target-page-bits")
-        out += bytes([SUBSECTION]) + subsection + struct.pack(">II", 1, page_size.bit_length() - 1)
+def encode_header(machine: Machine, capabilities: Sequence[str] = ()) -> bytes:
+    """Magic, version and the configuration section.
+
+    Subsection target-page-bits only if a page is not 4096 bytes, uuid only if there is one.
+
+    Args:
+        machine: its name, page size and uuid.
+        capabilities: those that change the format.
+    """
+    out = MAGIC_BYTES + struct.pack(">I", VERSION)
+    if not machine.name:
+        return out
+    out += struct.pack(">BI", CONFIGURATION, len(machine.name)) + machine.name.encode("ascii")
+    if machine.page_size != 4096:
+        out += _subsection("target-page-bits") + struct.pack(">I", machine.page_size.bit_length() - 1)
+    if capabilities:
+        out += _subsection("capabilities") + struct.pack(">I", len(capabilities))
+        out += b"".join(map(_name_bytes, capabilities))
+    if machine.uuid != NO_UUID:
+        out += _subsection("uuid") + machine.uuid
     return out
+
+
+def _subsection(name: str) -> bytes:
+    return bytes([SUBSECTION]) + _name_bytes(f"configuration/{name}") + struct.pack(">I", 1)
 
 
 def encode_return_path() -> bytes:
@@ -422,11 +449,15 @@ def encode_return_path() -> bytes:
     return struct.pack(">BHH", COMMAND, OPEN_RETURN_PATH, 0) + struct.pack(">BHHI", COMMAND, PING, 4, 1)
 
 
-def encode_ram_start(section_id: int, blocks: Sequence[Block]) -> bytes:
-    """START of the ram section with the list of blocks, its body left open."""
-    out = struct.pack(">BI", START, section_id) + _name_bytes("ram") + struct.pack(">II", 0, _RAM_VERSION)
-    out += struct.pack(">Q", sum(b.used_length for b in blocks) | MEM_SIZE)
-    return out + b"".join(_name_bytes(b.idstr) + struct.pack(">Q", b.used_length) for b in blocks)
+def encode_ram_start(machine: Machine) -> bytes:
+    """START of the ram section up to the list of blocks, each of which `encode_block` gives."""
+    out = struct.pack(">BI", START, machine.ram_section_id) + _name_bytes("ram") + struct.pack(">II", 0, _RAM_VERSION)
+    return out + struct.pack(">Q", sum(b.used_length for b in machine.blocks) | MEM_SIZE)
+
+
+def encode_block(block: Block) -> bytes:
+    """A block's entry in the list."""
+    return _name_bytes(block.idstr) + struct.pack(">Q", block.used_length)
 
 
 def encode_ram_next(kind: int, section_id: int) -> bytes:
@@ -439,9 +470,10 @@ def encode_flush() -> bytes:
     return struct.pack(">Q", FLUSH)
 
 
-def encode_eos(section_id: int) -> bytes:
+def encode_eos(machine: Machine) -> bytes:
     """The end of a ram section's body, and its footer."""
-    return struct.pack(">QBI", EOS, FOOTER, section_id)
+    footer = struct.pack(">BI", FOOTER, machine.ram_section_id) if machine.name else b""
+    return struct.pack(">Q", EOS) + footer
 
 
 def encode_zero_pages(idstr: str, offsets: Offsets) -> bytes:
@@ -458,8 +490,7 @@ def encode_end(page_size: int) -> bytes:
     QEMU's destination reads on until it has seen a vmdesc, before it answers SHUT (7.2.22, 10.0.2:
     tests/interop/test_qemu.py hangs without it).
     """
-    description = json.dumps({"page_size": page_size, "devices": []}).encode()
-    return struct.pack(">BBI", EOF, VMDESC, len(description)) + description
+    return bytes([EOF]) + vmdesc.encode(page_size)
 
 
 def encode_answer(kind: int, value: int) -> bytes:

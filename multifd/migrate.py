@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
+from uuid import UUID
 
 from multifd.channel import Listener, Uri
 from multifd.errors import MultifdError, UsageError
+from multifd.machines import dialect_of
+from multifd.mapped_ram import MappedRamSource, MappedRamTarget, is_mapped_ram
 from multifd.method import Buffer, MultifdMethods
-from multifd.ram import MemorySource, MemoryTarget, RawImageSource, RawImageTarget, Source, Target
+from multifd.ram import MemorySource, MemoryTarget, Source, Target
+from multifd.raw_image import RawImageSource, RawImageTarget
 from multifd.receiver import ReceiveConfig, Receiver
 from multifd.registry import load_method
 from multifd.sender import SendConfig, Sender
 from multifd.stats import Result
-from multifd.wire import DIALECTS
+from multifd.wire import DIALECTS, Dialect
 
 Progress = Callable[[Result], None]
 
@@ -28,21 +33,27 @@ def send(
     max_bandwidth: int = 0,
     connect_timeout: float = 10.0,
     timeout: float = 60.0,
-    dialect: str = "9.0",
+    dialect: str | None = None,
+    uuid: str | None = None,
+    source_format: str = "auto",
     on_progress: Progress | None = None,
 ) -> Result:
     """Migrate RAM to a destination that listens, or will within `connect_timeout`.
 
     Args:
-        ram: the path of a raw image, or a buffer of this process that nobody writes meanwhile.
+        ram: the path of a capture (QEMU's mapped-ram file) or of a raw image, or a buffer of this process that
+            nobody writes meanwhile.
         uri: ``tcp:HOST:PORT`` or ``unix:PATH``.
         method: a name, a name with options (``zstd:level=3``), or a method from `load_method`.
         channels: connections besides main, 1 to 255.
-        page_size: bytes, a power of two from 4096 to 65536.
+        page_size: bytes, a power of two from 4096 to 65536; a capture knows its own.
         max_bandwidth: bytes each second; 0 is unlimited.
         connect_timeout: seconds to wait for the destination to listen.
         timeout: seconds that all connections may be silent.
-        dialect: the QEMU release whose machine type the destination has: 9.0, 8.1 or 7.2.
+        dialect: the QEMU release whose machine type the destination has: 9.0, 8.1 or 7.2. None: a capture's machine
+            type says it, otherwise 9.0.
+        uuid: the destination's, instead of the captured guest's; all zero for a destination without one.
+        source_format: raw, mapped-ram, or auto: mapped-ram if the file starts as a QEMU stream does.
         on_progress: called in this thread with the figures so far, about ten times a second.
 
     Returns:
@@ -51,23 +62,44 @@ def send(
     Raises:
         MultifdError: see `multifd.errors`; its ``result`` has the figures up to then.
     """
-    if dialect not in DIALECTS:
+    if dialect is not None and dialect not in DIALECTS:
         raise UsageError(f"dialect {dialect!r}, expected one of {', '.join(DIALECTS)}")
     if page_size not in (4096, 8192, 16384, 32768, 65536):
         raise UsageError(f"page size {page_size}, expected a power of two from 4096 to 65536")
-    config = SendConfig(Uri.parse(uri), channels, DIALECTS[dialect], max_bandwidth, connect_timeout, timeout)
     loaded = load_method(method) if isinstance(method, str) else method
-    source = _source(ram, page_size)
+    source = _source(ram, page_size, source_format)
     try:
+        if uuid is not None:
+            source.machine = dataclasses.replace(source.machine, uuid=_uuid_bytes(uuid))
+        config = SendConfig(
+            Uri.parse(uri), channels, _dialect(source, dialect), max_bandwidth, connect_timeout, timeout
+        )
         return _run(Sender(source, loaded, config, on_progress))
     finally:
         source.close()
+
+
+def _uuid_bytes(text: str) -> bytes:
+    try:
+        return UUID(text).bytes
+    except ValueError:
+        raise UsageError(f"uuid {text!r}, expected 32 hexadecimal digits") from None
+
+
+def _dialect(source: Source, name: str | None) -> Dialect:
+    if not isinstance(source, MappedRamSource):
+        return DIALECTS[name or "9.0"]
+    # A destination may hold other bytes where a page is zero, such as its own firmware. A QEMU clears a
+    # zero page in a packet only if it received that page before, one on main always.
+    dialect = DIALECTS[name] if name else dialect_of(source.machine.name)
+    return dataclasses.replace(dialect, zero_pages_in_packets=False)
 
 
 def receive(
     uri: str,
     into: str | os.PathLike[str] | Buffer,
     *,
+    format: str = "mapped-ram",
     methods: Sequence[str] = (),
     channels: int | None = None,
     timeout: float = 60.0,
@@ -78,8 +110,9 @@ def receive(
 
     Args:
         uri: where to listen; port 0 lets the kernel choose.
-        into: the path of a raw image to make (it appears only when complete), or a writable buffer of the right
+        into: the path of the file to make (it appears only when complete), or a writable buffer of the right
             length (undefined after a failure).
+        format: of the file: mapped-ram, QEMU's own, which holds everything; or raw, for a single RAM block.
         methods: the only methods allowed, as names with options; empty: any that the sender may choose.
         channels: None for what the sender announces, else 2.
         timeout: seconds that all connections may be silent, and to wait for the first.
@@ -94,7 +127,7 @@ def receive(
     """
     parsed = Uri.parse(uri)
     config = ReceiveConfig(channels, tuple(methods), timeout)
-    target = _target(into)
+    target = _target(into, format)
     try:
         listener = Listener(parsed)
         try:
@@ -108,16 +141,22 @@ def receive(
         target.discard()
 
 
-def _source(ram: str | os.PathLike[str] | Buffer, page_size: int) -> Source:
-    if isinstance(ram, str | os.PathLike):
-        return RawImageSource(ram, page_size)
-    return MemorySource(ram, page_size)
+def _source(ram: str | os.PathLike[str] | Buffer, page_size: int, source_format: str) -> Source:
+    if source_format not in ("auto", "raw", "mapped-ram"):
+        raise UsageError(f"source format {source_format!r}, expected auto, raw or mapped-ram")
+    if not isinstance(ram, str | os.PathLike):
+        return MemorySource(ram, page_size)
+    if source_format == "mapped-ram" or (source_format == "auto" and is_mapped_ram(ram)):
+        return MappedRamSource(ram)
+    return RawImageSource(ram, page_size)
 
 
-def _target(into: str | os.PathLike[str] | Buffer) -> Target:
-    if isinstance(into, str | os.PathLike):
-        return RawImageTarget(into)
-    return MemoryTarget(into)
+def _target(into: str | os.PathLike[str] | Buffer, format: str) -> Target:
+    if format not in ("mapped-ram", "raw"):
+        raise UsageError(f"format {format!r}, expected mapped-ram or raw")
+    if not isinstance(into, str | os.PathLike):
+        return MemoryTarget(into)
+    return MappedRamTarget(into) if format == "mapped-ram" else RawImageTarget(into)
 
 
 def _run(end: Sender | Receiver) -> Result:

@@ -1,28 +1,20 @@
-"""RAM blocks and where they live: a raw image file, or memory of this process.
+"""RAM blocks: what engines ask of where RAM lives, and blocks in memory of this process.
 
-Files are read and written with preadv and pwritev through the channel's staging buffer, never
-mapped: a full disk or a file that shrinks is an error of a system call then, not a SIGBUS, and the
-memory of either end does not grow with RAM. Memory is used in place.
+Files are in `raw_image` and `mapped_ram`.
 
 Thread rule: blocks may be used by all channels at once, each with its own `Staging`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
 import mmap
-import os
-import stat
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from multifd.errors import RamError
-from multifd.mainstream import Block
+from multifd.mainstream import Block, Machine, encode_end
 from multifd.method import Buffer, Geometry
 from multifd.pages import Memory, Offsets, Pages
 
@@ -55,8 +47,12 @@ class SourceBlock(Protocol):
     idstr: str
     used_length: int
 
+    def portions(self, page_count: int) -> Iterator[Offsets]:
+        """Offsets of all pages, each once, at most `page_count` in each array, as they are best sent."""
+        ...
+
     def load(self, offsets: Offsets, staging: Staging) -> Pages | None:
-        """The pages at `offsets`, valid until the channel's next load; None if all are zero."""
+        """The pages of a portion, valid until the channel's next load; None if all are zero."""
         ...
 
 
@@ -82,11 +78,16 @@ class TargetBlock(Protocol):
 class Source(Protocol):
     """RAM to be sent."""
 
-    page_size: int
+    machine: Machine
+    """Name, page size, uuid and blocks, as they are announced."""
 
     @property
     def blocks(self) -> Sequence[SourceBlock]:
-        """The blocks, in the order in which they are announced."""
+        """The machine's blocks, in the same order."""
+        ...
+
+    def device_state(self) -> Iterator[bytes]:
+        """What follows RAM on the main stream, up to its end, in pieces."""
         ...
 
     def close(self) -> None:
@@ -97,7 +98,7 @@ class Source(Protocol):
 class Target(Protocol):
     """Where RAM is received into. Nothing is visible to others before `commit`."""
 
-    def allocate(self, blocks: Sequence[Block], page_size: int) -> Mapping[str, TargetBlock]:
+    def allocate(self, machine: Machine) -> Mapping[str, TargetBlock]:
         """Check the sender's list of blocks and make room for them.
 
         Raises:
@@ -105,8 +106,16 @@ class Target(Protocol):
         """
         ...
 
-    def commit(self) -> None:
-        """All pages are in place: make them durable and visible."""
+    def add_device_state(self, data: bytes) -> None:
+        """Take the next piece of what follows RAM (one thread, in order)."""
+        ...
+
+    def commit(self, uuid: bytes) -> None:
+        """Everything is in place: make it durable and visible.
+
+        Args:
+            uuid: the guest's, as its channels gave it; all zero if it has none.
+        """
         ...
 
     def discard(self) -> None:
@@ -127,6 +136,10 @@ class MemoryBlock:
         self.idstr = idstr
         self._memory = Memory(buffer, page_size)
         self.used_length = self._memory.view.nbytes
+
+    def portions(self, page_count: int) -> Iterator[Offsets]:
+        """See `SourceBlock`."""
+        return in_order(self.used_length, self._memory.page_size, page_count)
 
     def load(self, offsets: Offsets, staging: Staging) -> Pages | None:
         """See `SourceBlock`."""
@@ -159,9 +172,13 @@ class MemorySource:
 
     def __init__(self, buffer: Buffer, page_size: int = 4096) -> None:
         nbytes = memoryview(buffer).nbytes
-        _check_size(nbytes, page_size, "the buffer")
-        self.page_size = page_size
+        check_size(nbytes, page_size, "the buffer")
+        self.machine = bare_machine(nbytes, page_size)
         self.blocks = (MemoryBlock(RAM_IDSTR, buffer, page_size),)
+
+    def device_state(self) -> Iterator[bytes]:
+        """See `Source`: there are no devices."""
+        yield encode_end(self.machine.page_size)
 
     def close(self) -> None:
         """See `Source`."""
@@ -177,202 +194,45 @@ class MemoryTarget:
     def __init__(self, buffer: Buffer) -> None:
         self._buffer = buffer
 
-    def allocate(self, blocks: Sequence[Block], page_size: int) -> Mapping[str, TargetBlock]:
+    def allocate(self, machine: Machine) -> Mapping[str, TargetBlock]:
         """See `Target`."""
-        block = _only_block(blocks, "a buffer")
+        block = only_block(machine.blocks, "a buffer")
         have = memoryview(self._buffer).nbytes
         if have != block.used_length:
             raise RamError(f"block {block.idstr!r} has {block.used_length} bytes, the buffer to receive into {have}")
-        return {block.idstr: MemoryBlock(block.idstr, self._buffer, page_size)}
+        return {block.idstr: MemoryBlock(block.idstr, self._buffer, machine.page_size)}
 
-    def commit(self) -> None:
+    def add_device_state(self, data: bytes) -> None:
+        """See `Target`; a buffer holds RAM only."""
+
+    def commit(self, uuid: bytes) -> None:
         """See `Target`."""
 
     def discard(self) -> None:
         """See `Target`."""
 
 
-class _FileBlock:
-    """A block at the start of a file; source and target."""
-
-    def __init__(self, idstr: str, fd: int, used_length: int, page_size: int, path: Path) -> None:
-        self.idstr, self.used_length = idstr, used_length
-        self._fd, self._page_size, self._path = fd, page_size, path
-        # One byte a page, touched only where pages were written: pages outside are holes already.
-        self._written = np.zeros(used_length // page_size, np.bool_)
-
-    def load(self, offsets: Offsets, staging: Staging) -> Pages | None:
-        first, end = int(offsets[0]), int(offsets[-1]) + self._page_size
-        if self._is_hole(first, end):
-            return None
-        pages = staging.pages(len(offsets))
-        for offset, view in self._runs(offsets, pages):
-            while len(view):
-                try:
-                    got = os.preadv(self._fd, [view], offset)
-                except OSError as e:
-                    raise RamError(f"{self._path}: cannot read {len(view)} bytes at {offset}: {e.strerror}") from e
-                if not got:
-                    raise RamError(f"{self._path}: ends at byte {offset}, it shrank while it was sent")
-                view, offset = view[got:], offset + got
-        return pages
-
-    def place(self, offsets: Offsets, staging: Staging) -> Pages:
-        return staging.pages(len(offsets))
-
-    def store(self, offsets: Offsets, staging: Staging) -> None:
-        for offset, view in self._runs(offsets, staging.pages(len(offsets))):
-            _write(self._fd, view, offset, self._path)
-        self._written[offsets // self._page_size] = True
-
-    def clear(self, offsets: Offsets) -> None:
-        for offset in offsets[self._written[offsets // self._page_size]].tolist():
-            _write(self._fd, memoryview(bytes(self._page_size)), offset, self._path)
-
-    def _runs(self, offsets: Offsets, pages: Pages) -> Iterator[tuple[int, memoryview]]:
-        """(offset in the file, view of the staging buffer) for each run of neighbours."""
-        view, page_size = pages.runs()[0], self._page_size
-        breaks = (np.flatnonzero(np.diff(offsets) != page_size) + 1).tolist()
-        for a, b in zip([0, *breaks], [*breaks, len(offsets)], strict=True):
-            yield int(offsets[a]), view[a * page_size : b * page_size]
-
-    def _is_hole(self, first: int, end: int) -> bool:
-        try:
-            return os.lseek(self._fd, first, os.SEEK_DATA) >= end
-        except OSError as e:
-            return e.errno == errno.ENXIO  # no data from there to the end
+def bare_machine(used_length: int, page_size: int) -> Machine:
+    """QEMU's machine that is nothing but RAM, ``-M none``: an unmodified one can be the destination."""
+    return Machine("none", page_size, (Block(RAM_IDSTR, used_length),))
 
 
-class RawImageSource:
-    """A raw image of RAM: one block, byte X of the file is byte X of RAM. Holes are not read.
-
-    Args:
-        path: a regular file, a multiple of `page_size` long.
-        page_size: bytes.
-
-    Raises:
-        RamError: it is not.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], page_size: int = 4096) -> None:
-        self.path = Path(path)
-        self.page_size = page_size
-        self._fd = -1
-        try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as e:
-            raise RamError(f"{self.path}: {e.strerror}") from e
-        try:
-            info = os.fstat(fd)
-            if not stat.S_ISREG(info.st_mode):
-                raise RamError(f"{self.path}: not a regular file")
-            _check_size(info.st_size, page_size, str(self.path))
-        except BaseException:
-            os.close(fd)
-            raise
-        self._fd = fd
-        self.blocks = (_FileBlock(RAM_IDSTR, fd, info.st_size, page_size, self.path),)
-
-    def close(self) -> None:
-        """See `Source`."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+def in_order(used_length: int, page_size: int, page_count: int) -> Iterator[Offsets]:
+    """Offsets of a block's pages from first to last, `page_count` at a time."""
+    step = page_size * page_count
+    portion = np.arange(0, step, page_size, dtype=np.int64)
+    for start in range(0, used_length, step):
+        yield portion[: (used_length - start) // page_size] + start
 
 
-class RawImageTarget:
-    """A raw image of RAM, written beside `path` and renamed to it when complete, mode 0600.
-
-    The temporary name is ``.NAME.multifd-part``, locked while it is written: a stale one of a
-    killed process is replaced, one in use is an error.
-
-    Args:
-        path: the file to make or replace.
-
-    Raises:
-        RamError: it cannot be written there.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self._part = self.path.with_name(f".{self.path.name}.multifd-part")
-        if self.path.exists() and not self.path.is_file():
-            raise RamError(f"{self.path}: exists and is not a regular file")
-        try:
-            self._fd = self._open_part()
-        except OSError as e:
-            raise RamError(f"{self._part}: {e.strerror}") from e
-
-    def _open_part(self) -> int:
-        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-        while True:
-            try:
-                fd, is_new = os.open(self._part, flags | os.O_CREAT | os.O_EXCL, 0o600), True
-            except FileExistsError:
-                fd, is_new = os.open(self._part, flags), False
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Before the lock another process may have unlinked it and made its own of that name.
-                if os.fstat(fd).st_nlink:
-                    if is_new:
-                        return os.dup(fd)  # shares the lock
-                    os.unlink(self._part)
-            except BlockingIOError:
-                raise RamError(f"{self.path}: another process is receiving into it") from None
-            finally:
-                os.close(fd)
-
-    def allocate(self, blocks: Sequence[Block], page_size: int) -> Mapping[str, TargetBlock]:
-        """See `Target`."""
-        block = _only_block(blocks, "a raw image")
-        try:
-            os.ftruncate(self._fd, block.used_length)
-        except OSError as e:
-            raise RamError(f"{self._part}: cannot hold {block.used_length} bytes: {e.strerror}") from e
-        file_block = _FileBlock(block.idstr, self._fd, block.used_length, page_size, self._part)
-        return {block.idstr: file_block}
-
-    def commit(self) -> None:
-        """See `Target`: file and folder are synced, so it survives a power failure from here on."""
-        try:
-            os.fsync(self._fd)
-            os.replace(self._part, self.path)
-            folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-        except OSError as e:
-            raise RamError(f"{self.path}: cannot be completed: {e.strerror}") from e
-        self._close()
-
-    def discard(self) -> None:
-        """See `Target`."""
-        if self._fd >= 0:
-            with contextlib.suppress(OSError):
-                os.unlink(self._part)
-            self._close()
-
-    def _close(self) -> None:
-        os.close(self._fd)
-        self._fd = -1
-
-
-def _write(fd: int, view: memoryview, offset: int, path: Path) -> None:
-    while len(view):
-        try:
-            done = os.pwritev(fd, [view], offset)
-        except OSError as e:
-            raise RamError(f"{path}: cannot write {len(view)} bytes at {offset}: {e.strerror}") from e
-        view, offset = view[done:], offset + done
-
-
-def _check_size(nbytes: int, page_size: int, what: str) -> None:
+def check_size(nbytes: int, page_size: int, what: str) -> None:
+    """Raise `RamError` unless `nbytes` is a positive multiple of the page size."""
     if not nbytes or nbytes % page_size:
         raise RamError(f"{what}: {nbytes} bytes, expected a multiple of the page size, {page_size}, above 0")
 
 
-def _only_block(blocks: Sequence[Block], what: str) -> Block:
+def only_block(blocks: Sequence[Block], what: str) -> Block:
+    """The block, if there is one alone; else raise `RamError`."""
     if len(blocks) != 1:
         names = ", ".join(f"{b.idstr} ({b.used_length} bytes)" for b in blocks)
         raise RamError(f"{what} takes exactly one RAM block, the sender has {len(blocks)}: {names}")

@@ -103,6 +103,7 @@ class Receiver:
         self._pending: dict[socket.socket, tuple[bytearray, str]] = {}
         self._main: Connection | None = None
         self._has_return_path = False
+        self._has_device_state = False
         self._main_ended = False
         self._geometry = Geometry.of(4096)
         self._blocks: dict[str, TargetBlock] = {}
@@ -169,6 +170,11 @@ class Receiver:
     def _describe_connections(self) -> str:
         if self._main is None and not self._channels:
             return "; no sender connected"
+        if self._has_device_state:
+            return (
+                "; all of RAM is here, but the end of the devices' state was not seen: machine types up to 2.2 do not "
+                "mark it, switch capability return-path off at the source"
+            )
         main = "connected" if self._main else "not connected"
         return (
             f"; main is {main}, {len(self._channels)} of {self._agreement.channels} channels are "
@@ -284,7 +290,7 @@ class Receiver:
 
     def _commit(self) -> None:
         """Commit in a thread of its own; a slow disk is no silence, so PONGs go out meanwhile."""
-        self._start_thread("multifd_commit", self._target.commit)
+        self._start_thread("multifd_commit", self._target.commit, self._agreement.uuid)
         thread = self._threads[-1]
         while thread.is_alive():
             thread.join(_PONG_S)
@@ -347,15 +353,15 @@ class Receiver:
 
     def _handle(self, event: mainstream.Event, main: Connection) -> None:
         match event:
-            case mainstream.Configuration():
+            case mainstream.Machine():
                 self._geometry = Geometry.of(event.page_size)
-            case mainstream.BlockList():
-                self._blocks.update(self._target.allocate(event.blocks, self._geometry.page_size))
+                self._blocks.update(self._target.allocate(event))
                 self.stats.ram_bytes = sum(b.used_length for b in event.blocks)
                 self.stats.setup_done(time.monotonic())
                 self._ready.set()
             case mainstream.ZeroPages():
                 self._blocks[event.idstr].clear(event.offsets)
+                self.stats.zero_pages_on_main += len(event.offsets)
             case mainstream.SyncPoint():
                 self._barrier.reach()
                 self.stats.dirty_sync_count += 1
@@ -363,6 +369,9 @@ class Receiver:
                 self._has_return_path = True
             case mainstream.Ping():
                 main.send([mainstream.encode_answer(mainstream.PONG, event.value)])
+            case mainstream.DeviceState():
+                self._has_device_state = True
+                self._target.add_device_state(event.data)
             case mainstream.StreamEnd():
                 self._main_ended = True
 

@@ -15,8 +15,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
 from multifd import mainstream
 from multifd.channel import Connection, RateLimit, Silence, Uri, connect
 from multifd.errors import (
@@ -35,8 +33,6 @@ from multifd.ram import Source, SourceBlock, Staging
 from multifd.stats import ChannelStats, MigrationStats, Result
 from multifd.wire import NO_OFFSETS, PRIVATE_CODE, Dialect, InitPacket, PacketEncoder
 
-_MACHINE = "none"  # QEMU's machine without devices; so an unmodified ``-M none`` can be the destination
-_RAM_SECTION = 1
 _POLL_S = 0.05
 _JOIN_S = 10.0
 _GRACE_S = 0.5
@@ -116,12 +112,9 @@ class _Rounds:
 
 def all_pages(blocks: Iterable[SourceBlock], geometry: Geometry) -> Iterator[_Packet]:
     """Every page of every block, a packet at a time."""
-    step = geometry.page_size * geometry.page_count
-    packet = np.arange(0, step, geometry.page_size, dtype=np.int64)
     for block in blocks:
-        for start in range(0, block.used_length, step):
-            count = min(geometry.page_count, (block.used_length - start) // geometry.page_size)
-            yield block, packet[:count] + start
+        for offsets in block.portions(geometry.page_count):
+            yield block, offsets
 
 
 class Sender:
@@ -143,7 +136,7 @@ class Sender:
     ) -> None:
         self._source, self._method, self._config = source, method, config
         self._on_progress = on_progress
-        self._geometry = Geometry.of(source.page_size)
+        self._geometry = Geometry.of(source.machine.page_size)
         self._code = PRIVATE_CODE if method.wire_code is None else method.wire_code
         self._silence = Silence(config.timeout_s)
         self._limit = RateLimit(config.max_bandwidth, self._silence.stopped) if config.max_bandwidth else None
@@ -185,23 +178,20 @@ class Sender:
     # -- the caller's thread ----------------------------------------------------------------------
 
     def _migrate(self) -> None:
-        blocks = self._source.blocks
+        machine, blocks = self._source.machine, self._source.blocks
         self._connect()
-        main = self._main
-        assert main is not None
-        self._write(mainstream.encode_ram_start(
-            _RAM_SECTION, [mainstream.Block(b.idstr, b.used_length) for b in blocks]
-        ))  # fmt: skip
+        self._write(mainstream.encode_ram_start(machine) + b"".join(map(mainstream.encode_block, machine.blocks)))
         self._round(())
         self.stats.setup_done(time.monotonic())
-        self._write(mainstream.encode_ram_next(mainstream.PART, _RAM_SECTION))
+        self._write(mainstream.encode_ram_next(mainstream.PART, machine.ram_section_id))
         self.stats.dirty_sync_count += 1
         self._round(all_pages(blocks, self._geometry))
         self.stats.switchover(time.monotonic())
-        self._write(mainstream.encode_ram_next(mainstream.END, _RAM_SECTION))
+        self._write(mainstream.encode_ram_next(mainstream.END, machine.ram_section_id))
         self.stats.dirty_sync_count += 1
         self._round(())
-        self._write(mainstream.encode_end(self._geometry.page_size))
+        for piece in self._source.device_state():
+            self._write(piece)
         self._await_shut()
 
     def _connect(self) -> None:
@@ -210,13 +200,13 @@ class Sender:
             config.uri, self._silence, timeout_s=config.connect_timeout_s, limit=self._limit, retry=True
         )
         # Main first, with its magic: a destination up to 7.2 takes the first connection for main.
-        self._write(mainstream.encode_header(_MACHINE, self._geometry.page_size))
+        self._write(mainstream.encode_header(self._source.machine))
         self._write(mainstream.encode_return_path())
         for i in range(config.channels):
             connection = connect(config.uri, self._silence, timeout_s=config.connect_timeout_s, limit=self._limit)
             self._channels.append(connection)
             method = self._method
-            init = InitPacket(i, channels=config.channels, wire_version=method.wire_version, method=method.name)
+            init = InitPacket(i, self._source.machine.uuid, config.channels, method.wire_version, method.name)
             connection.send([init.encode()])
             thread = threading.Thread(
                 target=self._run_channel,
@@ -242,7 +232,7 @@ class Sender:
         self._raise_errors()
         if self._config.dialect.flush_words:
             self._write(mainstream.encode_flush())
-        self._write(mainstream.encode_eos(_RAM_SECTION))
+        self._write(mainstream.encode_eos(self._source.machine))
 
     def _watch(self) -> None:
         """Errors, silence, the destination's word, progress: what the caller's thread waits for."""

@@ -74,6 +74,8 @@ class MigrationStats:
         self.ram_bytes = 0
         self.dirty_sync_count = 0
         self.channels: list[ChannelStats] = []
+        self.zero_pages_on_main = 0
+        """ZERO words that were received; a sender counts those of each channel in its own figures."""
         self.wire_bytes = 0
         """Bytes of all connections: init packets, headers, payload; counted by the engine before it asks."""
         self.error: str | None = None
@@ -117,7 +119,7 @@ class MigrationStats:
         return True
 
     def _pages(self) -> int:
-        return sum(c.normal_pages + c.zero_pages for c in self.channels)
+        return self.zero_pages_on_main + sum(c.normal_pages + c.zero_pages for c in self.channels)
 
     def snapshot(self, now: float) -> Result:
         """The figures as of `now`, or of the end if that was earlier."""
@@ -141,7 +143,7 @@ class MigrationStats:
             mbps=round(mbps, 3),
             pages_per_second=self._pages_per_second,
             normal_pages=sum(c.normal_pages for c in self.channels),
-            zero_pages=sum(c.zero_pages for c in self.channels),
+            zero_pages=self.zero_pages_on_main + sum(c.zero_pages for c in self.channels),
             transferred_bytes=moved,
             ram_bytes=self.ram_bytes,
             dirty_sync_count=self.dirty_sync_count,

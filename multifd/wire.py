@@ -250,12 +250,18 @@ class Dialect:
     """What a destination of some QEMU release understands."""
 
     name: str
-    """The range of machine types, which forces the property in QEMU."""
+    """The first release (machine type) that speaks it; the oldest is for all before it too."""
     flush_words: bool
     """Sync points are FLUSH words (machine type 8.1 and later), else every EOS of a ram section is
     one: property multifd-flush-after-each-section."""
     zero_pages_in_packets: bool
     """Zero pages travel in packets (9.0 and later), else as ZERO words on main."""
+
+    @property
+    def since(self) -> tuple[int, int]:
+        """The first release that speaks it."""
+        major, minor = self.name.split(".")
+        return int(major), int(minor)
 
 
 DIALECTS: Mapping[str, Dialect] = {

@@ -40,7 +40,7 @@ def make_image(pages: int, seed: int = 1) -> bytes:
 
 
 class ReceiverThread:
-    """`multifd.receive` in a thread; `uri` is known once it listens."""
+    """`multifd.receive` of raw images, unless told otherwise, in a thread; `uri` is known once it listens."""
 
     def __init__(self, into: Any, uri: str = "tcp:127.0.0.1:0", **options: Any) -> None:
         self.result: Result | None = None
@@ -53,7 +53,7 @@ class ReceiverThread:
 
     def _run(self, into: Any, uri: str, options: dict[str, Any]) -> None:
         try:
-            self.result = multifd.receive(uri, into, on_listening=self._listens, **options)
+            self.result = multifd.receive(uri, into, on_listening=self._listens, **{"format": "raw", **options})
         except BaseException as e:
             self.error = e
         finally:

@@ -37,12 +37,15 @@ def sync() -> bytes:
     return packet([], flags=1, alloc=0)
 
 
+RAM_ID = 2  # of the ram section
+
+
 def main_stream(
     blocks: Sequence[tuple[bytes, int]], *, return_path: bool = False, config: bool = True, per_section: bool = False
 ) -> dict[str, bytes]:
     """The pieces of a main stream, by where they go."""
     flush = b"" if per_section else struct.pack(">Q", 0x200)
-    eos = struct.pack(">QBI", 0x10, 0x7E, 2)
+    eos = struct.pack(">Q", 0x10) + (struct.pack(">BI", 0x7E, RAM_ID) if config else b"")
     total = sum(length for _, length in blocks)
     listed = b"".join(bytes([len(n)]) + n + struct.pack(">Q", length) for n, length in blocks)
     commands = struct.pack(">BHH", 8, 1, 0) + struct.pack(">BHHI", 8, 2, 4, 1)
@@ -50,13 +53,13 @@ def main_stream(
         "header": b"QEVM" + struct.pack(">I", 3) + (b"\x07\0\0\0\x04none" if config else b""),
         "commands": commands if return_path else b"",
         "setup": b"\x01"
-        + struct.pack(">I", 2)
+        + struct.pack(">I", RAM_ID)
         + b"\x03ram"
         + struct.pack(">IIQ", 0, 4, total | 4)
         + listed
         + flush
         + eos,
-        "end": b"\x03" + struct.pack(">I", 2) + flush + eos,
+        "end": b"\x03" + struct.pack(">I", RAM_ID) + flush + eos,
         "eof": b"\0",
     }
 

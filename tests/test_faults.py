@@ -453,7 +453,7 @@ role, uri, path = sys.argv[1:]
 if role == "send":
     multifd.send(path, uri, "zstd", channels=4)
 else:
-    multifd.receive(uri, path, on_listening=lambda u: print(u, file=sys.stderr, flush=True))
+    multifd.receive(uri, path, format="raw", on_listening=lambda u: print(u, file=sys.stderr, flush=True))
 with open("/proc/self/status") as f:
     peak = next(line for line in f if line.startswith("VmHWM"))
 print(int(peak.split()[1]) >> 10)

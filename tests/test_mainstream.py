@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multifd import mainstream
+from multifd import vmdesc as vmdesc_module
 from multifd.errors import StreamError
 from multifd.mainstream import (
     Block,
-    BlockList,
-    Configuration,
+    DeviceState,
+    Machine,
     MainStreamReader,
     Ping,
-    RamEnd,
     ReturnPathOpened,
     ReturnPathReader,
     StreamEnd,
@@ -59,7 +59,8 @@ def vmdesc(length: int = 0, **more: object) -> bytes:
 
 SETUP = START + listed((b"pc.ram", RAM), (b"vga", VGA))
 DEVICES = b"\x04\0\0\0\x05\x05timer" + struct.pack(">II", 0, 2) + bytes(24) + b"{}\x7e\0\0\0\x05" + b"\0" + vmdesc()
-BLOCKS = BlockList((Block("pc.ram", RAM), Block("vga", VGA)))
+BLOCKS = (Block("pc.ram", RAM), Block("vga", VGA))
+MACHINE = Machine("pc-q35-10.0", PAGE, BLOCKS, ram_section_id=2)
 
 PER_ROUND = (
     CONFIG + b"\x08\0\x01\0\0" + b"\x08\0\x02\0\x04\0\0\0\x01"
@@ -73,10 +74,13 @@ PER_SECTION = CONFIG + SETUP + EOS + PART + zero(0, b"vga") + EOS + PART + EOS +
 
 
 def events(data: bytes, step: int | None = None, ended: bool = True) -> list[object]:
-    """What a reader says of `data`, fed in pieces of `step` bytes, neighbouring zero pages joined."""
+    """What a reader says of `data`, fed in pieces of `step` bytes; neighbouring zero pages, and state, joined."""
     reader, out, step = MainStreamReader(), [], step or len(data) or 1
     for at in range(0, len(data), step):
         for event in reader.feed(data[at : at + step]):
+            if isinstance(event, DeviceState) and out and isinstance(out[-1], DeviceState):
+                out[-1] = DeviceState(out[-1].data + event.data)
+                continue
             if not isinstance(event, ZeroPages):
                 out.append(event)
                 continue
@@ -111,17 +115,16 @@ class TestReads:
     def test_per_round(self, step):
         """Machine types from 8.1: a sync point is a FLUSH word, an EOS is none."""
         assert events(PER_ROUND, step) == [
-            Configuration("pc-q35-10.0", 4096), ReturnPathOpened(), Ping(1), BLOCKS, SyncPoint(),
+            ReturnPathOpened(), Ping(1), MACHINE, SyncPoint(),
             ("pc.ram", [0, PAGE, 3 * PAGE]), SyncPoint(), ("vga", [PAGE, 3 * PAGE, 2 * PAGE]), SyncPoint(),
-            RamEnd(), StreamEnd(),
+            DeviceState(DEVICES), StreamEnd(),
         ]  # fmt: skip
 
     @pytest.mark.parametrize("step", [None, 1, 2, 7, 9, 64])
     def test_per_section(self, step):
         """Machine types up to 8.0: every EOS is a sync point."""
         assert events(PER_SECTION, step) == [
-            Configuration("pc-q35-10.0", 4096), BLOCKS, SyncPoint(), ("vga", [0]), SyncPoint(), SyncPoint(),
-            SyncPoint(), RamEnd(), StreamEnd(),
+            MACHINE, SyncPoint(), ("vga", [0]), SyncPoint(), SyncPoint(), SyncPoint(), DeviceState(b"\0"), StreamEnd(),
         ]  # fmt: skip
 
     @pytest.mark.parametrize("return_path", [False, True])
@@ -130,14 +133,22 @@ class TestReads:
         stream = peer.main_stream([(b"ram", RAM)], return_path=return_path, per_section=per_section)
         opened = [ReturnPathOpened(), Ping(1)] if return_path else []
         assert events(b"".join(stream.values())) == [
-            Configuration("none", 4096), *opened, BlockList((Block("ram", RAM),)), SyncPoint(), SyncPoint(), RamEnd(),
-            StreamEnd(),
+            *opened, Machine("none", 4096, (Block("ram", RAM),), ram_section_id=peer.RAM_ID), SyncPoint(), SyncPoint(),
+            DeviceState(b"\0"), StreamEnd(),
         ]  # fmt: skip
 
     def test_without_configuration(self):
-        """send-configuration=off, as machine types up to 2.3."""
+        """Machine types up to 2.3: no section footers either."""
         stream = peer.main_stream([(b"ram", RAM)], config=False)
-        assert events(b"".join(stream.values()))[0] == BlockList((Block("ram", RAM),))
+        expected = Machine("", 4096, (Block("ram", RAM),), ram_section_id=peer.RAM_ID)
+        found = [expected, SyncPoint(), SyncPoint(), DeviceState(b"\0"), StreamEnd()]
+        assert events(b"".join(stream.values())) == events(b"".join(stream.values()), 1) == found
+
+    @pytest.mark.parametrize("step", [None, 1])
+    def test_without_configuration_but_footers(self, step):
+        stream = CONFIG[:8] + PER_SECTION[len(CONFIG) :]
+        assert events(stream, step)[0] == Machine("", PAGE, BLOCKS, ram_section_id=2)
+        assert events(stream, step)[1:] == events(PER_SECTION)[1:]
 
     @pytest.mark.parametrize("bits", [12, 13, 16])
     def test_subsections(self, bits):
@@ -146,8 +157,8 @@ class TestReads:
         capabilities = b"\x05\x1aconfiguration/capabilities" + struct.pack(">II", 1, 0)
         config = CONFIG + page_bits + uuid + capabilities
         assert events(config + START + listed((b"ram", 1 << bits)) + EOS + END + EOS + b"\0") == [
-            Configuration("pc-q35-10.0", 1 << bits), BlockList((Block("ram", 1 << bits),)), SyncPoint(), SyncPoint(),
-            RamEnd(), StreamEnd(),
+            Machine("pc-q35-10.0", 1 << bits, (Block("ram", 1 << bits),), bytes(range(16)), 2), SyncPoint(), SyncPoint(),
+            DeviceState(b"\0"), StreamEnd(),
         ]  # fmt: skip
 
     def test_continue_survives_sections(self):
@@ -280,7 +291,9 @@ class TestRemainder:
 
     def after_ram(self, data: bytes, step: int | None = None) -> list[object]:
         found = events(self.RAM + data, step, ended=False)
-        return found[found.index(RamEnd()) + 1 :]
+        expected = data[:1] if data[:1] == b"\0" else data
+        assert found[6:7] == ([DeviceState(expected)] if data else [])
+        return found[7:]
 
     @pytest.mark.parametrize("step", [None, 1, 50])
     @pytest.mark.parametrize(
@@ -320,7 +333,7 @@ class TestRemainder:
         for _ in range(1000):
             data = b"\0\x06" + struct.pack(">I", len(data) + 1) + b"{" + data
         parsed = []
-        monkeypatch.setattr(mainstream.json, "loads", lambda text: parsed.append(text) or {})
+        monkeypatch.setattr(vmdesc_module.json, "loads", lambda text: parsed.append(text) or {})
         assert self.after_ram(b"\x04" + data) == []
         assert parsed == [b"{}"]
 
@@ -339,7 +352,7 @@ class TestRemainder:
         finally:
             tracemalloc.stop()
         assert held < 34 << 20
-        assert reader.feed(b"\0" + vmdesc()) == [StreamEnd()]
+        assert reader.feed(b"\0" + vmdesc())[-1] == StreamEnd()
 
 
 class TestBounds:
@@ -391,6 +404,8 @@ class TestDamage:
             if isinstance(last, tuple):
                 name, pages = whole[len(found)]
                 assert last == (name, pages[: len(last[1])])
+            elif isinstance(last, DeviceState):
+                assert whole[len(found)].data.startswith(last.data)
 
     @STREAMS
     def test_every_flipped_bit(self, stream):
@@ -427,12 +442,12 @@ class TestDamage:
 
     def check(self, found):
         """Whatever is let through can be used without another look."""
-        lists = [e for e in found if isinstance(e, BlockList)]
+        lists = [e for e in found if isinstance(e, Machine)]
         assert len(lists) == 1
-        assert sum(isinstance(e, Configuration) for e in found) <= 1
         lengths = {b.idstr: b.used_length for b in lists[0].blocks}
         assert len(lengths) == len(lists[0].blocks)
-        start, end = found.index(lists[0]), found.index(RamEnd())
+        start = found.index(lists[0])
+        end = next(i for i, event in enumerate(found) if isinstance(event, DeviceState))
         for i, event in enumerate(found):
             if isinstance(event, tuple):
                 name, pages = event
@@ -445,22 +460,26 @@ class TestWrites:
     @pytest.mark.parametrize(
         ("data", "expected"),
         [
-            (mainstream.encode_header("none", 4096), "5145564d 00000003 07 00000004 6e6f6e65"),
+            (mainstream.encode_header(Machine("", 4096, ())), "5145564d 00000003"),
+            (mainstream.encode_header(Machine("none", 4096, ())), "5145564d 00000003 07 00000004 6e6f6e65"),
             (
-                mainstream.encode_header("none", 65536),
+                mainstream.encode_header(Machine("none", 65536, (), bytes(range(16))), ("mapped-ram",)),
                 "5145564d 00000003 07 00000004 6e6f6e65"
-                "05 1e" + b"configuration/target-page-bits".hex() + "00000001 00000010",
+                "05 1e" + b"configuration/target-page-bits".hex() + "00000001 00000010"
+                "05 1a" + b"configuration/capabilities".hex() + "00000001 00000001 0a" + b"mapped-ram".hex()
+                + "05 12" + b"configuration/uuid".hex() + "00000001 000102030405060708090a0b0c0d0e0f",
             ),
             (mainstream.encode_return_path(), "08 0001 0000  08 0002 0004 00000001"),
             (
-                mainstream.encode_ram_start(2, [Block("pc.ram", RAM), Block("vga", VGA)]),
+                mainstream.encode_ram_start(MACHINE) + b"".join(map(mainstream.encode_block, BLOCKS)),
                 "01 00000002 03 72616d 00000000 00000004 0000000000044004"
                 "06 70632e72616d 0000000000040000 03 766761 0000000000004000",
             ),
             (mainstream.encode_ram_next(mainstream.PART, 2), "02 00000002"),
             (mainstream.encode_ram_next(mainstream.END, 2), "03 00000002"),
             (mainstream.encode_flush(), "0000000000000200"),
-            (mainstream.encode_eos(2), "0000000000000010 7e 00000002"),
+            (mainstream.encode_eos(MACHINE), "0000000000000010 7e 00000002"),
+            (mainstream.encode_eos(Machine("", 4096, BLOCKS)), "0000000000000010"),
             (
                 mainstream.encode_zero_pages("ram", np.array([0x1000, 0, 0x2200005000], np.int64)),
                 "0000000000001002 03 72616d 00  0000000000000022 00  0000002200005022 00",
@@ -486,22 +505,23 @@ class TestWrites:
         flush=st.booleans(),
         names=st.lists(NAMES, min_size=1, max_size=4, unique=True),
         zeros=st.lists(st.tuples(st.integers(0, 3), st.lists(st.integers(0, 9), min_size=1, max_size=9)), max_size=6),
+        uuid=st.sampled_from([bytes(16), bytes(range(16))]),
         step=st.integers(1, 100),
     )
-    def test_round_trip(self, bits, flush, names, zeros, step):
+    def test_round_trip(self, bits, flush, names, zeros, uuid, step):
         page = 1 << bits
-        blocks = tuple(Block(name, 10 * page) for name in names)
+        machine = Machine("none", page, tuple(Block(name, 10 * page) for name in names), uuid, 7)
         word, sync = (mainstream.encode_flush(), []) if flush else (b"", [SyncPoint()])
-        out = mainstream.encode_header("none", page) + mainstream.encode_return_path()
-        out += mainstream.encode_ram_start(7, blocks) + word + mainstream.encode_eos(7)
-        expected = [Configuration("none", page), ReturnPathOpened(), Ping(1), BlockList(blocks), SyncPoint()]
+        eos, end = word + mainstream.encode_eos(machine), mainstream.encode_end(page)
+        out = mainstream.encode_header(machine) + mainstream.encode_return_path()
+        out += mainstream.encode_ram_start(machine) + b"".join(map(mainstream.encode_block, machine.blocks)) + eos
+        expected = [ReturnPathOpened(), Ping(1), machine, SyncPoint()]
         for which, pages in zeros:
             name, offsets = names[which % len(names)], np.array(pages, np.int64) * page
-            out += mainstream.encode_ram_next(mainstream.PART, 7) + mainstream.encode_zero_pages(name, offsets)
-            out += word + mainstream.encode_eos(7)
+            out += mainstream.encode_ram_next(mainstream.PART, 7) + mainstream.encode_zero_pages(name, offsets) + eos
             expected += [(name, offsets.tolist()), SyncPoint()]
-        out += mainstream.encode_ram_next(mainstream.END, 7) + mainstream.encode_eos(7) + mainstream.encode_end(page)
-        assert events(out, step) == events(out) == [*expected, *sync, RamEnd(), StreamEnd()]
+        out += mainstream.encode_ram_next(mainstream.END, 7) + mainstream.encode_eos(machine) + end
+        assert events(out, step) == events(out) == [*expected, *sync, DeviceState(end[:1]), StreamEnd()]
 
 
 class TestReturnPath:

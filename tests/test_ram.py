@@ -16,13 +16,20 @@ import pytest
 from conftest import make_image
 
 from multifd.errors import RamError
-from multifd.mainstream import Block
+from multifd.mainstream import NO_UUID, Block, Machine
 from multifd.method import Geometry
-from multifd.ram import MemoryBlock, MemorySource, MemoryTarget, RawImageSource, RawImageTarget, Staging
+from multifd.ram import MemoryBlock, MemorySource, MemoryTarget, Staging
+from multifd.raw_image import RawImageSource, RawImageTarget
 
 PAGE = 4096
 IMAGE = make_image(64)
-RAM = (Block("ram", len(IMAGE)),)
+
+
+def machine(*blocks: Block) -> Machine:
+    return Machine("none", PAGE, blocks)
+
+
+RAM = machine(Block("ram", len(IMAGE)))
 
 
 def offsets(*indexes: int) -> np.ndarray:
@@ -122,10 +129,10 @@ def test_close_twice(tmp_path: Path) -> None:
 def test_nothing_under_the_name_before_commit(tmp_path: Path, staging: Staging) -> None:
     path = tmp_path / "out"
     target = RawImageTarget(path)
-    block = target.allocate(RAM, PAGE)["ram"]
+    block = target.allocate(RAM)["ram"]
     fill(block, [5, 1, 2, 60], staging)
     assert [p.name for p in tmp_path.iterdir()] == [".out.multifd-part"]
-    target.commit()
+    target.commit(NO_UUID)
     target.discard()
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     assert path.stat().st_mode & 0o777 == 0o600
@@ -137,13 +144,13 @@ def test_nothing_under_the_name_before_commit(tmp_path: Path, staging: Staging) 
 
 def test_zero_pages_stay_holes_and_erase(tmp_path: Path, staging: Staging) -> None:
     target = RawImageTarget(tmp_path / "out")
-    block = target.allocate((Block("ram", 1 << 30),), PAGE)["ram"]
+    block = target.allocate(machine(Block("ram", 1 << 30)))["ram"]
     block.clear(np.arange((1 << 30) // PAGE, dtype=np.int64) * PAGE)
     part = tmp_path / ".out.multifd-part"
     assert part.stat().st_blocks == 0
     fill(block, [7, 8], staging, b"x" * len(IMAGE))
     block.clear(offsets(6, 7))
-    target.commit()
+    target.commit(NO_UUID)
     with (tmp_path / "out").open("rb") as file:
         file.seek(6 * PAGE)
         assert file.read(4 * PAGE) == bytes(2 * PAGE) + b"x" * PAGE + bytes(PAGE)
@@ -153,7 +160,7 @@ def test_discard_leaves_nothing_and_keeps_the_old(tmp_path: Path, staging: Stagi
     path = tmp_path / "out"
     path.write_bytes(b"old")
     target = RawImageTarget(path)
-    fill(target.allocate(RAM, PAGE)["ram"], [0], staging)
+    fill(target.allocate(RAM)["ram"], [0], staging)
     target.discard()
     target.discard()
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
@@ -164,14 +171,14 @@ def test_commit_replaces_the_old(tmp_path: Path, staging: Staging) -> None:
     path = tmp_path / "out"
     path.write_bytes(b"old")
     target = RawImageTarget(path)
-    fill(target.allocate(RAM, PAGE)["ram"], list(range(64)), staging)
-    target.commit()
+    fill(target.allocate(RAM)["ram"], list(range(64)), staging)
+    target.commit(NO_UUID)
     assert path.read_bytes() == IMAGE
 
 
 def test_full_disk(tmp_path: Path, staging: Staging) -> None:
     target = RawImageTarget(tmp_path / "out")
-    block = target.allocate(RAM, PAGE)["ram"]
+    block = target.allocate(RAM)["ram"]
     with file_size_limit(16 * PAGE):
         fill(block, [0, 15], staging)
         with pytest.raises(RamError, match=r"cannot write .* at 65536"):
@@ -179,7 +186,7 @@ def test_full_disk(tmp_path: Path, staging: Staging) -> None:
         target.discard()
         target = RawImageTarget(tmp_path / "out")
         with pytest.raises(RamError, match="cannot hold"):
-            target.allocate(RAM, PAGE)
+            target.allocate(RAM)
     target.discard()
     assert list(tmp_path.iterdir()) == []
 
@@ -187,7 +194,7 @@ def test_full_disk(tmp_path: Path, staging: Staging) -> None:
 def test_full_disk_in_the_middle_of_a_run(tmp_path: Path, staging: Staging) -> None:
     """The kernel writes what fits first; the rest is an error, not a short image."""
     target = RawImageTarget(tmp_path / "out")
-    block = target.allocate(RAM, PAGE)["ram"]
+    block = target.allocate(RAM)["ram"]
     with file_size_limit(16 * PAGE), pytest.raises(RamError, match="at 65536"):
         fill(block, [14, 15, 16, 17], staging)
     target.discard()
@@ -196,7 +203,7 @@ def test_full_disk_in_the_middle_of_a_run(tmp_path: Path, staging: Staging) -> N
 def test_absurd_size(tmp_path: Path) -> None:
     target = RawImageTarget(tmp_path / "out")
     with pytest.raises(RamError, match="cannot hold"):
-        target.allocate((Block("ram", (1 << 63) - PAGE),), PAGE)
+        target.allocate(machine(Block("ram", (1 << 63) - PAGE)))
     target.discard()
     assert list(tmp_path.iterdir()) == []
 
@@ -205,9 +212,9 @@ def test_stale_part_of_a_killed_process(tmp_path: Path, staging: Staging) -> Non
     part = tmp_path / ".out.multifd-part"
     part.write_bytes(b"stale" * 1000)
     target = RawImageTarget(tmp_path / "out")
-    block = target.allocate((Block("ram", PAGE),), PAGE)["ram"]
+    block = target.allocate(machine(Block("ram", PAGE)))["ram"]
     block.clear(offsets(0))
-    target.commit()
+    target.commit(NO_UUID)
     assert (tmp_path / "out").read_bytes() == bytes(PAGE)
 
 
@@ -233,8 +240,8 @@ def test_a_rival_between_open_and_lock(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(fcntl, "flock", late)
     with pytest.raises(RamError, match="another process"):
         RawImageTarget(tmp_path / "out")
-    rivals[0].allocate((Block("ram", PAGE),), PAGE)
-    rivals[0].commit()
+    rivals[0].allocate(machine(Block("ram", PAGE)))
+    rivals[0].commit(NO_UUID)
     assert (tmp_path / "out").read_bytes() == bytes(PAGE)
 
 
@@ -293,10 +300,10 @@ def test_one_block_only(tmp_path: Path, blocks: tuple[Block, ...]) -> None:
     target = RawImageTarget(tmp_path / "out")
     for each in (target, MemoryTarget(bytearray(PAGE))):
         with pytest.raises(RamError, match=f"the sender has {len(blocks)}"):
-            each.allocate(blocks, PAGE)
+            each.allocate(machine(*blocks))
     target.discard()
 
 
 def test_buffer_of_another_size() -> None:
     with pytest.raises(RamError, match="4096 bytes, the buffer to receive into 8192"):
-        MemoryTarget(bytearray(2 * PAGE)).allocate((Block("ram", PAGE),), PAGE)
+        MemoryTarget(bytearray(2 * PAGE)).allocate(machine(Block("ram", PAGE)))

@@ -1,0 +1,59 @@
+"""The vmdesc: QEMU's own description, in JSON, of the device state that comes before it.
+
+It is the last thing on a main stream, ``06``, u32 length and the text, after the EOF byte; a
+destination does not need it. It is how the stream's end is recognised without understanding
+devices, and how their state can be listed (migration/savevm.c, QEMU 7.2 and 10.0: keys page_size,
+devices, and since 8.2 configuration).
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+_EOF, _VMDESC = 0x00, 0x06
+
+
+def find(tail: bytes | bytearray) -> dict[str, Any] | None:
+    """The vmdesc with which `tail` ends, None if it does not end with one."""
+    return next(_candidates(tail), None)
+
+
+def ends(tail: bytes | bytearray) -> bool:
+    """Whether the stream is complete: `tail` ends with a vmdesc."""
+    return find(tail) is not None
+
+
+def _candidates(tail: bytes | bytearray) -> Iterator[dict[str, Any]]:
+    if not tail.endswith(b"}"):
+        return
+    # JSON holds no NUL: the last one belongs to the EOF byte or the length before the text.
+    last = tail.rfind(0)
+    for at in range(max(last - 5, 0), last + 1):
+        body = at + 6
+        expected = struct.pack(">BBI", _EOF, _VMDESC, len(tail) - body) if body <= len(tail) else b""
+        if tail[at:body] != expected:
+            continue
+        try:
+            description = json.loads(tail[body:])
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(description, dict) and {"page_size", "devices"} <= description.keys():
+            yield description
+
+
+def encode(page_size: int) -> bytes:
+    """The vmdesc of a machine without devices."""
+    text = json.dumps({"page_size": page_size, "devices": []}).encode()
+    return struct.pack(">BI", _VMDESC, len(text)) + text
+
+
+def devices(description: dict[str, Any]) -> list[str]:
+    """The devices as ``name instance``, in the order of their state; whatever has no name is left out."""
+    entries = description.get("devices")
+    if not isinstance(entries, list):
+        return []
+    named = (e for e in entries if isinstance(e, dict) and isinstance(e.get("name"), str))
+    return [f"{e['name']} {e.get('instance_id', 0)}" for e in named]
