@@ -255,6 +255,10 @@ class MappedRamTarget:
         write(self._file.fd, data, self._end, self._file.part)
         self._end += len(data)
 
+    def flush(self) -> None:
+        """See `Target`."""
+        self._file.flush()
+
     def commit(self, uuid: bytes) -> None:
         """See `Target`."""
         machine = self._machine

@@ -110,6 +110,10 @@ class Target(Protocol):
         """Take the next piece of what follows RAM (one thread, in order)."""
         ...
 
+    def flush(self) -> None:
+        """Make durable what is there so far, so that `commit` is short (a thread of its own, again and again)."""
+        ...
+
     def commit(self, uuid: bytes) -> None:
         """Everything is in place: make it durable and visible.
 
@@ -204,6 +208,9 @@ class MemoryTarget:
 
     def add_device_state(self, data: bytes) -> None:
         """See `Target`; a buffer holds RAM only."""
+
+    def flush(self) -> None:
+        """See `Target`; memory is as durable as it gets."""
 
     def commit(self, uuid: bytes) -> None:
         """See `Target`."""

@@ -138,6 +138,17 @@ class PartFile:
         except OSError as e:
             raise RamError(f"{self.part}: cannot hold {nbytes} bytes: {e.strerror}") from e
 
+    def flush(self) -> None:
+        """Make durable what is written so far.
+
+        Raises:
+            RamError: the disk failed.
+        """
+        try:
+            os.fdatasync(self.fd)
+        except OSError as e:
+            raise RamError(f"{self.part}: cannot be made durable: {e.strerror}") from e
+
     def commit(self) -> None:
         """Sync file and folder and give it its name: it survives a power failure from here on.
 
@@ -224,6 +235,10 @@ class RawImageTarget:
 
     def add_device_state(self, data: bytes) -> None:
         """See `Target`; a raw image holds RAM only."""
+
+    def flush(self) -> None:
+        """See `Target`."""
+        self._file.flush()
 
     def commit(self, uuid: bytes) -> None:
         """See `Target`."""

@@ -52,6 +52,7 @@ _POLL_S = 0.05
 _JOIN_S = 10.0
 _PONG_S = 5.0
 """How often the sender hears from us while the disk takes its time."""
+_FLUSH_S = 0.02
 _DRAIN_S = 5.0
 _MAX_PENDING = 512
 """Connections that have not said yet what they are."""
@@ -98,6 +99,7 @@ class Receiver:
         self._agreement = Agreement(config.methods, config.channels, is_local=listener.is_local)
         self._barrier = Barrier()
         self._ready = threading.Event()  # geometry and blocks are known, or all is over
+        self._flush_over = threading.Event()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._selector = selectors.DefaultSelector()
         self._pending: dict[socket.socket, tuple[bytearray, str]] = {}
@@ -270,6 +272,7 @@ class Receiver:
     def _finish(self) -> None:
         """Main has ended: nothing may be missing, then make it durable and say so."""
         self._barrier.end()
+        self._flush_over.set()
         for connection in self._channels.values():
             connection.shutdown_read()
         self._join()
@@ -321,6 +324,7 @@ class Receiver:
                 self._main.send([mainstream.encode_answer(mainstream.SHUT, 1)])
         self._barrier.end()
         self._ready.set()
+        self._flush_over.set()
         connections = [c for c in (*self._channels.values(), self._main) if c is not None]
         for connection in connections:
             connection.shutdown()
@@ -359,6 +363,7 @@ class Receiver:
                 self.stats.ram_bytes = sum(b.used_length for b in event.blocks)
                 self.stats.setup_done(time.monotonic())
                 self._ready.set()
+                self._start_thread("multifd_flush", self._run_flush)
             case mainstream.ZeroPages():
                 self._blocks[event.idstr].clear(event.offsets)
                 self.stats.zero_pages_on_main += len(event.offsets)
@@ -374,6 +379,13 @@ class Receiver:
                 self._target.add_device_state(event.data)
             case mainstream.StreamEnd():
                 self._main_ended = True
+
+    # -- the thread of the disk ------------------------------------------------------------------
+
+    def _run_flush(self) -> None:
+        """Keep the disk busy while pages arrive: a source with a return path stands still during `commit`."""
+        while not self._flush_over.wait(_FLUSH_S):
+            self._target.flush()
 
     # -- channel threads --------------------------------------------------------------------------
 

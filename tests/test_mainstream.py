@@ -157,7 +157,8 @@ class TestReads:
         capabilities = b"\x05\x1aconfiguration/capabilities" + struct.pack(">II", 1, 0)
         config = CONFIG + page_bits + uuid + capabilities
         assert events(config + START + listed((b"ram", 1 << bits)) + EOS + END + EOS + b"\0") == [
-            Machine("pc-q35-10.0", 1 << bits, (Block("ram", 1 << bits),), bytes(range(16)), 2), SyncPoint(), SyncPoint(),
+            Machine("pc-q35-10.0", 1 << bits, (Block("ram", 1 << bits),), bytes(range(16)), 2),
+            SyncPoint(), SyncPoint(),
             DeviceState(b"\0"), StreamEnd(),
         ]  # fmt: skip
 
