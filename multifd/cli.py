@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 _EPILOG = """Exit status: 0 done; 1 a bug in multifd; 2 wrong arguments or options; 3 a method is missing,
 unavailable or broken; 4 the peer broke the protocol, failed, or was configured differently;
-5 a connection was refused, broke, or was silent for too long; 6 a RAM image cannot be read or
-written; 7 the outcome is unknown: look at the destination before the source runs again;
+5 a connection was refused, broke, or was silent for too long; 6 a RAM image or a capture cannot
+be read or written, or is not sound; 7 the outcome is unknown: look at the destination before the source runs again;
 130 interrupted; 143 terminated."""
 
 
@@ -273,6 +273,49 @@ def receive(
         as_json=as_json,
         what="receive",
     )  # fmt: skip
+
+
+@main.command()
+@click.argument("capture", type=click.Path(path_type=Path))
+@_reporting
+def info(capture: Path, as_json: bool) -> None:
+    """Show what is in CAPTURE, a mapped-ram file: machine, RAM blocks, devices."""
+    from multifd import report
+    from multifd.capture import info as call
+
+    found = call(capture)
+    _show(found.as_dict(), as_json, lambda: report.print_capture(found))
+
+
+@main.command()
+@click.argument("capture", type=click.Path(path_type=Path))
+@_reporting
+def verify(capture: Path, as_json: bool) -> None:
+    """Check that CAPTURE, a mapped-ram file, is sound: structure, bitmaps, lengths, end.
+
+    The format has no checksum, so bytes inside a page are not checked.
+    """
+    from multifd.capture import verify as call
+
+    found = call(capture)
+    _show(found.as_dict(), as_json, lambda: click.echo(f"{capture}: sound"))
+
+
+@main.command()
+@click.argument("capture", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--block", metavar="NAME", help="The RAM block, such as pc.ram; needed if there are several.")
+@_reporting
+def export(capture: Path, out: Path, block: str | None, as_json: bool) -> None:
+    """Write a RAM block of CAPTURE, a mapped-ram file, to OUT as a raw image; zero pages are holes."""
+    from multifd.capture import export as call
+
+    found = call(capture, out, block)
+    _show(
+        asdict(found),
+        as_json,
+        lambda: click.echo(f"{out}: {found.idstr}, {found.used_length} bytes, {found.zero_pages} pages of holes"),
+    )
 
 
 @main.command()

@@ -13,6 +13,8 @@ from multifd.stats import Result
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from multifd.capture import CaptureInfo
+
 _LINE_S = 1.0
 
 
@@ -97,6 +99,21 @@ def print_methods(infos: Sequence[MethodInfo]) -> None:
             info.name, info.status, info.engine, code, f"{info.distribution} {info.version}", options, info.reason
         )
     _print(table)
+
+
+def print_capture(info: CaptureInfo) -> None:
+    """What is in a capture: a line each, and a row for each block."""
+    print(f"machine type: {info.machine or 'not named (2.3 or older)'}")
+    print(f"QEMU release: {f'{info.qemu_at_least} or later' if info.qemu_at_least else 'does not show'}")
+    print(f"uuid: {info.uuid or 'none'}")
+    print(f"page size: {info.page_size} bytes")
+    table = _table("block", "bytes", "present pages", "zero pages")
+    for block in info.blocks:
+        table.add_row(block.idstr, str(block.used_length), str(block.present_pages), str(block.zero_pages))
+    _print(table)
+    print(f"devices' state: {info.device_state_bytes} bytes, {len(info.devices)} devices")
+    for device in info.devices:
+        print(f"  {device}")
 
 
 def _table(*columns: str) -> Table:
