@@ -171,7 +171,7 @@ class Receiver:
 
     def _describe_connections(self) -> str:
         if self._main is None and not self._channels:
-            return "; no sender connected"
+            return f"; no sender connected{self._describe_strangers()}"
         if self._has_device_state:
             return (
                 "; all of RAM is here, but the end of the devices' state was not seen: machine types up to 2.2 do not "
@@ -180,8 +180,11 @@ class Receiver:
         main = "connected" if self._main else "not connected"
         return (
             f"; main is {main}, {len(self._channels)} of {self._agreement.channels} channels are "
-            "(--channels must be the sender's)"
+            f"(--channels must be the sender's){self._describe_strangers()}"
         )
+
+    def _describe_strangers(self) -> str:
+        return f", {self.strangers} connections that were no migration's were closed" if self.strangers else ""
 
     def _accept(self) -> None:
         while (accepted := self._listener.accept()) is not None:
