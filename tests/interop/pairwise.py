@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable
 from itertools import combinations
-from typing import Any
+from typing import Any, TypeVar
+
+_Case = TypeVar("_Case", bound=tuple[Any, ...])
 
 
-def pairwise(cases: Iterable[Sequence[Any]]) -> list[Sequence[Any]]:
-    """Cases, greedily chosen, with each pair of values, of two places, that occurs in `cases`."""
-    pairs = {tuple(case): set(combinations(enumerate(case), 2)) for case in cases}
+def pairwise(cases: Iterable[_Case]) -> list[_Case]:
+    """Cases, greedily chosen, with each pair of values, of two places, that occurs in `cases`.
+
+    Of cases with as many new pairs, one whose values were chosen less often, then the first.
+    """
+    pairs = {case: set(combinations(enumerate(case), 2)) for case in cases}
     wanted = set().union(*pairs.values())
-    chosen: list[Sequence[Any]] = []
+    used: Counter[tuple[int, Any]] = Counter()
+    chosen = []
     while wanted:
-        best = max(pairs, key=lambda case: len(pairs[case] & wanted))  # the first of equals: repeatable
+        best = max(pairs, key=lambda case: (len(pairs[case] & wanted), -sum(used[v] for v in enumerate(case))))
         wanted -= pairs[best]
+        used.update(enumerate(best))
         chosen.append(best)
     return chosen
