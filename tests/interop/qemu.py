@@ -1,6 +1,6 @@
 """One QEMU process: unmodified, started with a deadline, driven by QMP, ended by its own pid.
 
-Guest RAM is a file that QEMU maps: `Qemu.ram` reads it at any time, without QEMU's help.
+Guest RAM is a file that QEMU maps, unless told otherwise: `Qemu.ram` reads it at any time, without QEMU's help.
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ class Qemu:
         folder: Its files go here, under `name`.
         machine: The machine type. ``none`` has RAM alone, whose block is ``ram``; elsewhere it is ``pc.ram``.
         image: What guest RAM holds from address 0; zeros behind it.
+        backend: The memory backend's type and options, instead of a shared file; there is no `ram` then.
         disk: What the boot disk holds; both ends of a migration need one.
         is_incoming: It waits for `listen`.
         is_paused: It does not run before QMP's ``cont``.
@@ -87,20 +88,22 @@ class Qemu:
 
     def __init__(
         self, release: Release, folder: Path, name: str, mib: int, *, machine: str = "pc", image: bytes | None = None,
-        disk: bytes | None = None, is_incoming: bool = False, is_paused: bool = True, arguments: tuple[str, ...] = (),
+        backend: str | None = None, disk: bytes | None = None, is_incoming: bool = False, is_paused: bool = True,
+        arguments: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         self.release = release
         self._folder, self._log, self._console = folder, folder / f"{name}.log", folder / f"{name}.console"
         self._ram = folder / f"{name}.ram"
-        self._ram.write_bytes(image or b"")
-        os.truncate(self._ram, mib << 20)
+        if backend is None:
+            self._ram.write_bytes(image or b"")
+            os.truncate(self._ram, mib << 20)
+            backend = f"memory-backend-file,share=on,mem-path={self._ram}"
         block = "ram" if machine == "none" else "pc.ram"
         qmp = folder / f"{name}.qmp"
         # The block keeps its short name on the wire, not the object's path.
-        backend = f"memory-backend-file,id={block},share=on,size={mib}M,mem-path={self._ram}"
         command = [
             release.binary, "-name", name, "-accel", "tcg", "-M", f"{machine},memory-backend={block}", "-m", f"{mib}M",
-            "-object", f"{backend},x-use-canonical-path-for-ramblock-id=off",
+            "-object", f"{backend},id={block},size={mib}M,x-use-canonical-path-for-ramblock-id=off",
             "-nodefaults", "-no-user-config", "-display", "none", "-qmp", f"unix:{qmp},server=on,wait=off",
             *(["-S"] if is_paused else []), *(["-incoming", "defer"] if is_incoming else []), *arguments,
         ]  # fmt: skip
