@@ -6,11 +6,12 @@ PLUGINS := $(wildcard plugins/*/pyproject.toml)
 # Reinstalled when what describes the distributions changes.
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint docs bench check-machine clean
+.PHONY: help demo test interop lint docs bench check-machine clean
 
 help:
 	@echo "make demo    migrate a RAM image by every installed method, compare byte for byte, show the figures"
 	@echo "make test    all tests, of multifd and of every plugin"
+	@echo "make interop every case of the tests against real QEMUs, about an hour; \`make test\` has a pairwise selection"
 	@echo "make lint    ruff, mypy --strict, import-linter"
 	@echo "make docs    the documentation, into docs/_build/html"
 	@echo "make bench   ratios against bare loops and iperf3"
@@ -33,6 +34,11 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+# A second, newer QEMU is unpacked if none is named; where that fails, the tests that need it say so.
+interop: $(STAMP)
+	MULTIFD_QEMU_NEW="$${MULTIFD_QEMU_NEW:-$$(tests/interop/newer-qemu.sh)}" \
+		$(BIN)/python -m pytest tests/interop --every $(PYTEST_ARGS)
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,4 +54,4 @@ bench: $(STAMP)
 	$(BIN)/python bench/qpl_batch.py
 
 clean:
-	rm -rf $(VENV) build dist docs/_build *.egg-info
+	rm -rf $(VENV) .qemu build dist docs/_build *.egg-info

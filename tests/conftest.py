@@ -21,6 +21,10 @@ from multifd.stats import Result
 DEADLINE_S = 60
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every", action="store_true", help="against real QEMUs, every case, not a pairwise selection")
+
+
 def make_image(pages: int, seed: int = 1) -> bytes:
     """RAM with runs of zero, text-like, repeating and random pages."""
     rng = random.Random(seed)
