@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 .PHONY: help demo test interop lint docs bench check-machine clean
 
 help:
-	@echo "make demo    migrate a RAM image by every installed method, compare byte for byte, show the figures"
+	@echo "make demo    migrate RAM by every installed method and a running QEMU guest, and show the figures"
 	@echo "make test    all tests, of multifd and of every plugin"
 	@echo "make interop every case of the tests against real QEMUs, about an hour; \`make test\` has a pairwise selection"
 	@echo "make lint    ruff, mypy --strict, import-linter"
@@ -30,6 +30,7 @@ demo: $(STAMP)
 	$(BIN)/multifd demo
 	@echo "Second act: qpl's own job management on a simulated IAA, beside the published experiment"
 	$(BIN)/multifd-iaa simulate --devices 1 --channels 4 --policy wait --policy fallback
+	@PYTHONPATH=tests $(BIN)/python -m interop.demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
