@@ -11,11 +11,15 @@ import selectors
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 
 from multifd import mainstream
 from multifd.channel import Listener
 from multifd.wire import INIT_BYTES, MAGIC_BYTES, InitPacket
+
+Arrival = tuple[socket.socket, str, InitPacket | None]
+"""A socket, its peer's name, and a channel's init packet, None for main."""
 
 _MAX_PENDING = 512
 """Connections that have not said yet what they are."""
@@ -30,19 +34,19 @@ class Arrivals:
     """
 
     def __init__(self, listener: Listener, patience_s: float) -> None:
-        self._listener, self._patience_s = listener, patience_s
+        self.listener, self._patience_s = listener, patience_s
         self._selector = selectors.DefaultSelector()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._wake_lock = threading.Lock()
         self._pending: dict[socket.socket, tuple[bytearray, str, float]] = {}
-        self._is_open = True
+        self._kept: deque[Arrival] = deque()
         self._selector.register(listener.sock, selectors.EVENT_READ)
         self._selector.register(self._wake, selectors.EVENT_READ)
         self.strangers = 0
         """Connections that were not a migration's and were closed."""
 
-    def wait(self, timeout_s: float) -> Iterator[tuple[socket.socket, str, InitPacket | None]]:
-        """Wait for at most `timeout_s`; give (socket, peer, init packet), with None for main.
+    def wait(self, timeout_s: float) -> Iterator[Arrival]:
+        """Wait for at most `timeout_s` and give who came.
 
         The magic of main, or the init packet, is read; the socket is the caller's from then on.
 
@@ -51,7 +55,7 @@ class Arrivals:
             ChannelError: the listener broke.
         """
         for key, _ in self._selector.select(timeout_s):
-            if key.fileobj is self._listener.sock:
+            if key.fileobj is self.listener.sock:
                 self._accept()
             elif key.fd == self._wake:
                 os.eventfd_read(self._wake)
@@ -67,11 +71,16 @@ class Arrivals:
             if self._wake >= 0:
                 os.eventfd_write(self._wake, 1)
 
-    def stop_accepting(self) -> None:
-        """Leave who connects from now on in the listener's backlog."""
-        if self._is_open:
-            self._is_open = False
-            self._selector.unregister(self._listener.sock)
+    def take_kept(self) -> Iterator[Arrival]:
+        """Those that were kept for this migration, in the order in which they came."""
+        while self._kept:
+            yield self._kept.popleft()
+
+    def keep(self, arrival: Arrival) -> None:
+        """Take one back: it belongs to the migration after this one."""
+        self._kept.append(arrival)
+        if len(self._kept) > _MAX_PENDING:
+            self.dismiss(self._kept.popleft()[0])
 
     def dismiss(self, sock: socket.socket) -> None:
         """Close a connection that is not the migration's, and count it."""
@@ -81,8 +90,8 @@ class Arrivals:
         self.strangers += 1
 
     def close(self) -> None:
-        """Close what has not said what it is; the listener stays open."""
-        for sock in list(self._pending):
+        """Close whom nobody took; the listener stays open."""
+        for sock in [*self._pending, *(sock for sock, _, _ in self._kept)]:
             self.dismiss(sock)
         self._selector.close()
         with self._wake_lock:
@@ -90,7 +99,7 @@ class Arrivals:
             self._wake = -1
 
     def _accept(self) -> None:
-        while (accepted := self._listener.accept()) is not None:
+        while (accepted := self.listener.accept()) is not None:
             sock, peer = accepted
             if len(self._pending) >= _MAX_PENDING:
                 self.dismiss(next(iter(self._pending)))
@@ -98,7 +107,7 @@ class Arrivals:
             self._pending[sock] = (bytearray(), peer, time.monotonic())
             self._selector.register(sock, selectors.EVENT_READ)
 
-    def _identify(self, sock: socket.socket) -> Iterator[tuple[socket.socket, str, InitPacket | None]]:
+    def _identify(self, sock: socket.socket) -> Iterator[Arrival]:
         """Read what a new connection starts with, never more than it takes to know what it is."""
         start, peer, _ = self._pending[sock]
         is_channel = start.startswith(MAGIC_BYTES)
