@@ -25,17 +25,27 @@ class Agreement:
         specs: the only methods allowed (``NAME:key=value``); empty allows all that a peer may choose.
         channels: what the caller insists on; None takes what is announced.
         is_local: only processes of this host can connect, so a private method may be chosen freely.
+        unannounced: how many channels there may be if neither the caller nor the sender says it.
+        option: what the caller names methods with, for messages.
 
     Raises:
         MethodError: an allowed method cannot be had.
     """
 
-    def __init__(self, specs: Sequence[str], channels: int | None, *, is_local: bool) -> None:
+    def __init__(
+        self,
+        specs: Sequence[str],
+        channels: int | None,
+        *,
+        is_local: bool,
+        unannounced: int = _DEFAULT_CHANNELS,
+        option: str = "--method",
+    ) -> None:
         self._specs = {registry.parse_spec(spec)[0]: spec for spec in specs}
         for spec in specs:
             registry.load_method(spec)
         self._channels = channels
-        self._is_local = is_local
+        self._is_local, self._unannounced, self._option = is_local, unannounced, option
         self._lock = threading.Lock()
         self._missing: MethodNotFound | None = None
         self._first: InitPacket | None = None
@@ -46,7 +56,7 @@ class Agreement:
     def channels(self) -> int:
         """How many are expected, as far as is known."""
         announced = self._first.channels if self._first else 0
-        return announced or self._channels or _DEFAULT_CHANNELS
+        return announced or self._channels or self._unannounced
 
     @property
     def uuid(self) -> bytes:
@@ -86,7 +96,7 @@ class Agreement:
     def _announced(self, init: InitPacket) -> None:
         name = init.method
         if self._specs and name not in self._specs:
-            raise PeerMismatch(f"the sender uses method {name!r}, --method here allows {', '.join(self._specs)}")
+            raise PeerMismatch(f"the sender uses method {name!r}, {self._option} here allows {', '.join(self._specs)}")
         try:
             cls = registry.find(name)
         except MethodNotFound as e:
@@ -95,7 +105,7 @@ class Agreement:
         if cls.wire_code is None:
             if name not in self._specs and not self._is_local:
                 raise PeerMismatch(
-                    f"the sender asks for the private method {name!r}: from another host it needs --method {name}"
+                    f"the sender asks for the private method {name!r}: from another host it needs {self._option} {name}"
                 )
             if cls.wire_version != init.wire_version:
                 raise PeerMismatch(
@@ -127,6 +137,6 @@ class Agreement:
             if self._missing is not None:
                 raise self._missing
             known = f"that of {', '.join(names)}" if names else "no installed method's"
-            hint = f"; --method here allows {', '.join(self._specs)}" if self._specs else ""
+            hint = f"; {self._option} here allows {', '.join(self._specs)}" if self._specs else ""
             raise PeerMismatch(f"the sender's packets have method code {code:#x}, {known}{hint}")
         return registry.load_method(self._specs.get(allowed[0], allowed[0]))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import selectors
 import socket
 import stat
@@ -203,6 +204,28 @@ class Connection:
         if not self.recv_into(views):
             raise ChannelError(f"{self.peer} closed the connection in the middle of a packet")
 
+    def forward(self, to: Connection, nbytes: int, buffer: memoryview, head: Sequence[Buffer] = ()) -> None:
+        """Pass exactly `nbytes` on to another connection, after `head`, as they come.
+
+        Each piece is written before the next is read, so a slow `to` holds this connection's peer back.
+
+        Args:
+            to: the other connection, which this thread writes.
+            nbytes: at least 1.
+            buffer: the caller's; as much as one piece may be.
+            head: what goes before, in one write with the first piece.
+
+        Raises:
+            ChannelError: either connection broke, or this one's peer closed too early.
+        """
+        while nbytes:
+            got = self.recv_into([buffer[:nbytes]], at_least=1)
+            if not got:
+                raise ChannelError(f"{self.peer} closed the connection in the middle of a packet")
+            to.send([*head, buffer[:got]])
+            head = ()
+            nbytes -= got
+
     def recv_available(self, limit: int = 65536) -> bytes | None:
         """What has arrived, up to `limit` bytes, without waiting; None if nothing has, b"" at the end.
 
@@ -231,10 +254,21 @@ class Connection:
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RD)
 
+    def shutdown_write(self) -> None:
+        """Let the peer see the end of what we send; it can go on sending. From any thread."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
+
     def shutdown(self) -> None:
         """End both directions; calls blocked on this connection return at once. From any thread."""
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
+
+    def has_hung_up(self) -> bool:
+        """Whether the peer will send no more, though what it sent may not be read yet. From any thread."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def close(self) -> None:
         """Release the socket; call when no thread uses it any more."""

@@ -129,7 +129,7 @@ def _fail(error: BaseException, status: int, *, as_json: bool, verbose: int) -> 
 
 def _show(document: Any, as_json: bool, render: Callable[[], None]) -> None:
     if as_json:
-        print(json.dumps(document))
+        print(json.dumps(document), flush=True)
     else:
         render()
 
@@ -316,6 +316,66 @@ def export(capture: Path, out: Path, block: str | None, as_json: bool) -> None:
         as_json,
         lambda: click.echo(f"{out}: {found.idstr}, {found.used_length} bytes, {found.zero_pages} pages of holes"),
     )
+
+
+@main.command()
+@click.argument("listen_uri")
+@click.argument("to_uri")
+@click.option(
+    "--in",
+    "in_method",
+    metavar="NAME[:KEY=VALUE,...]",
+    help="The only method a source may use; any if not given.",
+)
+@click.option(
+    "--out",
+    "out_method",
+    default="none",
+    metavar="NAME[:KEY=VALUE,...]",
+    show_default=True,
+    help="How to compress towards the destination.",
+)
+@click.option(
+    "--channels",
+    type=click.IntRange(1, 255),
+    help="How many a source must have; as many as come if not given.",
+)
+@click.option("--once", is_flag=True, help="End after one migration.")
+@click.option(
+    "--connect-timeout",
+    default=10.0,
+    show_default=True,
+    type=_SECONDS,
+    metavar="S",
+    help="How long to wait for the destination to listen.",
+)
+@click.option(
+    "--timeout",
+    default=60.0,
+    show_default=True,
+    type=_SECONDS,
+    metavar="S",
+    help="How long all connections of a migration may be silent.",
+)
+@_reporting
+def relay(
+    listen_uri: str, to_uri: str, in_method: str | None, out_method: str, channels: int | None, once: bool,
+    connect_timeout: float, timeout: float, as_json: bool,
+) -> None:  # fmt: skip
+    """Pass migrations on from LISTEN_URI to TO_URI, in by one method and out by another.
+
+    One after another until interrupted, with a line on stdout for each, or with --json a document a line.
+    With port 0 the URI with the chosen port is printed on stderr at once.
+    """
+    from multifd import report
+    from multifd.migrate import relay as call
+
+    call(
+        listen_uri, to_uri, in_method=in_method, out_method=out_method, channels=channels, once=once,
+        connect_timeout=connect_timeout, timeout=timeout,
+        on_listening=lambda chosen: click.echo(f"listening on {chosen}", err=True),
+        on_result=lambda result: _show(result.as_dict(), as_json, lambda: report.print_relay(result)),
+    )  # fmt: skip
 
 
 @main.command()

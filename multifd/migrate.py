@@ -1,14 +1,16 @@
-"""The library's calls: `send` and `receive`."""
+"""The library's calls: `send`, `receive` and `relay`."""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
+from multifd.arrivals import Arrivals
 from multifd.channel import Listener, Uri
-from multifd.errors import MultifdError, UsageError
+from multifd.errors import ChannelError, MultifdError, UsageError
 from multifd.machines import dialect_of
 from multifd.mapped_ram import MappedRamSource, MappedRamTarget, is_mapped_ram
 from multifd.method import Buffer, MultifdMethods
@@ -16,11 +18,14 @@ from multifd.ram import MemorySource, MemoryTarget, Source, Target
 from multifd.raw_image import RawImageSource, RawImageTarget
 from multifd.receiver import ReceiveConfig, Receiver
 from multifd.registry import load_method
+from multifd.relay import Relay, RelayConfig, RelayResult
 from multifd.sender import SendConfig, Sender
 from multifd.stats import Result
 from multifd.wire import DIALECTS, Dialect
 
 Progress = Callable[[Result], None]
+
+_LOG = logging.getLogger(__name__)
 
 
 def send(
@@ -139,6 +144,62 @@ def receive(
             listener.close()
     finally:
         target.discard()
+
+
+def relay(
+    listen: str,
+    to: str,
+    *,
+    in_method: str | None = None,
+    out_method: str = "none",
+    channels: int | None = None,
+    once: bool = False,
+    connect_timeout: float = 10.0,
+    timeout: float = 60.0,
+    on_listening: Callable[[str], None] | None = None,
+    on_result: Callable[[RelayResult], None] | None = None,
+) -> None:
+    """Relay one migration after another, until interrupted.
+
+    Args:
+        listen: where sources connect, ``tcp:HOST:PORT`` or ``unix:PATH``; port 0 lets the kernel choose.
+        to: where the destination listens, or will within `connect_timeout`.
+        in_method: the only method a source may use, ``NAME:key=value``; None: any that it may choose.
+        out_method: the method towards the destination.
+        channels: how many a source must have, which is announced to the destination; None: as many as come.
+        once: end after one migration, and raise what went wrong with it.
+        connect_timeout: seconds to wait for the destination to listen.
+        timeout: seconds that all connections of a migration may be silent. Between migrations there is no limit.
+        on_listening: called once with the URI that sources can use now, its port filled in.
+        on_result: called in this thread with the figures of each migration. Without `once` also of one that
+            failed, whose error goes to the log.
+
+    Raises:
+        MultifdError: arguments that cannot be meant, an address that cannot be had; with `once` also what went
+            wrong, with the figures as ``result``.
+    """
+    config = RelayConfig(Uri.parse(to), in_method, out_method, channels, connect_timeout, timeout)
+    listener = Listener(Uri.parse(listen))
+    arrivals = Arrivals(listener, timeout)
+    try:
+        if on_listening is not None:
+            on_listening(str(listener.uri))
+        while True:
+            one = Relay(arrivals, config)
+            try:
+                result = one.run()
+            except MultifdError as e:
+                e.result = result = one.result()
+                if once or (isinstance(e, ChannelError) and not one.has_begun):
+                    raise
+                _LOG.error("%s", "; ".join([str(e), *getattr(e, "__notes__", ())]))
+            if on_result is not None:
+                on_result(result)
+            if once:
+                return
+    finally:
+        arrivals.close()
+        listener.close()
 
 
 def _source(ram: str | os.PathLike[str] | Buffer, page_size: int, source_format: str) -> Source:

@@ -11,8 +11,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import mmap
-import os
-import selectors
 import socket
 import threading
 import time
@@ -21,6 +19,7 @@ from dataclasses import dataclass
 
 from multifd import mainstream
 from multifd.agreement import Agreement
+from multifd.arrivals import Arrivals
 from multifd.barrier import Barrier
 from multifd.channel import Connection, Listener, Silence
 from multifd.errors import (
@@ -34,11 +33,11 @@ from multifd.errors import (
     note_others,
 )
 from multifd.method import Geometry, MultifdMethods, RecvParams, run_hook
+from multifd.payload import receive_payload
 from multifd.ram import Staging, Target, TargetBlock
 from multifd.stats import ChannelStats, MigrationStats, Result
 from multifd.wire import (
     INIT_BYTES,
-    MAGIC_BYTES,
     PREFIX_BYTES,
     InitPacket,
     Packet,
@@ -54,8 +53,6 @@ _PONG_S = 5.0
 """How often the sender hears from us while the disk takes its time."""
 _FLUSH_S = 0.02
 _DRAIN_S = 5.0
-_MAX_PENDING = 512
-"""Connections that have not said yet what they are."""
 
 
 @dataclass(frozen=True)
@@ -93,16 +90,14 @@ class Receiver:
         config: ReceiveConfig,
         on_progress: Callable[[Result], None] | None = None,
     ) -> None:
-        self._listener, self._target, self._config = listener, target, config
+        self._target, self._config = target, config
         self._on_progress = on_progress
         self._silence = Silence(config.timeout_s, self._describe_connections)
         self._agreement = Agreement(config.methods, config.channels, is_local=listener.is_local)
         self._barrier = Barrier()
         self._ready = threading.Event()  # geometry and blocks are known, or all is over
         self._flush_over = threading.Event()
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._selector = selectors.DefaultSelector()
-        self._pending: dict[socket.socket, tuple[bytearray, str]] = {}
+        self._arrivals = Arrivals(listener, config.timeout_s)
         self._main: Connection | None = None
         self._has_return_path = False
         self._has_device_state = False
@@ -112,9 +107,12 @@ class Receiver:
         self._channels: dict[int, Connection] = {}
         self._threads: list[threading.Thread] = []
         self._errors: list[BaseException] = []
-        self.strangers = 0
-        """Connections that were not a migration's and were closed."""
         self.stats = MigrationStats(time.monotonic())
+
+    @property
+    def strangers(self) -> int:
+        """Connections that were not a migration's and were closed."""
+        return self._arrivals.strangers
 
     def run(self) -> Result:
         """Wait for a sender and take everything it sends.
@@ -124,8 +122,6 @@ class Receiver:
             KeyboardInterrupt: passes through, after everything was torn down.
         """
         try:
-            self._selector.register(self._listener.sock, selectors.EVENT_READ)
-            self._selector.register(self._wake, selectors.EVENT_READ)
             while not self._main_ended:
                 self._serve(_POLL_S)
             self._finish()
@@ -150,20 +146,23 @@ class Receiver:
     # -- the caller's thread ----------------------------------------------------------------------
 
     def _serve(self, timeout_s: float) -> None:
-        """One turn: accept, identify, notice errors and silence, report."""
-        for key, _ in self._selector.select(timeout_s):
-            if key.fileobj is self._listener.sock:
-                self._accept()
-            elif key.fd == self._wake:
-                os.eventfd_read(self._wake)
-            else:
-                self._identify(key.fileobj)  # type: ignore[arg-type]
+        """One turn: accept, notice errors and silence, report."""
+        self._admit(timeout_s)
         if self._errors:
             raise self._errors[0]
         self._silence.check()
         self._count_bytes()
         if self.stats.tick(time.monotonic()) and self._on_progress is not None:
             self._on_progress(self.stats.snapshot(time.monotonic()))
+
+    def _admit(self, timeout_s: float) -> None:
+        for sock, peer, init in self._arrivals.wait(timeout_s):
+            if init is not None:
+                self._start_channel(sock, peer, init)
+            elif self._main is None:
+                self._start_main(sock, peer)
+            else:
+                self._arrivals.dismiss(sock)
 
     def _count_bytes(self) -> None:
         main = () if self._main is None else (self._main,)
@@ -186,53 +185,7 @@ class Receiver:
     def _describe_strangers(self) -> str:
         return f", {self.strangers} connections that were no migration's were closed" if self.strangers else ""
 
-    def _accept(self) -> None:
-        while (accepted := self._listener.accept()) is not None:
-            sock, peer = accepted
-            if len(self._pending) >= _MAX_PENDING:
-                self._dismiss(next(iter(self._pending)))
-            sock.setblocking(False)
-            self._pending[sock] = (bytearray(), peer)
-            self._selector.register(sock, selectors.EVENT_READ)
-
-    def _identify(self, sock: socket.socket) -> None:
-        """Read what a new connection starts with, never more than it takes to know what it is."""
-        if sock not in self._pending:
-            return
-        start, peer = self._pending[sock]
-        is_channel = start.startswith(MAGIC_BYTES)
-        try:
-            data = sock.recv((INIT_BYTES if is_channel else len(MAGIC_BYTES)) - len(start))
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        start += data
-        if not data or not any(m.startswith(start[:4]) for m in (MAGIC_BYTES, mainstream.MAGIC_BYTES)):
-            self._dismiss(sock)
-        elif start == mainstream.MAGIC_BYTES:
-            self._release(sock)
-            self._start_main(sock, peer)
-        elif len(start) == INIT_BYTES:
-            init = InitPacket.decode(start)  # if it raises, the socket is still pending and closed with those
-            self._release(sock)
-            self._start_channel(sock, peer, init)
-
-    def _release(self, sock: socket.socket) -> None:
-        self._selector.unregister(sock)
-        del self._pending[sock]
-
-    def _dismiss(self, sock: socket.socket) -> None:
-        """Close a connection that is not a migration's."""
-        self._release(sock)
-        sock.close()
-        self.strangers += 1
-
     def _start_main(self, sock: socket.socket, peer: str) -> None:
-        if self._main is not None:
-            sock.close()
-            self.strangers += 1
-            return
         self._main = Connection(sock, self._silence, peer)
         self._main.bytes_received = len(mainstream.MAGIC_BYTES)
         self._silence.touch()
@@ -266,7 +219,7 @@ class Receiver:
                 run(*args)
             except BaseException as e:
                 self._errors.append(e)
-            os.eventfd_write(self._wake, 1)
+            self._arrivals.wake()
 
         thread = threading.Thread(target=guarded, name=name, daemon=True)
         self._threads.append(thread)
@@ -281,9 +234,8 @@ class Receiver:
         self._join()
         if busy := [thread.name for thread in self._threads if thread.is_alive()]:
             raise HookError(f"{', '.join(busy)}: still busy {_JOIN_S:g} s after the last sync point")
-        self._accept()
-        for sock in [*self._pending, *self._pending]:  # twice: the magic, then the rest of an init packet
-            self._identify(sock)
+        for _ in range(3):  # accept; the magic; the rest of an init packet
+            self._admit(0)
         if self._errors:
             raise self._errors[0]
         self._commit()
@@ -332,12 +284,9 @@ class Receiver:
         for connection in connections:
             connection.shutdown()
         self._join()
-        for sock in list(self._pending):
-            self._dismiss(sock)
+        self._arrivals.close()
         for connection in connections:
             connection.close()
-        self._selector.close()
-        os.close(self._wake)
         self._target.discard()
 
     # -- the thread of main -----------------------------------------------------------------------
@@ -451,17 +400,5 @@ class Receiver:
     ) -> None:
         block = self._blocks[packet.ramblock]
         pages = block.place(packet.normal, staging)
-        size, bound = packet.next_packet_size, method.capabilities.max_payload
-        if method.capabilities.verbatim:
-            # QEMU ignores the field for these and accepts 0: migration/multifd-nocomp.c, 10.0
-            if size not in (0, pages.nbytes):
-                raise RemoteWireError(f"next_packet_size {size}, expected {pages.nbytes}", offset=20)
-            connection.recv_exactly(pages.runs())
-        else:
-            if size > bound:
-                raise RemoteWireError(f"next_packet_size {size}, at most {bound} ({method.name})", offset=20)
-            if size:
-                connection.recv_exactly([payload[:size]])
-            p.pages, p.payload = pages, payload[:size].toreadonly()
-            run_hook(method, "recv", p)
+        receive_payload(connection, method, p, pages, packet.next_packet_size, payload)
         block.store(packet.normal, staging)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from multifd.capture import CaptureInfo
+    from multifd.relay import RelayResult
 
 _LINE_S = 1.0
 
@@ -87,6 +88,17 @@ def print_results(results: Sequence[Result]) -> None:
     for r in results:
         for name, value in sorted(r.method_stats.items()):
             print(f"{r.method}: {name} {value}")
+
+
+def print_relay(result: RelayResult) -> None:
+    """One line for a migration that was passed on."""
+    r = result
+    print(
+        f"{r.in_method or '-'} to {r.out_method}: {r.status}, {r.channels} channels, {r.total_time_ms:.0f} ms, "
+        f"{r.packets} packets, {r.normal_pages} normal pages, {r.zero_pages} zero pages, "
+        f"{r.bytes_in} bytes in, {r.bytes_out} bytes out",
+        flush=True,
+    )
 
 
 def print_methods(infos: Sequence[MethodInfo]) -> None:

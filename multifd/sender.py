@@ -19,7 +19,6 @@ from multifd import mainstream
 from multifd.channel import Connection, RateLimit, Silence, Uri, connect
 from multifd.errors import (
     ChannelError,
-    HookError,
     MultifdError,
     OutcomeUnknown,
     PeerFailed,
@@ -27,8 +26,9 @@ from multifd.errors import (
     UsageError,
     note_others,
 )
-from multifd.method import MAX_IOV, Geometry, MultifdMethods, SendParams, run_hook
+from multifd.method import Geometry, MultifdMethods, SendParams, run_hook
 from multifd.pages import Offsets
+from multifd.payload import prepare_payload
 from multifd.ram import Source, SourceBlock, Staging
 from multifd.stats import ChannelStats, MigrationStats, Result
 from multifd.wire import NO_OFFSETS, PRIVATE_CODE, Dialect, InitPacket, PacketEncoder
@@ -363,9 +363,7 @@ class Sender:
                 zero, normal = offsets[mask], offsets[~mask]
                 pages = pages.select(~mask)
             if len(normal):
-                p.pages = pages
-                run_hook(self._method, "send_prepare", p)
-                payload = self._check_payload(p)
+                payload = prepare_payload(self._method, p, pages)
         if not self._config.dialect.zero_pages_in_packets and len(zero):
             self._write(mainstream.encode_zero_pages(block.idstr, zero))
             stats.zero_pages += len(zero)
@@ -375,13 +373,3 @@ class Sender:
             connection.send([header, *p.iov])
         stats.normal_pages += len(normal)
         stats.zero_pages += len(zero)
-
-    def _check_payload(self, p: SendParams) -> int:
-        payload = sum(b.nbytes if isinstance(b, memoryview) else len(b) for b in p.iov)
-        bound = self._method.capabilities.max_payload
-        if not 0 < payload <= bound or len(p.iov) > MAX_IOV:
-            raise HookError(
-                f"method {self._method.name!r}: payload of {payload} bytes in {len(p.iov)} buffers, "
-                f"at most {bound} in {MAX_IOV}"
-            )
-        return payload

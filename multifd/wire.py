@@ -15,6 +15,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -38,6 +39,8 @@ _INIT = struct.Struct(">II16sBBB5x32s")
 INIT_BYTES = _INIT.size
 NAME_BYTES = 31
 _HEADER = struct.Struct(">IIIIIIQII24x256s")
+_NAME = slice(64, 320)
+_U32 = struct.Struct(">I")
 _PREFIX = struct.Struct(">III")
 PREFIX_BYTES = _PREFIX.size
 """Enough of a header to tell a RAM packet from a device-state packet (QEMU 10.0 reads it first)."""
@@ -136,22 +139,85 @@ def header_bytes(geometry: Geometry) -> int:
     return _HEADER.size + 8 * geometry.page_count
 
 
+def packet_flags(header: bytearray | memoryview) -> int:
+    """The flags, from the first `PREFIX_BYTES` of a header, before the rest is read.
+
+    Raises:
+        RemoteWireError: not a packet, or with flags that nobody knows.
+    """
+    if len(header) < PREFIX_BYTES:
+        _check_length(len(header), PREFIX_BYTES)
+    magic, version, flags = _PREFIX.unpack_from(header)
+    _check_magic(magic, version)
+    if flags & ~(FLAG_SYNC | FLAG_DEVICE_STATE | METHOD_MASK):
+        raise RemoteWireError(f"unknown flags in {flags:#x}", offset=8)
+    return int(flags)
+
+
 def check_prefix(header: bytearray | memoryview) -> None:
     """Look at the first `PREFIX_BYTES` of a header, before the rest is read.
 
     Raises:
         RemoteWireError: not a packet, or one that carries no RAM.
     """
-    if len(header) < PREFIX_BYTES:
-        _check_length(len(header), PREFIX_BYTES)
-    magic, version, flags = _PREFIX.unpack_from(header)
-    _check_magic(magic, version)
-    if flags & FLAG_DEVICE_STATE:
+    if packet_flags(header) & FLAG_DEVICE_STATE:
         raise RemoteWireError(
             "a device-state packet (QEMU 10.0, a vfio device): only RAM can be received here", offset=8
         )
-    if flags & ~(FLAG_SYNC | METHOD_MASK):
-        raise RemoteWireError(f"unknown flags in {flags:#x}", offset=8)
+
+
+def device_state_bytes(header: bytearray | memoryview) -> int:
+    """Payload bytes of a device-state packet, from its `DEVICE_STATE_BYTES` of header."""
+    return int.from_bytes(header[DEVICE_STATE_BYTES - 4 : DEVICE_STATE_BYTES], "big")
+
+
+class Counts(NamedTuple):
+    """What a RAM packet's header says of it, without its pages."""
+
+    flags: int
+    packet_num: int
+    normal_pages: int
+    zero_pages: int
+    next_packet_size: int
+    """As it is in the field: stale if there are no normal pages and the sender is 8.1 or older."""
+
+    @property
+    def code(self) -> int:
+        """The compression field, meaningful only if there are pages."""
+        return self.flags & METHOD_MASK
+
+
+def decode_counts(header: bytearray | memoryview, geometry: Geometry) -> Counts:
+    """Validate all of a header but its block and offsets. The checks are QEMU 10.0's.
+
+    Raises:
+        RemoteWireError: any field that cannot be.
+    """
+    check_prefix(header)
+    _check_length(len(header), header_bytes(geometry))
+    (_, _, flags, pages_alloc, normal_pages, next_packet_size, packet_num, zero_pages, _, _) = _HEADER.unpack_from(
+        header
+    )
+    if pages_alloc > geometry.page_count:
+        raise RemoteWireError(f"pages_alloc {pages_alloc}, at most {geometry.page_count}", offset=12)
+    if normal_pages > pages_alloc:
+        raise RemoteWireError(f"normal_pages {normal_pages}, at most {pages_alloc}", offset=16)
+    if zero_pages > pages_alloc - normal_pages:
+        raise RemoteWireError(f"zero_pages {zero_pages}, at most {pages_alloc - normal_pages}", offset=32)
+    return Counts(flags, packet_num, normal_pages, zero_pages, next_packet_size)
+
+
+def recode_header(header: bytearray | memoryview, code: int, payload_bytes: int) -> None:
+    """Make a valid header that of the same pages by another method, in place: flags and size change.
+
+    Args:
+        header: of a packet with pages, from `decode_counts`; everything else in it stays.
+        code: the other method's.
+        payload_bytes: of the other method's payload, 0 if there are no normal pages.
+    """
+    (flags,) = _U32.unpack_from(header, 8)
+    _U32.pack_into(header, 8, flags & ~METHOD_MASK | code)
+    _U32.pack_into(header, 20, payload_bytes)
 
 
 def decode_packet(header: bytearray | memoryview, geometry: Geometry, blocks: Mapping[str, int]) -> Packet:
@@ -165,22 +231,12 @@ def decode_packet(header: bytearray | memoryview, geometry: Geometry, blocks: Ma
     Raises:
         RemoteWireError: any field that cannot be.
     """
-    check_prefix(header)
-    _check_length(len(header), header_bytes(geometry))
-    (_, _, flags, pages_alloc, normal_pages, next_packet_size, packet_num, zero_pages, _, name) = _HEADER.unpack_from(
-        header
-    )
-    if pages_alloc > geometry.page_count:
-        raise RemoteWireError(f"pages_alloc {pages_alloc}, at most {geometry.page_count}", offset=12)
-    if normal_pages > pages_alloc:
-        raise RemoteWireError(f"normal_pages {normal_pages}, at most {pages_alloc}", offset=16)
-    if zero_pages > pages_alloc - normal_pages:
-        raise RemoteWireError(f"zero_pages {zero_pages}, at most {pages_alloc - normal_pages}", offset=32)
+    flags, packet_num, normal_pages, zero_pages, next_packet_size = decode_counts(header, geometry)
     count = normal_pages + zero_pages
     if not count:
         # Up to 8.1 size, block and offsets are the previous packet's: test_wire.py::test_stale_fields.
         return Packet(flags, packet_num, "", NO_OFFSETS, NO_OFFSETS, 0)
-    ramblock = name.partition(b"\0")[0].decode("ascii", "backslashreplace")
+    ramblock = bytes(header[_NAME]).partition(b"\0")[0].decode("ascii", "backslashreplace")
     used_length = blocks.get(ramblock)
     if used_length is None:
         known = ", ".join(blocks) or "none"
