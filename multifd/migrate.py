@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
+from multifd.arena import Arena, ArenaTarget
 from multifd.arrivals import Arrivals
 from multifd.channel import Listener, Uri
 from multifd.errors import ChannelError, MultifdError, UsageError
@@ -102,7 +103,7 @@ def _dialect(source: Source, name: str | None) -> Dialect:
 
 def receive(
     uri: str,
-    into: str | os.PathLike[str] | Buffer,
+    into: str | os.PathLike[str] | Buffer | Arena,
     *,
     format: str = "mapped-ram",
     methods: Sequence[str] = (),
@@ -116,7 +117,7 @@ def receive(
     Args:
         uri: where to listen; port 0 lets the kernel choose.
         into: the path of the file to make (it appears only when complete), or a writable buffer of the right
-            length (undefined after a failure).
+            length, or an `Arena` with the sender's blocks (either is undefined after a failure).
         format: of the file: mapped-ram, QEMU's own, which holds everything; or raw, for a single RAM block.
         methods: the only methods allowed, as names with options; empty: any that the sender may choose.
         channels: None for what the sender announces, else 2.
@@ -212,9 +213,11 @@ def _source(ram: str | os.PathLike[str] | Buffer, page_size: int, source_format:
     return RawImageSource(ram, page_size)
 
 
-def _target(into: str | os.PathLike[str] | Buffer, format: str) -> Target:
+def _target(into: str | os.PathLike[str] | Buffer | Arena, format: str) -> Target:
     if format not in ("mapped-ram", "raw"):
         raise UsageError(f"format {format!r}, expected mapped-ram or raw")
+    if isinstance(into, Arena):
+        return ArenaTarget(into)
     if not isinstance(into, str | os.PathLike):
         return MemoryTarget(into)
     return MappedRamTarget(into) if format == "mapped-ram" else RawImageTarget(into)
