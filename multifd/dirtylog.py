@@ -140,6 +140,7 @@ class WriteProtect(_InPlace):
             if fd >= 0:
                 os.close(fd)
         self._fd = self._pagemap = -1
+        self.blocks = []
 
 
 def _page_numbers(entries: _Entries, region: Region) -> Ranges:
@@ -245,6 +246,7 @@ class SoftDirty(_InPlace):
         if self._pagemap >= 0:
             os.close(self._pagemap)
             self._pagemap = -1
+        self.blocks = []
         if self._holds:
             _soft_dirty_in_use.release()
             self._holds = False

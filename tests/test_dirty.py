@@ -194,6 +194,23 @@ def test_a_huge_page_that_is_written_in_one_place(watch, name):
     assert watched.scan() == [(768, 769)]
 
 
+@needs_log
+@pytest.mark.parametrize("sharing", [mmap.MAP_PRIVATE, mmap.MAP_SHARED])
+def test_reserved_huge_pages_are_reported_whole(sharing):
+    map_hugetlb = 0x40000
+    try:
+        memory = mmap.mmap(-1, 8 << 20, flags=sharing | mmap.MAP_ANONYMOUS | map_hugetlb)
+    except OSError:
+        pytest.skip("no huge pages are reserved: sysctl vm.nr_hugepages=8")
+    with Arena(memory, writers="this-process") as arena:
+        tracker, _ = choose(arena, PAGE, "write-protect")
+        tracker.arm()
+        memory[3 << 20] = 1
+        assert tracker.scan()[0].tolist() == [[512, 1024]]
+        tracker.close()
+    memory.close()
+
+
 @pytest.mark.parametrize("name", TRACKERS)
 def test_several_blocks(name):
     memories = {n: make_memory("private", 64 * PAGE) for n in ("a", "b", "c")}
