@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import select
 import selectors
@@ -77,11 +78,16 @@ class RateLimit:
     """
 
     def __init__(self, bytes_per_s: int, stopped: threading.Event) -> None:
-        self.bytes_per_s = bytes_per_s
+        self.bytes_per_s: float = bytes_per_s
         self.piece = max(bytes_per_s // 100, 1024)
         self._stopped = stopped
         self._lock = threading.Lock()
         self._next = 0.0
+
+    def lift(self) -> None:
+        """No limit from now on."""
+        with self._lock:
+            self.bytes_per_s, self.piece, self._next = math.inf, 1 << 20, 0.0
 
     def wait(self, nbytes: int) -> None:
         """Return when `nbytes` more may be sent, or at once when the migration is aborted."""

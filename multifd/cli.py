@@ -29,7 +29,7 @@ _EPILOG = """Exit status: 0 done; 1 a bug in multifd; 2 wrong arguments or optio
 unavailable or broken; 4 the peer broke the protocol, failed, or was configured differently;
 5 a connection was refused, broke, or was silent for too long; 6 a RAM image or a capture cannot
 be read or written, or is not sound; 7 the outcome is unknown: look at the destination before the source runs again;
-130 interrupted; 143 terminated."""
+8 a live source writes faster than its pages can be moved; 130 interrupted; 143 terminated."""
 
 
 class _Size(click.ParamType[int]):

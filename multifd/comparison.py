@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -13,7 +13,7 @@ from multifd.arena import Arena, Region
 from multifd.errors import RamError
 from multifd.mapping import PAGE, populated
 from multifd.pages import Memory, Offsets, Pages
-from multifd.ram import SourceBlock, Staging
+from multifd.ram import SourceBlock, Staging, in_order
 from multifd.ranges import NO_RANGES, Ranges, coarsen, count, of_mask, packets, union
 
 _MAP_NORESERVE = 0x4000  # include/uapi/asm-generic/mman-common.h, Linux; mmap has it from Python 3.13 on
@@ -91,6 +91,10 @@ class _CopiedBlock:
         self._copy = Memory(memoryview(copy), page_size)
         # One byte a page: whether the copy holds anything.
         self._is_copied = np.zeros(region.nbytes // page_size, np.bool_)
+
+    def portions(self, page_count: int) -> Iterator[Offsets]:
+        """See `SourceBlock`."""
+        return in_order(self.used_length, self._arena.page_size, page_count)
 
     def load(self, offsets: Offsets, staging: Staging) -> Pages | None:
         """See `SourceBlock`: the pages as they are now, and from now on in the copy."""

@@ -19,6 +19,8 @@
     ├── ChannelError                  5  closed early, refused, silent for too long; also an OSError
     ├── RamError                      6  a RAM image that cannot be read or written as asked
     ├── OutcomeUnknown                7  the connection died when the destination may have taken over
+    ├── NotConverged                  8  a live source writes faster than its pages can be moved
+    ├── Cancelled                   130  by `Handle.cancel`
     └── UsageError                    2  an argument that cannot be meant; also a ValueError
 
 Status 0 is success and 130 is Ctrl-C. Whatever else leaves the library is a bug in it.
@@ -179,6 +181,18 @@ class OutcomeUnknown(MultifdError):
     """
 
     exit_code = 7
+
+
+class NotConverged(MultifdError):
+    """A live source writes faster than its pages can be moved; the message has the figures. It runs on."""
+
+    exit_code = 8
+
+
+class Cancelled(MultifdError):
+    """The caller cancelled the migration; the source keeps its memory."""
+
+    exit_code = 130
 
 
 def note_others(error: BaseException, others: Sequence[BaseException]) -> None:

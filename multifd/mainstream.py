@@ -446,7 +446,12 @@ def _subsection(name: str) -> bytes:
 
 def encode_return_path() -> bytes:
     """The two commands with which QEMU opens the return path: OPEN_RETURN_PATH, PING 1."""
-    return struct.pack(">BHH", COMMAND, OPEN_RETURN_PATH, 0) + struct.pack(">BHHI", COMMAND, PING, 4, 1)
+    return struct.pack(">BHH", COMMAND, OPEN_RETURN_PATH, 0) + encode_ping(1)
+
+
+def encode_ping(value: int) -> bytes:
+    """To be answered by PONG with the same value, after all that came before it on main was done."""
+    return struct.pack(">BHHI", COMMAND, PING, 4, value)
 
 
 def encode_ram_start(machine: Machine) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -12,9 +13,12 @@ from multifd.arena import Arena, ArenaTarget
 from multifd.arrivals import Arrivals
 from multifd.channel import Listener, Uri
 from multifd.errors import ChannelError, MultifdError, UsageError
+from multifd.handle import Handle
+from multifd.live import LiveSchedule, LiveSource
 from multifd.machines import dialect_of
 from multifd.mapped_ram import MappedRamSource, MappedRamTarget, is_mapped_ram
 from multifd.method import Buffer, MultifdMethods
+from multifd.precopy import Decision, Limits
 from multifd.ram import MemorySource, MemoryTarget, Source, Target
 from multifd.raw_image import RawImageSource, RawImageTarget
 from multifd.receiver import ReceiveConfig, Receiver
@@ -30,7 +34,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def send(
-    ram: str | os.PathLike[str] | Buffer,
+    ram: str | os.PathLike[str] | Buffer | Arena,
     uri: str,
     method: str | MultifdMethods = "none",
     *,
@@ -43,12 +47,20 @@ def send(
     uuid: str | None = None,
     source_format: str = "auto",
     on_progress: Progress | None = None,
+    handle: Handle | None = None,
+    pause: Callable[[], object] | None = None,
+    resume: Callable[[], object] | None = None,
+    throttle: Callable[[int], object] | None = None,
+    tracker: str | None = None,
+    downtime_limit: float = 0.3,
+    max_rounds: int = 30,
+    at_max_rounds: str = "fail",
 ) -> Result:
     """Migrate RAM to a destination that listens, or will within `connect_timeout`.
 
     Args:
         ram: the path of a capture (QEMU's mapped-ram file) or of a raw image, or a buffer of this process that
-            nobody writes meanwhile.
+            nobody writes meanwhile, or an `Arena`, which may be written all the time.
         uri: ``tcp:HOST:PORT`` or ``unix:PATH``.
         method: a name, a name with options (``zstd:level=3``), or a method from `load_method`.
         channels: connections besides main, 1 to 255.
@@ -61,6 +73,20 @@ def send(
         uuid: the destination's, instead of the captured guest's; all zero for a destination without one.
         source_format: raw, mapped-ram, or auto: mapped-ram if the file starts as a QEMU stream does.
         on_progress: called in this thread with the figures so far, about ten times a second.
+        handle: cancels this call from another thread.
+        pause: of an arena, needed: make everything that writes to it stand still, and return when it does. Called
+            once, in this thread, when what is left fits the downtime.
+        resume: of an arena, needed: let it go on. Called once, in this thread, if the migration fails after `pause`
+            was called (also if `pause` itself raised), and never otherwise. After success and when the outcome is
+            unknown the source stays paused: both ends running is worse.
+        throttle: of an arena: called with a percentage, 20 at first, up to 99, by which the writers should slow
+            down because they write faster than pages can be moved; with 0 after a failure.
+        tracker: of an arena: write-protect, soft-dirty or comparison; None takes the best that works here.
+        downtime_limit: seconds that the source of an arena may stand still.
+        max_rounds: after which an arena that does not fit the limit is given up.
+        at_max_rounds: fail, or switch-over: stand still for as long as it takes.
+
+    What `pause`, `resume`, `throttle` and `on_progress` raise ends the migration and comes out of this call.
 
     Returns:
         The figures; the destination has confirmed that everything is in place.
@@ -73,16 +99,37 @@ def send(
     if page_size not in (4096, 8192, 16384, 32768, 65536):
         raise UsageError(f"page size {page_size}, expected a power of two from 4096 to 65536")
     loaded = load_method(method) if isinstance(method, str) else method
-    source = _source(ram, page_size, source_format)
-    try:
+    with contextlib.ExitStack() as stack:
+        schedule: LiveSchedule | None = None
+        if isinstance(ram, Arena):
+            limits = Limits(downtime_limit, max_rounds, _at_max_rounds(at_max_rounds))
+            if pause is None or resume is None:
+                raise UsageError("an arena is sent while it is written: pause and resume are needed")
+            live = LiveSource(ram, page_size, tracker)
+            schedule = LiveSchedule(live, limits, pause, resume, throttle)
+            source: Source = live
+        elif pause or resume or throttle or tracker:
+            raise UsageError("pause, resume, throttle and tracker are for an arena")
+        else:
+            source = _source(ram, page_size, source_format)
+        stack.callback(source.close)
         if uuid is not None:
             source.machine = dataclasses.replace(source.machine, uuid=_uuid_bytes(uuid))
         config = SendConfig(
             Uri.parse(uri), channels, _dialect(source, dialect), max_bandwidth, connect_timeout, timeout
         )
-        return _run(Sender(source, loaded, config, on_progress))
-    finally:
-        source.close()
+        sender = Sender(source, loaded, config, on_progress, schedule, handle)
+        if schedule is None:
+            return _run(sender)
+        with schedule.recovery(sender):
+            return _run(sender)
+
+
+def _at_max_rounds(text: str) -> Decision:
+    allowed = {"fail": Decision.GIVE_UP, "switch-over": Decision.SWITCH_OVER}
+    if text not in allowed:
+        raise UsageError(f"at_max_rounds {text!r}, expected {' or '.join(allowed)}")
+    return allowed[text]
 
 
 def _uuid_bytes(text: str) -> bytes:

@@ -39,6 +39,12 @@ def union(*several: Ranges) -> Ranges:
     return np.stack((joined[is_first, 0], reach[is_last]), axis=1)
 
 
+def complement(ranges: Ranges, pages: int) -> Ranges:
+    """Those of `pages` pages that are not in `ranges`."""
+    edges = np.concatenate(([0], ranges.ravel(), [pages])).reshape(-1, 2)
+    return edges[edges[:, 0] < edges[:, 1]]
+
+
 def of_mask(mask: npt.NDArray[np.bool_]) -> Ranges:
     """The ranges in which `mask`, a bool for each page, is true."""
     edges = np.flatnonzero(np.diff(mask, prepend=np.False_, append=np.False_))

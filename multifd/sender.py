@@ -1,7 +1,7 @@
 """The source's end: channels pull packets from one shared round, a SYNC on each ends the round.
 
 Rules of this file: the caller's thread owns main, the return path, progress and time; each channel
-has one thread, which owns its connection, its `SendParams` and its `Staging`. They meet in `_Rounds`
+has one thread, which owns its connection, its `SendParams` and its `Staging`. They meet in `Rounds`
 alone. The first error wins: it stops everything, is raised here with the others as notes, and no
 thread or socket outlives the call.
 """
@@ -12,12 +12,13 @@ import contextlib
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from multifd import mainstream
 from multifd.channel import Connection, RateLimit, Silence, Uri, connect
 from multifd.errors import (
+    Cancelled,
     ChannelError,
     MultifdError,
     OutcomeUnknown,
@@ -26,10 +27,11 @@ from multifd.errors import (
     UsageError,
     note_others,
 )
+from multifd.handle import Handle
 from multifd.method import Geometry, MultifdMethods, SendParams, run_hook
-from multifd.pages import Offsets
 from multifd.payload import prepare_payload
-from multifd.ram import Source, SourceBlock, Staging
+from multifd.ram import Source, Staging
+from multifd.rounds import OneRound, Packet, Rounds, Schedule
 from multifd.stats import ChannelStats, MigrationStats, Result
 from multifd.wire import NO_OFFSETS, PRIVATE_CODE, Dialect, InitPacket, PacketEncoder
 
@@ -37,9 +39,8 @@ _POLL_S = 0.05
 _JOIN_S = 10.0
 _GRACE_S = 0.5
 """How long a broken channel waits for the destination's own word on what went wrong."""
+_STATUS = {OutcomeUnknown: "unknown", KeyboardInterrupt: "cancelled", Cancelled: "cancelled"}
 _LOOK = "It may hold the memory: look there before the source runs again"
-
-_Packet = tuple[SourceBlock, Offsets]
 
 
 @dataclass(frozen=True)
@@ -62,61 +63,6 @@ class SendConfig:
             raise UsageError("max-bandwidth and the timeouts must not be negative")
 
 
-class _Rounds:
-    """Where the caller's thread and the channels' meet: a round is handed out, used up, synced."""
-
-    def __init__(self, channels: int) -> None:
-        self._changed = threading.Condition()
-        self._taking = threading.Lock()
-        self._channels = channels
-        self._number = 0
-        self._packets: Iterator[_Packet] = iter(())
-        self._synced = 0
-        self._closed = False
-
-    def start(self, packets: Iterable[_Packet]) -> None:
-        """Begin a round (caller's thread)."""
-        with self._changed:
-            self._packets, self._synced = iter(packets), 0
-            self._number += 1
-            self._changed.notify_all()
-
-    def wait_synced(self, timeout_s: float) -> bool:
-        """Whether every channel has written its SYNC, after at most `timeout_s` (caller's thread)."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self._synced == self._channels or self._closed, timeout_s)
-
-    def close(self) -> None:
-        """No more rounds; channels end when they have used up this one."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-    def wait_next(self, number: int) -> bool:
-        """Wait for round `number`; false if there is none (channel threads; `close` ends the wait)."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._number >= number or self._closed)
-            return not self._closed
-
-    def take(self) -> _Packet | None:
-        """The round's next packet, None when it is used up (channel threads)."""
-        with self._taking:
-            return None if self._closed else next(self._packets, None)
-
-    def synced(self) -> None:
-        """This channel wrote its SYNC (channel threads)."""
-        with self._changed:
-            self._synced += 1
-            self._changed.notify_all()
-
-
-def all_pages(blocks: Iterable[SourceBlock], geometry: Geometry) -> Iterator[_Packet]:
-    """Every page of every block, a packet at a time."""
-    for block in blocks:
-        for offsets in block.portions(geometry.page_count):
-            yield block, offsets
-
-
 class Sender:
     """One migration out of this process; use once.
 
@@ -125,6 +71,8 @@ class Sender:
         method: ready for one migration.
         config: where to and how.
         on_progress: called in the caller's thread with the figures so far, about ten times a second.
+        schedule: which pages go in which round; None: all at once.
+        handle: to cancel it with.
     """
 
     def __init__(
@@ -133,16 +81,23 @@ class Sender:
         method: MultifdMethods,
         config: SendConfig,
         on_progress: Callable[[Result], None] | None = None,
+        schedule: Schedule | None = None,
+        handle: Handle | None = None,
     ) -> None:
         self._source, self._method, self._config = source, method, config
         self._on_progress = on_progress
         self._geometry = Geometry.of(source.machine.page_size)
+        self._schedule = schedule or OneRound(source.blocks, self._geometry)
+        self._handle = handle or Handle()
         self._code = PRIVATE_CODE if method.wire_code is None else method.wire_code
         self._silence = Silence(config.timeout_s)
         self._limit = RateLimit(config.max_bandwidth, self._silence.stopped) if config.max_bandwidth else None
-        self._rounds = _Rounds(config.channels)
+        self._rounds = Rounds(config.channels)
         self._packet_nums = itertools.count(1)
         self._answers = mainstream.ReturnPathReader()
+        self._ping, self._pong = 1, 0  # PING 1 goes out with the return path's opening
+        self.is_handed_over = False
+        """The destination has the memory, or may have it; the source must not run."""
         self._main: Connection | None = None
         self._main_lock = threading.Lock()
         self._channels: list[Connection] = []
@@ -160,10 +115,11 @@ class Sender:
             KeyboardInterrupt: passes through, after everything was torn down.
         """
         try:
+            self._handle.begin(self._cancel)
             self._migrate()
         except BaseException as e:
             error = self._first_error(e)
-            status = {OutcomeUnknown: "unknown", KeyboardInterrupt: "cancelled"}.get(type(error), "failed")
+            status = _STATUS.get(type(error), "failed")
             self._tear_down(graceful=False)
             self._count_bytes()
             self.stats.finish(time.monotonic(), status, str(error) or type(error).__name__)
@@ -178,21 +134,60 @@ class Sender:
     # -- the caller's thread ----------------------------------------------------------------------
 
     def _migrate(self) -> None:
-        machine, blocks = self._source.machine, self._source.blocks
+        machine = self._source.machine
         self._connect()
         self._write(mainstream.encode_ram_start(machine) + b"".join(map(mainstream.encode_block, machine.blocks)))
         self._round(())
         self.stats.setup_done(time.monotonic())
-        self._write(mainstream.encode_ram_next(mainstream.PART, machine.ram_section_id))
-        self.stats.dirty_sync_count += 1
-        self._round(all_pages(blocks, self._geometry))
+        for packets in self._schedule.rounds(self):
+            self._write(mainstream.encode_ram_next(mainstream.PART, machine.ram_section_id))
+            self._round(packets)
         self.stats.switchover(time.monotonic())
+        left = self._schedule.last(self)
         self._write(mainstream.encode_ram_next(mainstream.END, machine.ram_section_id))
-        self.stats.dirty_sync_count += 1
-        self._round(())
+        self._round(left)
+        last = b""
         for piece in self._source.device_state():
-            self._write(piece)
+            self._write(last)
+            last = piece
+        self._hand_over(last)
         self._await_shut()
+
+    def confirm(self) -> None:
+        """Return when the destination has everything of the rounds so far in place: a PING, and its PONG."""
+        main = self._main
+        assert main is not None
+        self._ping += 1
+        self._write(mainstream.encode_ping(self._ping))
+        self._watch()
+        while self._pong < self._ping:
+            main.wait_readable(_POLL_S)
+            self._watch()
+
+    def lift_limit(self) -> None:
+        """The bandwidth limit ends: the source stands still (migration/migration.c, migration_completion)."""
+        if self._limit is not None:
+            self._limit.lift()
+
+    def _cancel(self) -> None:
+        """From `Handle.cancel`, in any thread: what blocks ends, the caller's thread raises `Cancelled`."""
+        self._errors.append(Cancelled("the migration was cancelled"))
+        self._rounds.close()
+        self._silence.stop()
+
+    def _hand_over(self, end: bytes) -> None:
+        """The stream's last piece: once any of it is out, only the destination knows how this ends."""
+        main = self._main
+        assert main is not None
+        self._handle.hand_over()
+        before, self.is_handed_over = main.bytes_sent, True
+        try:
+            self._write(end)
+        except ChannelError as e:
+            if main.bytes_sent != before:
+                raise OutcomeUnknown(f"the connection broke with the last bytes: {e}. {_LOOK}") from e
+            self.is_handed_over = False
+            raise
 
     def _connect(self) -> None:
         config = self._config
@@ -224,7 +219,7 @@ class Sender:
         with self._main_lock:
             main.send([data])
 
-    def _round(self, packets: Iterable[_Packet]) -> None:
+    def _round(self, packets: Iterable[Packet]) -> None:
         """Hand out the packets, wait until every channel has synced, end the section."""
         self._rounds.start(packets)
         while not self._rounds.wait_synced(_POLL_S):
@@ -265,8 +260,11 @@ class Sender:
             if not data:
                 raise ChannelError(f"{main.peer} closed the main connection")
             for kind, value in self._answers.feed(data):
-                if kind == mainstream.SHUT:
+                if kind == mainstream.PONG:
+                    self._pong = max(self._pong, value)
+                elif kind == mainstream.SHUT:
                     if value:
+                        self.is_handed_over = False
                         raise PeerFailed(
                             "the destination reports that it failed; its own message says why. "
                             "The memory here is intact and the good copy"
@@ -344,7 +342,7 @@ class Sender:
 
     def _send_packet(
         self,
-        packet: _Packet,
+        packet: Packet,
         connection: Connection,
         p: SendParams,
         encoder: PacketEncoder,

@@ -26,6 +26,19 @@ class ChannelStats:
     """The method's own, ``p.counters``."""
 
 
+@dataclass(slots=True)
+class LiveStats:
+    """What a live migration adds; written by the thread of its caller alone."""
+
+    tracker: str = ""
+    tracker_reason: str = ""
+    rounds: int = 0
+    dirty_pages: int = 0
+    dirty_pages_rate: int = 0
+    expected_downtime_ms: float | None = None
+    throttle_percent: int = 0
+
+
 @dataclass(frozen=True)
 class Result:
     """The figures as they stand; `as_dict` is the command line's JSON."""
@@ -54,6 +67,20 @@ class Result:
     """How often the source was asked which pages are dirty."""
     method_stats: dict[str, int] = field(default_factory=dict)
     """The method's own counters, summed over channels."""
+    tracker: str = ""
+    """Of a live source: how its writes are found; this and what follows is empty for any other."""
+    tracker_reason: str = ""
+    """Why not by a better tracker."""
+    rounds: int = 0
+    """That were sent while the source ran."""
+    dirty_pages: int = 0
+    """What the last look at the dirty log left to send."""
+    dirty_pages_rate: int = 0
+    """Pages each second that the source wrote to, between the last two looks while it ran."""
+    expected_downtime_ms: float | None = None
+    """What switching over then would have taken; None until a rate is known."""
+    throttle_percent: int = 0
+    """How much the source was asked to slow down (QEMU's cpu-throttle-percentage)."""
     error: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -78,6 +105,7 @@ class MigrationStats:
         """ZERO words that were received; a sender counts those of each channel in its own figures."""
         self.wire_bytes = 0
         """Bytes of all connections: init packets, headers, payload; counted by the engine before it asks."""
+        self.live = LiveStats()
         self.error: str | None = None
         self._start = now
         self._setup_end: float | None = None
@@ -148,5 +176,6 @@ class MigrationStats:
             ram_bytes=self.ram_bytes,
             dirty_sync_count=self.dirty_sync_count,
             method_stats=dict(method_stats),
+            **asdict(self.live),
             error=self.error,
         )

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multifd.ranges import NO_RANGES, coarsen, count, of_mask, packets, union, whole
+from multifd.ranges import NO_RANGES, coarsen, complement, count, of_mask, packets, union, whole
 
 sets = st.sets(st.integers(0, 300))
 
@@ -43,6 +43,11 @@ def test_union_puts_overlapping_ranges_in_order(pairs):
     ranges = np.array([[first, first + length] for first, length in pairs], np.int64).reshape(-1, 2)
     expected = {page for first, length in pairs for page in range(first, first + length)}
     assert pages_of(union(ranges)) == expected
+
+
+@given(sets)
+def test_complement(pages):
+    assert pages_of(complement(ranges_of(pages), 301)) == set(range(301)) - pages
 
 
 @given(sets, st.sampled_from([1, 2, 4, 16]))

@@ -1,0 +1,117 @@
+"""What a sender's channels pull: rounds of packets, each page at most once in a round; and who makes them up."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+from multifd.method import Geometry
+from multifd.pages import Offsets
+from multifd.ram import SourceBlock
+from multifd.stats import MigrationStats
+
+Packet = tuple[SourceBlock, Offsets]
+
+
+class Rounds:
+    """Where the caller's thread and the channels' meet: a round is handed out, used up, synced."""
+
+    def __init__(self, channels: int) -> None:
+        self._changed = threading.Condition()
+        self._taking = threading.Lock()
+        self._channels = channels
+        self._number = 0
+        self._packets: Iterator[Packet] = iter(())
+        self._synced = 0
+        self._closed = False
+
+    def start(self, packets: Iterable[Packet]) -> None:
+        """Begin a round (caller's thread)."""
+        with self._changed:
+            self._packets, self._synced = iter(packets), 0
+            self._number += 1
+            self._changed.notify_all()
+
+    def wait_synced(self, timeout_s: float) -> bool:
+        """Whether every channel has written its SYNC, after at most `timeout_s` (caller's thread)."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._synced == self._channels or self._closed, timeout_s)
+
+    def close(self) -> None:
+        """No more rounds; channels end when they have used up this one."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def wait_next(self, number: int) -> bool:
+        """Wait for round `number`; false if there is none (channel threads; `close` ends the wait)."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._number >= number or self._closed)
+            return not self._closed
+
+    def take(self) -> Packet | None:
+        """The round's next packet, None when it is used up (channel threads)."""
+        with self._taking:
+            return None if self._closed else next(self._packets, None)
+
+    def synced(self) -> None:
+        """This channel wrote its SYNC (channel threads)."""
+        with self._changed:
+            self._synced += 1
+            self._changed.notify_all()
+
+
+def all_pages(blocks: Iterable[SourceBlock], geometry: Geometry) -> Iterator[Packet]:
+    """Every page of every block, a packet at a time."""
+    for block in blocks:
+        for offsets in block.portions(geometry.page_count):
+            yield block, offsets
+
+
+class Engine(Protocol):
+    """What a schedule may ask of the sender, in the thread of its caller."""
+
+    stats: MigrationStats
+
+    def confirm(self) -> None:
+        """Return when the destination has everything of the rounds so far in place."""
+        ...
+
+    def lift_limit(self) -> None:
+        """The bandwidth limit ends."""
+        ...
+
+
+class Schedule(Protocol):
+    """Which pages go in which round; called in the thread of the sender's caller."""
+
+    def rounds(self, engine: Engine) -> Iterator[Iterable[Packet]]:
+        """The rounds while the source runs; it is resumed when all channels have synced the one before."""
+        ...
+
+    def last(self, engine: Engine) -> Iterable[Packet]:
+        """The source stands still from here on: what is left of it."""
+        ...
+
+
+class OneRound:
+    """For memory that nobody writes: everything at once.
+
+    Args:
+        blocks: what is sent.
+        geometry: the migration's.
+    """
+
+    def __init__(self, blocks: Iterable[SourceBlock], geometry: Geometry) -> None:
+        self._blocks, self._geometry = blocks, geometry
+
+    def rounds(self, engine: Engine) -> Iterator[Iterable[Packet]]:
+        """See `Schedule`."""
+        engine.stats.dirty_sync_count += 1
+        yield all_pages(self._blocks, self._geometry)
+
+    def last(self, engine: Engine) -> Iterable[Packet]:
+        """See `Schedule`."""
+        engine.stats.dirty_sync_count += 1
+        return ()
