@@ -333,3 +333,11 @@ def test_abort_ends_the_attempts(tmp_path: Path) -> None:
 def test_host_that_does_not_exist() -> None:
     with pytest.raises(ChannelError, match="cannot connect"):
         connect(Uri(host="no-such-host.invalid", port=1), Silence(DEADLINE_S), timeout_s=5)
+
+
+def test_a_limit_that_was_lifted_holds_nobody_up():
+    limit = RateLimit(1, threading.Event())
+    limit.wait(3600)
+    limit.lift()
+    limit.wait(1 << 30)  # an hour and more, if it were not
+    assert limit.piece >= 1 << 20
