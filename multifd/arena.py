@@ -137,6 +137,7 @@ class ArenaTarget:
 
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
+        self._blocks: dict[str, MemoryBlock] = {}
 
     def allocate(self, machine: Machine) -> Mapping[str, TargetBlock]:
         """See `multifd.ram.Target`."""
@@ -144,7 +145,8 @@ class ArenaTarget:
         ours = {region.idstr: region.nbytes for region in self._arena.regions}
         if theirs != ours:
             raise RamError(f"the sender has {_listed(theirs)}; the arena to receive into has {_listed(ours)}")
-        return {r.idstr: MemoryBlock(r.idstr, r.view, machine.page_size) for r in self._arena.regions}
+        self._blocks = {r.idstr: MemoryBlock(r.idstr, r.view, machine.page_size) for r in self._arena.regions}
+        return self._blocks
 
     def add_device_state(self, data: bytes) -> None:
         """See `multifd.ram.Target`; an arena holds RAM only."""
@@ -153,7 +155,9 @@ class ArenaTarget:
         """See `multifd.ram.Target`: memory is in place at once."""
 
     def discard(self) -> None:
-        """See `multifd.ram.Target`."""
+        """See `multifd.ram.Target`: the buffers are the caller's alone again."""
+        for block in self._blocks.values():
+            block.release()
 
 
 def _listed(lengths: Mapping[str, int]) -> str:

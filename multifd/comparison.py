@@ -73,7 +73,8 @@ class Comparison:
 
     def close(self) -> None:
         """See `Tracker`: the copy is given back."""
-        self._blocks = []
+        for block in self._blocks:
+            block.release()
 
 
 class _CopiedBlock:
@@ -123,6 +124,10 @@ class _CopiedBlock:
             return NO_RANGES
         numbers = np.concatenate(found)
         return union(np.stack((numbers, numbers + 1), axis=1))
+
+    def release(self) -> None:
+        """Give the arena's buffer and the copy back."""
+        self._arena = self._copy = Memory(b"", self._arena.page_size)
 
 
 def _available_bytes() -> int:

@@ -38,7 +38,16 @@ class _InPlace:
 
     def __init__(self, arena: Arena, page_size: int) -> None:
         self._regions, self._page_size = arena.regions, page_size
-        self.blocks: Sequence[SourceBlock] = [MemoryBlock(r.idstr, r.view, page_size) for r in arena.regions]
+        self._blocks = [MemoryBlock(r.idstr, r.view, page_size) for r in arena.regions]
+
+    @property
+    def blocks(self) -> Sequence[SourceBlock]:
+        """See `Tracker`: the arena's memory."""
+        return self._blocks
+
+    def _release(self) -> None:
+        for block in self._blocks:
+            block.release()
 
     def _coarsen(self, ranges: Ranges) -> Ranges:
         return coarsen(ranges, self._page_size // PAGE)
@@ -140,7 +149,7 @@ class WriteProtect(_InPlace):
             if fd >= 0:
                 os.close(fd)
         self._fd = self._pagemap = -1
-        self.blocks = []
+        self._release()
 
 
 def _page_numbers(entries: _Entries, region: Region) -> Ranges:
@@ -246,7 +255,7 @@ class SoftDirty(_InPlace):
         if self._pagemap >= 0:
             os.close(self._pagemap)
             self._pagemap = -1
-        self.blocks = []
+        self._release()
         if self._holds:
             _soft_dirty_in_use.release()
             self._holds = False

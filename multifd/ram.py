@@ -162,6 +162,10 @@ class MemoryBlock:
         dirty = self._memory.words[indexes].any(axis=1)
         self._memory.array[indexes[dirty]] = 0
 
+    def release(self) -> None:
+        """Give the buffer back, so that it can be closed at once; twice is harmless."""
+        self._memory = Memory(b"", self._memory.page_size)
+
 
 class MemorySource:
     """One block in memory of this process.

@@ -688,6 +688,17 @@ def test_the_link_dies_after_so_many_bytes(receiver, memory, permille):
             assert into[:] == memory[:]
 
 
+@pytest.mark.parametrize("tracker", TRACKERS)
+def test_the_memory_can_be_closed_at_once(receiver, memory, tracker):
+    into = make_memory("shared", len(memory))
+    with multifd.Arena(into) as arena:
+        destination = receiver(arena)
+        send(memory, destination.uri, tracker=tracker)
+        destination.join()
+    memory.close()
+    into.close()
+
+
 @needs_log
 def test_no_descriptor_or_thread_is_left(receiver, memory):
     def descriptors():
