@@ -67,6 +67,7 @@ def standin_library(standin: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[c
     controls = ctypes.CDLL(standin)
     yield controls
     controls.standin_set_hardware(501)
+    controls.standin_set_damage(-1)
     assert controls.standin_live_jobs() == 0
 
 

@@ -44,9 +44,26 @@ typedef struct {
 
 static uint32_t hardware_status = 501;  /* no libaccel-config here */
 static int live_jobs;
+static int damaged_op = -1;  /* the operation whose results on hardware are wrong */
 
+void standin_set_damage(int op) { damaged_op = op; }
 void standin_set_hardware(uint32_t status) { hardware_status = status; }
 int standin_live_jobs(void) { return live_jobs; }
+
+/* By the definition; libqpl's crc field has the polynomial of zlib. */
+static uint32_t crc32_of(const uint8_t *p, uint32_t length)
+{
+    uint32_t crc = 0xffffffff;
+#ifdef NO_CRC
+    return 0;
+#endif
+    while (length--) {
+        crc ^= *p++;
+        for (int bit = 0; bit < 8; bit++)
+            crc = crc >> 1 ^ (crc & 1 ? 0xedb88320 : 0);
+    }
+    return ~crc;
+}
 
 static void misuse(const char *what)
 {
@@ -214,6 +231,7 @@ static uint32_t compress(job_t *job)
 #ifndef SELF_TEST_POINTER
     job->next_in += n;
 #endif
+    job->crc = crc32_of(in, n);
     job->available_in = 0;
     job->total_in = n;
     job->next_out += w.used;
@@ -426,6 +444,7 @@ static uint32_t decompress(job_t *job)
     job->next_in += job->available_in;
     job->total_in = job->available_in;
     job->available_in = 0;
+    job->crc = crc32_of(job->next_out, produced);
     job->next_out += produced;
     job->available_out -= produced;
     job->total_out = produced;
@@ -453,8 +472,11 @@ uint32_t qpl_submit_job(job_t *job)
     memory_t *m = made(job);
     if (job->path != HARDWARE)
         return run(job);  /* all the work, and its status, before it returns; a wait then says 0 */
+    uint8_t *out = job->next_out;
     m->status = run(job);
     m->looks_left = 3;
+    if (job->op == damaged_op && m->status == OK)
+        out[job->total_out / 2] ^= 1;  /* after the CRC was taken, on the way to memory */
     return OK;
 }
 

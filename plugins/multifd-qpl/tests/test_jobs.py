@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 
 import pytest
+from multifd_qpl._batch import lib
 from multifd_qpl.method import QplMethod, QplOptions
 from qpl_ends import PAGE_SIZES, Ends, make_pages
 
@@ -30,6 +31,21 @@ def test_hardware_round_trip(hardware: ctypes.CDLL, page_size: int) -> None:
         # A software job and a hardware job for each page slot, in each direction.
         assert hardware.standin_live_jobs() == 2 * (1 + count)
     assert hardware.standin_live_jobs() == 0
+
+
+@pytest.mark.parametrize("op", [lib.MQ_COMPRESS, lib.MQ_DECOMPRESS])
+def test_damage_on_the_way_to_memory_is_found(hardware: ctypes.CDLL, op: int) -> None:
+    """A flipped bit with status 0: what was damaged goes to software at that end, the memory is right."""
+    hardware.standin_set_damage(op)
+    with Ends(QplMethod()) as ends:
+        source, target = make_pages(4096, 50), bytearray(4096 * 50)
+        ends.receive(ends.send(source), target)
+        assert target == source
+        damaged, sound = (ends.sender, ends.receiver) if op == lib.MQ_COMPRESS else (ends.receiver, ends.sender)
+        assert damaged.counters["completed"] <= 1  # a flipped bit of a distance may mean the same bytes
+        assert damaged.counters["failed"] == damaged.counters["software"] > 0
+        assert 0 < damaged.counters["corrupt"] <= damaged.counters["failed"]
+        assert sound.counters["failed"] == 0
 
 
 def test_probe_failure_is_normal(standin_library: ctypes.CDLL) -> None:

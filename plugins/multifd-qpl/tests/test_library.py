@@ -19,7 +19,17 @@ def test_loads_and_passes_its_self_test(libqpl: str) -> None:
     found = library.load()
     assert found.path == libqpl
     assert found.version.startswith("1.")
-    library.self_test(found)
+    assert library.self_test(found) == found.has_crc
+
+
+def test_crc_is_reported(standin_library: object) -> None:
+    assert library.load().has_crc
+
+
+def test_without_crc_it_is_used_but_not_verified(
+    monkeypatch: pytest.MonkeyPatch, compile_library: Callable[..., str]
+) -> None:
+    assert not load(monkeypatch, compile_library(None, "-DNO_CRC")).has_crc
 
 
 def test_not_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -8,6 +8,8 @@
  *  - Every wait ends: by the job, by c->abort, or after silence_ns.
  *  - No call returns with a job in flight, except jobs marked MQ_STUCK: the device may still write to
  *    their memory and output, so the caller must let both live for ever.
+ *  - With c->verify no page is taken from the device before a job that decompressed it has reported the
+ *    CRC-32 of the page's bytes as the processor sees them.
  *  - qpl counts statuses as in its own status.h; those that are acted on are named below.
  */
 #ifndef _GNU_SOURCE
@@ -18,6 +20,8 @@
 #include <stdint.h>
 #include <string.h>
 #include <time.h>
+
+#include "_crc.h"
 
 /* The head of a job, as libqpl 0.2.0 to 1.6.0 lay it out on x86-64; a job's memory is larger. */
 typedef struct {
@@ -62,7 +66,7 @@ enum { MQ_OK, MQ_ABORTED, MQ_SILENT, MQ_BAD_PAGE };                       /* wha
 enum { MQ_IDLE, MQ_IN_FLIGHT, MQ_DONE, MQ_FINISHED, MQ_STUCK };           /* a hardware job's state */
 
 /* The order of jobs.COUNTERS. */
-enum { SUBMITTED, COMPLETED, BUSY, RETRIED, WAITED, FAILED, FELL_BACK, SOFTWARE, RAW, COUNTER_COUNT };
+enum { SUBMITTED, COMPLETED, BUSY, RETRIED, WAITED, FAILED, CORRUPT, FELL_BACK, SOFTWARE, RAW, COUNTER_COUNT };
 
 /* After an abort, what is in flight gets this long to end: several times the slowest page fault
    published for the device (0.56 ms, QEMU's docs/devel/migration/qpl-compression.rst). */
@@ -98,6 +102,7 @@ typedef struct {
     uint32_t page_size;
     uint32_t retries;       /* after a refusal, unless wait_for_queue */
     uint8_t wait_for_queue;
+    uint8_t verify;         /* what the device writes is checked; its library must report CRCs */
     uint8_t hardware_off;   /* set here: the device has been silent or busy for silence_ns */
     uint8_t silent;         /* set here: a job never ended */
     uint64_t counters[COUNTER_COUNT];
@@ -159,7 +164,7 @@ static void prepare(qpl_job *job, int op, const uint8_t *in, uint32_t in_length,
     job->total_out = 0;
 }
 
-/* Offer a page to the device; the status is 0 if it took it. */
+/* Offer a job to the device; the status is 0 if it took it. */
 static uint32_t submit(mq_channel *c, uint32_t i, int op, const uint8_t *in, uint32_t in_length,
                        uint8_t *out, uint32_t room)
 {
@@ -172,10 +177,8 @@ static uint32_t submit(mq_channel *c, uint32_t i, int op, const uint8_t *in, uin
     for (;;) {
         prepare(job, op, in, in_length, out, room);
         uint32_t status = t->submit_job(job);
-        if (status == ST_OK) {
+        if (status == ST_OK)
             c->slots[i] = MQ_IN_FLIGHT;
-            c->counters[SUBMITTED]++;
-        }
         if (status != ST_BUSY)
             return status;
         c->counters[BUSY]++;
@@ -272,6 +275,43 @@ static uint32_t shrink(mq_channel *c, uint32_t i, uint8_t *out)
     return status == ST_OK && length - 1 < room ? length : c->page_size;
 }
 
+/* What the device made of a page: the stream's length, page_size if it must go raw, 0 if it goes to software. */
+static uint32_t stream_length(mq_channel *c, uint32_t i, uint32_t status)
+{
+    uint32_t length = c->hardware[i]->total_out;
+    if (status == ST_NO_ROOM)
+        return c->page_size;
+    if (status == ST_OK && length - 1 < c->page_size - 1)
+        return length;
+    fall_back(c, status == ST_BUSY ? ST_LOST : status);
+    return 0;
+}
+
+/* Have the device decompress the stream that it made of a page; nobody reads `out`, the CRC is enough. */
+static int submit_proof(mq_channel *c, uint32_t i, const uint8_t *stream, uint8_t *out)
+{
+    uint32_t status = ST_LOST;
+    if (!c->hardware_off)
+        status = submit(c, i, MQ_DECOMPRESS, stream, c->lengths[i], out, c->page_size);
+    if (status != ST_OK)
+        fall_back(c, status);
+    return status == ST_OK;
+}
+
+/* Whether a decompression ended with the page's bytes; if not, the page goes to software, as does one that
+   a live guest has written since. */
+static int is_sound(mq_channel *c, uint32_t i, uint32_t status)
+{
+    const qpl_job *job = c->hardware[i];
+    int is_page = status == ST_OK && job->total_out == c->page_size;
+
+    if (is_page && (!c->verify || job->crc == crc_of(c->pages[i], c->page_size)))
+        return 1;
+    c->counters[CORRUPT] += is_page;
+    fall_back(c, status == ST_BUSY ? ST_LOST : status);
+    return 0;
+}
+
 static void add_piece(mq_piece *pieces, uint32_t *count, int32_t run, uint32_t start, uint32_t length)
 {
     mq_piece *last = pieces + *count - 1;
@@ -282,9 +322,10 @@ static void add_piece(mq_piece *pieces, uint32_t *count, int32_t run, uint32_t s
 }
 
 /*
- * Compress a packet. Streams are packed at the start of `out` (room for all pages), `lengths` gets the
- * big-endian table, `pieces` (room for all pages) the payload behind it. Packing costs a move of the
- * compressed bytes (about 0.04 us a page here) and saves a buffer for each page, which costs more.
+ * Compress a packet. Streams are packed at the start of `out` (room for all pages; with c->verify for as many
+ * again), `lengths` gets the big-endian table, `pieces` (room for all pages) the payload behind it. Packing
+ * costs a move of the compressed bytes (about 0.04 us a page here) and saves a buffer for each page, which
+ * costs more.
  *
  * MQ_SILENT: nothing was made; `out` and all jobs marked MQ_STUCK must stay untouched for ever, the
  * packet can be done again with another `out` and without hardware.
@@ -307,17 +348,34 @@ int mq_compress(mq_channel *c, const mq_run *runs, uint32_t run_count, uint8_t *
         if (is_aborted(c))
             break;
         status = submit(c, i, MQ_COMPRESS, c->pages[i], page_size, slot, page_size - 1);
-        if (status == ST_NO_ROOM) {
+        if (status == ST_OK) {
+            c->counters[SUBMITTED]++;
+        } else if (status == ST_NO_ROOM) {
             c->lengths[i] = page_size;
-        } else if (status != ST_OK) {
+        } else {
             fall_back(c, status);
             c->lengths[i] = shrink(c, i, slot);
             software += c->lengths[i] < page_size;
         }
     }
-    if (is_aborted(c)) {
+    for (i = 0; c->verify && c->hardware && i < n && !is_aborted(c); i++) {
+        uint8_t *slot = out + (size_t)i * page_size;
+        if (c->slots[i] != MQ_IN_FLIGHT)
+            continue;
+        uint32_t status = await(c, i);
+        if (c->silent)
+            break;
+        c->lengths[i] = stream_length(c, i, status);
+        if (c->lengths[i] && c->lengths[i] < page_size && !submit_proof(c, i, slot, slot + (size_t)n * page_size))
+            c->lengths[i] = 0;
+        if (!c->lengths[i]) {
+            c->lengths[i] = shrink(c, i, slot);
+            software += c->lengths[i] < page_size;
+        }
+    }
+    if ((c->hardware && c->silent) || is_aborted(c)) {
         await_rest(c, n);
-        return MQ_ABORTED;
+        return is_aborted(c) ? MQ_ABORTED : MQ_SILENT;
     }
 
     for (uint32_t r = 0, k = 0, j = 0; j < n; j++, k++) {
@@ -325,18 +383,18 @@ int mq_compress(mq_channel *c, const mq_run *runs, uint32_t run_count, uint8_t *
         uint32_t length;
 
         if (c->hardware && c->slots[j] == MQ_IN_FLIGHT) {
-            uint32_t status = await(c, j), room = page_size - 1;
-            length = c->hardware[j]->total_out;
+            uint32_t status = await(c, j);
             if (c->silent || is_aborted(c)) {
                 await_rest(c, n);
                 return is_aborted(c) ? MQ_ABORTED : MQ_SILENT;
             }
-            if (status == ST_NO_ROOM) {
-                length = page_size;
-            } else if (status == ST_OK && length - 1 < room) {
-                completed++;
+            if (c->verify)
+                length = is_sound(c, j, status) ? c->lengths[j] : 0;
+            else
+                length = stream_length(c, j, status);
+            if (length) {
+                completed += length < page_size;
             } else {
-                fall_back(c, status == ST_BUSY ? ST_LOST : status);
                 length = shrink(c, j, slot);
                 software += length < page_size;
             }
@@ -419,7 +477,9 @@ int mq_decompress(mq_channel *c, const mq_run *runs, uint32_t run_count, const u
             c->counters[RAW]++;
         } else if (may_use_hardware(c, i)) {
             uint32_t status = submit(c, i, MQ_DECOMPRESS, in, length, c->pages[i], page_size);
-            if (status != ST_OK) {
+            if (status == ST_OK) {
+                c->counters[SUBMITTED]++;
+            } else {
                 fall_back(c, status);
                 result = restore(c, i, in, length);
             }
@@ -438,10 +498,9 @@ int mq_decompress(mq_channel *c, const mq_run *runs, uint32_t run_count, const u
                 result = MQ_ABORTED;
             } else if (c->silent) {
                 result = MQ_SILENT;
-            } else if (status == ST_OK && c->hardware[i]->total_out == page_size) {
+            } else if (is_sound(c, i, status)) {
                 c->counters[COMPLETED]++;
             } else {
-                fall_back(c, status == ST_BUSY ? ST_LOST : status);
                 result = restore(c, i, in, length);
             }
         }

@@ -44,7 +44,7 @@ typedef struct {
     const uint8_t *abort;
     uint64_t silence_ns;
     uint32_t page_size, retries;
-    uint8_t wait_for_queue, hardware_off, silent;
+    uint8_t wait_for_queue, verify, hardware_off, silent;
     uint64_t counters[...];
     uint32_t bad_page, bad_status, bad_length;
     uint8_t **pages;
@@ -69,6 +69,8 @@ typedef struct {
 #define MQ_COMPRESS ...
 #define MQ_DECOMPRESS ...
 
+uint32_t crc_of(const uint8_t *p, size_t length);
+uint32_t crc_by_table(uint32_t crc, const uint8_t *p, size_t length);
 void mq_real_time(mq_table *table);
 int mq_compress(mq_channel *c, const mq_run *runs, uint32_t run_count,
                 uint8_t *out, uint8_t *lengths, mq_piece *pieces, uint32_t *piece_count);
@@ -86,9 +88,13 @@ extern "Python" {
 }
 """)
 
+_HERE = Path(__file__).parent
+
 ffibuilder.set_source(
     "multifd_qpl._batch",
-    (Path(__file__).parent / "_batch.c").read_text(),
+    (_HERE / "_batch.c").read_text(),
+    include_dirs=[str(_HERE)],
+    depends=[str(_HERE / "_crc.h")],
     extra_compile_args=["-O2"],
     optional=True,
 )

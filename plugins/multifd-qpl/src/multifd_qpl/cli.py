@@ -81,6 +81,13 @@ def _print_status(found: Status) -> None:
 )
 @click.option("--retries", default=3, show_default=True, type=click.IntRange(0), help="Of the policy fallback.")
 @click.option(
+    "--verify",
+    default="off",
+    show_default=True,
+    type=click.Choice(["on", "off"]),
+    help="The method's option of this name; off is what was published.",
+)
+@click.option(
     "--ram",
     default=416 << 20,
     show_default="416M",
@@ -89,7 +96,9 @@ def _print_status(found: Status) -> None:
     help="RAM to move; times are proportional to it.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON document.")
-def simulate(devices: int, channels: int, policies: tuple[str, ...], retries: int, ram: int, as_json: bool) -> None:
+def simulate(
+    devices: int, channels: int, policies: tuple[str, ...], retries: int, verify: str, ram: int, as_json: bool
+) -> None:
     """Migrate on a simulated machine, in virtual time, with the real job management deciding.
 
     The same arguments give the same figures on every machine.
@@ -98,7 +107,7 @@ def simulate(devices: int, channels: int, policies: tuple[str, ...], retries: in
         from multifd_qpl.experiment import simulate as call
 
         wanted = policies or ("wait", "fallback")
-        rows = call(wanted, devices=devices, channels=channels, ram_bytes=ram, retries=retries)
+        rows = call(wanted, devices=devices, channels=channels, ram_bytes=ram, retries=retries, verify=verify)
     except MultifdError as e:
         click.echo(f"multifd-iaa: error: {e}", err=True)
         sys.exit(e.exit_code)

@@ -155,6 +155,7 @@ def simulate(
     channels: int,
     ram_bytes: int,
     retries: int = 3,
+    verify: str = "off",
     machine: Machine | None = None,
 ) -> list[Row]:
     """A migration by each policy.
@@ -165,6 +166,8 @@ def simulate(
         channels: channel threads.
         ram_bytes: RAM to move, whole pages; times are proportional to it.
         retries: of ``fallback``.
+        verify: as `QplOptions.verify`; off, as in what was published. The channel thread's time for the CRC is not
+            simulated.
         machine: other parameters than the sourced ones; its `devices` is ignored.
 
     Raises:
@@ -173,16 +176,17 @@ def simulate(
     if not 1 <= channels <= 255 or devices < 1 or ram_bytes < _PAGE:
         raise UsageError("expected at least one device, 1 to 255 channels and a page of RAM")
     machine = Machine(**{**asdict(machine or Machine()), "devices": devices})
-    return [_simulate(policy, machine, channels, ram_bytes // _PAGE, retries) for policy in policies]
+    options = [QplOptions(busy=policy, retries=retries, verify=verify) for policy in policies]
+    return [_simulate(machine, channels, each, ram_bytes // _PAGE) for each in options]
 
 
-def _simulate(policy: str, machine: Machine, channels: int, page_count: int, retries: int) -> Row:
-    migration = _Migration(machine, channels, QplOptions(busy=policy, retries=retries), page_count)
+def _simulate(machine: Machine, channels: int, options: QplOptions, page_count: int) -> Row:
+    migration = _Migration(machine, channels, options, page_count)
     migration.run()
     result = migration.stats.snapshot(0.0)
     counters = result.method_stats
     return Row(
-        policy=policy,
+        policy=options.busy,
         devices=machine.devices,
         channels=channels,
         total_time_ms=result.total_time_ms,

@@ -16,14 +16,15 @@ from multifd.method import CodecError, Geometry, MethodUnavailable, RecvParams, 
 from multifd_qpl._batch import ffi, lib
 from multifd_qpl.library import Library, describe_status
 
-COUNTERS = ("submitted", "completed", "busy", "retried", "waited", "failed", "fell_back", "software", "raw")
+COUNTERS = ("submitted", "completed", "busy", "retried", "waited", "failed", "corrupt", "fell_back", "software", "raw")
 """The names in ``method_stats``, in ``_batch.c``'s order. Two sums hold in every outcome:
 
 * completed + software + raw: the pages (done by the device, by the software job, sent as they are);
 * busy - retried + failed = fell_back: pages that a device refused for good, or failed, and software took.
 
 ``submitted`` counts pages that a queue accepted, ``busy`` refusals, ``retried`` the submissions that
-followed one, ``waited`` pages that waited for room in a queue (``busy=wait``).
+followed one, ``waited`` how often room in a queue was waited for (``busy=wait``), ``corrupt`` those of
+``failed`` that the device called good with the CRC of other bytes.
 """
 
 SILENCE_S = 5.0
@@ -98,6 +99,7 @@ class BatchEngine:
         hardware: whether to look for a device; none found is not an error.
         wait: wait for room in a queue instead of falling back.
         retries: submissions after a refusal before a page falls back.
+        verify: check what the device writes, if the library reports CRCs.
         silence_s: see `SILENCE_S`.
 
     Raises:
@@ -113,6 +115,7 @@ class BatchEngine:
         hardware: bool,
         wait: bool,
         retries: int,
+        verify: bool,
         silence_s: float = SILENCE_S,
     ) -> None:
         self._page_size, self._page_count = geometry.page_size, geometry.page_count
@@ -132,6 +135,7 @@ class BatchEngine:
         c.pages, c.lengths, c.slots = self._kept["pages"], self._kept["lengths"], self._slots
         c.page_size, c.retries = geometry.page_size, min(retries, 2**32 - 1)
         c.wait_for_queue, c.silence_ns = wait, int(silence_s * 1e9)
+        c.verify = verify and library.has_crc
         self._runs = ffi.new("mq_run[]", count)
         self._pieces = ffi.new("mq_piece[]", count)
         self._piece_count = ffi.new("uint32_t *")
@@ -150,8 +154,8 @@ class BatchEngine:
             raise
 
     def _new_output(self) -> None:
-        # An anonymous map: page-aligned, and no memory until it is touched.
-        self._output = memoryview(mmap.mmap(-1, self._page_size * self._page_count))
+        # An anonymous map: page-aligned, and no memory until it is touched. Twice the pages: see mq_compress.
+        self._output = memoryview(mmap.mmap(-1, 2 * self._page_size * self._page_count))
         self._output_pointer = ffi.from_buffer(_BYTES, self._output)
 
     def _make_hardware_jobs(self, library: Library) -> bool:

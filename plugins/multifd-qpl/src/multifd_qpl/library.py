@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -69,6 +69,8 @@ class Library:
     version: str
     path: str
     """Where it came from, for messages."""
+    has_crc: bool = False
+    """Whether its jobs report the CRC-32 of a page's bytes: what `QplOptions.verify` needs."""
 
 
 def open_shared_object() -> tuple[ctypes.CDLL, str, str]:
@@ -139,12 +141,14 @@ def _open_and_test() -> Library:
         setattr(table, function, ffi.cast(ffi.typeof(getattr(table, function)), address))
     lib.mq_real_time(table)
     library = Library(table, version, name)
-    self_test(library)
-    return library
+    return replace(library, has_crc=self_test(library))
 
 
-def self_test(library: Library) -> None:
+def self_test(library: Library) -> bool:
     """Run a page both ways on the software path and look at every field that is relied on.
+
+    Returns:
+        Whether both jobs reported the page's CRC-32, without which only the device's results cannot be checked.
 
     Raises:
         LibraryUnavailable: something is not as this was written for.
@@ -189,7 +193,9 @@ def self_test(library: Library) -> None:
         except zlib.error as e:
             raise LibraryUnavailable(f"{library.path} failed its self-test: its stream does not inflate: {e}") from e
         expect("the compressed page, inflated by zlib,", inflated == page, True)
+        has_crc = job.crc == zlib.crc32(page)
         expect("total_out", run("decompression", lib.MQ_DECOMPRESS, packed, length, unpacked, 4096), 4096)
         expect("the decompressed page", bytes(ffi.buffer(unpacked)) == page, True)
+        return bool(has_crc and job.crc == zlib.crc32(page))
     finally:
         software.finish()

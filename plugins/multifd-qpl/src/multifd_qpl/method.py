@@ -55,6 +55,12 @@ class QplOptions(MethodOptions):
         "whether to use an IAA device: if there is one, never, or fail without",
         choices=("auto", "off", "required"),
     )
+    verify: str = option(
+        "on",
+        "whether a device's results are checked: what it compressed by decompressing it again, both by CRC "
+        "(a device is a sixth slower for it, at the source)",
+        choices=("on", "off"),
+    )
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,9 @@ def choose(options: QplOptions, library: Library | None = None) -> Choice:
 
             status = probe(library)
             if status == 0:
-                return Choice("iaa", "", library)
+                is_blind = options.verify == "on" and not library.has_crc
+                reason = f"{found} reports no CRC: the device's results are not verified" if is_blind else ""
+                return Choice("iaa", reason, library)
             reasons.append(f"no IAA for {found}: {describe_status(status)}")
     if options.hardware == "required":
         return Choice("", "hardware=required, but " + "; ".join(reasons))
@@ -184,6 +192,7 @@ class QplMethod(MultifdMethods):
             hardware=choice.engine == "iaa",
             wait=self.options.busy == "wait",
             retries=self.options.retries,
+            verify=self.options.verify == "on",
         )
         if self.options.hardware == "required" and not engine.has_hardware:
             engine.close()

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from threading import get_ident
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from multifd_qpl._batch import ffi, lib
 from multifd_qpl.library import Library
@@ -89,6 +89,7 @@ class Fault(enum.Enum):
     SECOND_PASS_BUSY = "5 when it is waited for"
     SHORT = "status 0, too few bytes"
     CORRUPT = "status 0, damaged bytes"
+    WRONG = "status 0, sound bytes of another page"
     SILENT = "its device stops answering, from now on"
 
 
@@ -146,14 +147,16 @@ class Codec(Protocol):
 
 
 class Deflate:
-    """Real bytes, by zlib: fixed Huffman codes and 4 KiB of history, as the device."""
+    """Real bytes, by zlib: fixed Huffman codes and 4 KiB of history, as the device.
+
+    A job's CRC is that of the right bytes: damage happens on the way to memory.
+    """
 
     def run(self, job: Any, fault: Fault | None, *, on_device: bool) -> int:
         """See `Codec`."""
         source = bytes(ffi.buffer(job.next_in_ptr, job.available_in))
         if job.op == lib.MQ_COMPRESS:
-            deflater = zlib.compressobj(1, zlib.DEFLATED, -12, 8, zlib.Z_FIXED)
-            data, complete = deflater.compress(source) + deflater.flush(), True
+            data, complete, page = _deflate(source), True, source
             damaged = bytes([data[0] | 6]) + data[1:]  # block type 3, which does not exist
         else:
             inflater = zlib.decompressobj(-15)
@@ -161,10 +164,13 @@ class Deflate:
                 data = inflater.decompress(source, job.available_out + 1)
             except zlib.error:
                 return _INVALID_BLOCK
-            complete = inflater.eof or not on_device
+            complete, page = inflater.eof or not on_device, data
             damaged = bytes([data[0] ^ 1]) + data[1:] if data else data
         if fault is Fault.CORRUPT:
             data = damaged
+        elif fault is Fault.WRONG:
+            other = bytes([page[0] ^ 1]) + page[1:] if page else page
+            data = _deflate(other) if job.op == lib.MQ_COMPRESS else other[::-1]
         if len(data) > job.available_out:
             return _NO_ROOM
         if not complete:
@@ -172,19 +178,28 @@ class Deflate:
         if fault is Fault.SHORT:
             data = data[: len(data) // 2] if job.op == lib.MQ_DECOMPRESS else b""
         ffi.memmove(job.next_out_ptr, data, len(data))
-        job.total_in, job.total_out = len(source), len(data)
+        job.total_in, job.total_out, job.crc = len(source), len(data), zlib.crc32(page)
         return _OK
+
+
+def _deflate(page: bytes) -> bytes:
+    deflater = zlib.compressobj(1, zlib.DEFLATED, -12, 8, zlib.Z_FIXED)
+    return deflater.compress(page) + deflater.flush()
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """No bytes at all, only the sizes of a machine's streams: for figures."""
+    """No bytes at all, only the sizes of a machine's streams: for figures. Every page is zeros of 4 KiB."""
 
     machine: Machine
+    _CRC: ClassVar[int] = zlib.crc32(bytes(4096))
 
     def run(self, job: Any, fault: Fault | None, *, on_device: bool) -> int:
         """See `Codec`; faults do not change sizes."""
-        job.total_out = self.machine.hardware_bytes if on_device else self.machine.software_bytes
+        if job.op == lib.MQ_DECOMPRESS:
+            job.total_out, job.crc = job.available_out, self._CRC
+        else:
+            job.total_out = self.machine.hardware_bytes if on_device else self.machine.software_bytes
         return _OK
 
 
@@ -390,7 +405,7 @@ class SimulatedIaa:
         table = ffi.new("mq_table *")
         for name in (*_FUNCTIONS, "now_ns", "relax"):
             setattr(table, name, getattr(lib, f"mq_sim_{name}"))
-        self.library = Library(table, "1.6.0", "simulated IAA")
+        self.library = Library(table, "1.6.0", "simulated IAA", has_crc=True)
 
     def __enter__(self) -> Self:
         if SimulatedIaa._active is not None:
