@@ -299,6 +299,11 @@ class Sender:
                         e.add_note(str(error))
                         error = e
         note_others(error, self._errors)
+        if isinstance(error, ChannelError) and self._channels and not self._pong:
+            error.add_note(
+                "if the destination is a QEMU: it closes at once on another uuid than its own (--uuid), on another "
+                "machine type, and without capability multifd; its own stderr says which"
+            )
         if not isinstance(error, OutcomeUnknown | PeerFailed | KeyboardInterrupt):
             error.add_note("the memory here is intact and the good copy")
         return error
