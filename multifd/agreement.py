@@ -131,12 +131,13 @@ class Agreement:
         return method
 
     def _settle(self, code: int) -> MultifdMethods:
-        names = [] if code == PRIVATE_CODE else registry.methods_of_code(code)
-        allowed = [name for name in names if not self._specs or name in self._specs]
-        if not allowed:
-            if self._missing is not None:
-                raise self._missing
-            known = f"that of {', '.join(names)}" if names else "no installed method's"
-            hint = f"; {self._option} here allows {', '.join(self._specs)}" if self._specs else ""
-            raise PeerMismatch(f"the sender's packets have method code {code:#x}, {known}{hint}")
-        return registry.load_method(self._specs.get(allowed[0], allowed[0]))
+        names: list[str] = []
+        for name in () if code == PRIVATE_CODE else registry.methods_of_code(code):
+            if not self._specs or name in self._specs:
+                return registry.load_method(self._specs.get(name, name))
+            names.append(name)
+        if self._missing is not None:
+            raise self._missing
+        known = f"that of {', '.join(names)}" if names else "no installed method's"
+        hint = f"; {self._option} here allows {', '.join(self._specs)}" if self._specs else ""
+        raise PeerMismatch(f"the sender's packets have method code {code:#x}, {known}{hint}")

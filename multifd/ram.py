@@ -40,6 +40,18 @@ class Staging:
         """The first `count` pages of the data buffer."""
         return Pages(self.data, self._in_order[:count], self.scratch, is_private=True)
 
+    def pages_by_offset(self, offsets: Offsets) -> Pages:
+        """A page for each offset, in their order, laid out by rising offset.
+
+        So neighbours in the block are neighbours in the buffer, however the sender mixed them: a QEMU moves zero
+        pages to the end of a packet by swapping (migration/multifd-zero-page.c, 10.0).
+        """
+        if (offsets[1:] > offsets[:-1]).all():
+            return self.pages(len(offsets))
+        places = np.empty(len(offsets), np.int64)
+        places[np.argsort(offsets, kind="stable")] = self._in_order[: len(offsets)]
+        return Pages(self.data, places, self.scratch, is_private=True)
+
 
 class SourceBlock(Protocol):
     """A block that is sent."""

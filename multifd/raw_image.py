@@ -58,11 +58,11 @@ class FileBlock:
 
     def place(self, offsets: Offsets, staging: Staging) -> Pages:
         """See `TargetBlock`."""
-        return staging.pages(len(offsets))
+        return staging.pages_by_offset(offsets)
 
     def store(self, offsets: Offsets, staging: Staging) -> None:
         """See `TargetBlock`."""
-        for offset, view in self._runs(offsets, staging.pages(len(offsets))):
+        for offset, view in self._runs(np.sort(offsets, kind="stable"), staging.pages(len(offsets))):
             write(self._fd, view, offset, self._path)
         self._written[offsets // self._page_size] = True
 

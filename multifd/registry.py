@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from typing import Any
@@ -62,9 +62,13 @@ def find(name: str) -> type[MultifdMethods]:
         MethodUnavailable: its module cannot be imported.
         MethodIncompatible: two distributions provide it, or it is not a method of this API.
     """
-    candidates = [ep for ep in _entry_points() if ep.name == name]
+    return _find(name, _entry_points())
+
+
+def _find(name: str, entry_points: Sequence[EntryPoint]) -> type[MultifdMethods]:
+    candidates = [ep for ep in entry_points if ep.name == name]
     if not candidates:
-        names = installed()
+        names = sorted({ep.name for ep in entry_points})
         raise MethodNotFound(name, names, difflib.get_close_matches(name, names))
     if len(candidates) > 1:
         owners = ", ".join(f"{ep.value} of {_owner(ep)}" for ep in candidates)
@@ -115,25 +119,30 @@ def parse_spec(spec: str) -> tuple[str, dict[str, str]]:
     return name, texts
 
 
-def methods_of_code(wire_code: int) -> list[str]:
-    """The names of the loadable methods with this code on the wire, multifd's own first."""
-    found = []
-    for info in describe():
+def methods_of_code(wire_code: int) -> Iterator[str]:
+    """The names of the methods that can run here with this code on the wire, multifd's own first.
+
+    Each is loaded only when it is its turn: who takes the first does not wait for the others.
+    """
+    entry_points = _entry_points()
+    own = {ep.name for ep in entry_points if _distribution(ep)[0] == "multifd"}
+    for name in sorted({ep.name for ep in entry_points}, key=lambda name: (name not in own, name)):
+        info = _describe(name, entry_points)
         if info.status == "ok" and info.wire_code == wire_code:
-            found.append(info)
-    return [info.name for info in sorted(found, key=lambda i: (i.distribution != "multifd", i.name))]
+            yield name
 
 
 def describe() -> list[MethodInfo]:
     """All installed methods, sorted by name; one that does not load says why."""
-    return [_describe(name) for name in installed()]
+    entry_points = _entry_points()
+    return [_describe(name, entry_points) for name in sorted({ep.name for ep in entry_points})]
 
 
-def _describe(name: str) -> MethodInfo:
-    candidates = [ep for ep in _entry_points() if ep.name == name]
+def _describe(name: str, entry_points: Sequence[EntryPoint]) -> MethodInfo:
+    candidates = [ep for ep in entry_points if ep.name == name]
     distribution, version = _distribution(candidates[0])
     try:
-        cls = find(name)
+        cls = _find(name, entry_points)
         defaults, options = _guarded(f"method {name!r}: its options", lambda: (cls.Options(), cls.Options.describe()))
         available, code = _availability(cls, defaults), cls.wire_code
     except MethodError as e:

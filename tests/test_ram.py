@@ -167,6 +167,22 @@ def test_discard_leaves_nothing_and_keeps_the_old(tmp_path: Path, staging: Stagi
     assert path.read_bytes() == b"old"
 
 
+def test_pages_in_any_order_lie_together(tmp_path: Path, staging: Staging) -> None:
+    """A QEMU mixes a packet's pages; what is written together is one run, and of two of a page the last wins."""
+    mixed = [7, 4, 6, 5, 9, 8]
+    assert len(staging.pages_by_offset(offsets(*mixed)).runs()) == 5
+    target = RawImageTarget(tmp_path / "out")
+    block = target.allocate(RAM)["ram"]
+    fill(block, mixed, staging)
+    pages = block.place(offsets(3, 1, 3), staging)
+    pages.scatter(b"a" * PAGE + b"b" * PAGE + b"c" * PAGE)
+    block.store(offsets(3, 1, 3), staging)
+    target.commit(NO_UUID)
+    written = (tmp_path / "out").read_bytes()
+    assert written[4 * PAGE : 10 * PAGE] == IMAGE[4 * PAGE : 10 * PAGE]
+    assert written[PAGE : 4 * PAGE] == b"b" * PAGE + bytes(PAGE) + b"c" * PAGE
+
+
 def test_commit_replaces_the_old(tmp_path: Path, staging: Staging) -> None:
     path = tmp_path / "out"
     path.write_bytes(b"old")

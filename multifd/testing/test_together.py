@@ -63,7 +63,7 @@ def test_migration_after_migration(multifd_method: str, page_size: int, tmp_path
 def test_shared_wire_code(multifd_method: str) -> None:
     """Methods with the same code on the wire decode each other, both ways."""
     method = load_method(multifd_method)
-    names = [] if method.wire_code is None else methods_of_code(method.wire_code)
+    names = [] if method.wire_code is None else list(methods_of_code(method.wire_code))
     for name in names:
         other = load_method(name)
         for a, b in ((method, other), (other, method)):
