@@ -51,7 +51,11 @@ class MethodInfo:
 
 def installed() -> list[str]:
     """The names of all installed methods, sorted; nothing is imported."""
-    return sorted({ep.name for ep in _entry_points()})
+    return _names(_entry_points())
+
+
+def _names(entry_points: list[EntryPoint]) -> list[str]:
+    return sorted({ep.name for ep in entry_points})
 
 
 def find(name: str) -> type[MultifdMethods]:
@@ -62,9 +66,13 @@ def find(name: str) -> type[MultifdMethods]:
         MethodUnavailable: its module cannot be imported.
         MethodIncompatible: two distributions provide it, or it is not a method of this API.
     """
-    candidates = [ep for ep in _entry_points() if ep.name == name]
+    return _find(name, _entry_points())
+
+
+def _find(name: str, entry_points: list[EntryPoint]) -> type[MultifdMethods]:
+    candidates = [ep for ep in entry_points if ep.name == name]
     if not candidates:
-        names = installed()
+        names = _names(entry_points)
         raise MethodNotFound(name, names, difflib.get_close_matches(name, names))
     if len(candidates) > 1:
         owners = ", ".join(f"{ep.value} of {_owner(ep)}" for ep in candidates)
@@ -126,14 +134,15 @@ def methods_of_code(wire_code: int) -> list[str]:
 
 def describe() -> list[MethodInfo]:
     """All installed methods, sorted by name; one that does not load says why."""
-    return [_describe(name) for name in installed()]
+    entry_points = _entry_points()  # once: it reads the metadata of every distribution, 4 ms for a few
+    return [_describe(name, entry_points) for name in _names(entry_points)]
 
 
-def _describe(name: str) -> MethodInfo:
-    candidates = [ep for ep in _entry_points() if ep.name == name]
+def _describe(name: str, entry_points: list[EntryPoint]) -> MethodInfo:
+    candidates = [ep for ep in entry_points if ep.name == name]
     distribution, version = _distribution(candidates[0])
     try:
-        cls = find(name)
+        cls = _find(name, entry_points)
         defaults, options = _guarded(f"method {name!r}: its options", lambda: (cls.Options(), cls.Options.describe()))
         available, code = _availability(cls, defaults), cls.wire_code
     except MethodError as e:
