@@ -609,6 +609,28 @@ class TestCommand:
         assert json.loads(out)["status"] == "cancelled"
         assert err.count("cannot connect") == 1
 
+    def test_the_next_source_may_come_early(self, cli, destination):
+        """The first source is done, its destination not yet: the next one waits, it is not turned away."""
+        command = cli("relay", "tcp:127.0.0.1:0", destination.uri, "--json")
+        stream = peer.main_stream([(b"ram", BLOCK)])
+        whole = stream["header"] + stream["setup"] + stream["end"] + stream["eof"]
+        with peer.Peer(command.listening()) as source:
+            source.connect(whole).close()
+            first = destination.accept()
+            assert read(first, len(whole)) == whole
+            assert first.recv(1) == b""
+            second = source.connect(whole)
+            assert is_closed(source.connect(b"GET / HTTP/1.0\r\n\r\n"))
+            first.close()
+            assert json.loads(command.process.stdout.readline())["status"] == "completed"
+            second_out = destination.accept()
+            assert read(second_out, len(whole)) == whole
+            second.close()
+            second_out.close()
+        assert json.loads(command.process.stdout.readline())["status"] == "completed"
+        command.signal(signal.SIGINT)
+        command.wait(130)
+
     def test_once(self, cli, receiver, image):
         end = receiver(bytearray(len(image)))
         command = cli("relay", "tcp:127.0.0.1:0", end.uri, "--in", "zlib", "--out", "zstd", "--channels", 2, "--once")
