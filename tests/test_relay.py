@@ -463,6 +463,14 @@ class TestFaults:
                 between.join()
             assert is_closed(sock)
 
+    def test_valid_magic_bad_content(self, relay, destination):
+        between = relay(destination.uri)
+        with peer.Peer(between.uri) as source:
+            sock = source.connect(struct.pack(">II", 0x11223344, 7) + bytes(56))
+            with pytest.raises(RemoteWireError, match="version 7"):
+                between.join()
+            assert is_closed(sock)
+
     def test_the_source_dies_in_a_packet(self, ends):
         between = ends()
         between.channel_in.sendall(peer.packet([0], bytes(4096))[:3000])
