@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 from multifd import mainstream
 from multifd.channel import Listener
+from multifd.errors import RemoteWireError
 from multifd.wire import INIT_BYTES, MAGIC_BYTES, InitPacket
 
 Arrival = tuple[socket.socket, str, InitPacket | None]
@@ -124,7 +125,11 @@ class Arrivals:
             self._release(sock)
             yield sock, peer, None
         elif len(start) == INIT_BYTES:
-            init = InitPacket.decode(start)  # if it raises, the socket is still pending and closed with those
+            try:
+                init = InitPacket.decode(start)
+            except RemoteWireError:
+                self.dismiss(sock)
+                raise
             self._release(sock)
             yield sock, peer, init
 

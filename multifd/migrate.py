@@ -22,7 +22,7 @@ from multifd.precopy import Decision, Limits
 from multifd.ram import MemorySource, MemoryTarget, Source, Target
 from multifd.raw_image import RawImageSource, RawImageTarget
 from multifd.receiver import ReceiveConfig, Receiver
-from multifd.registry import load_method
+from multifd.registry import describe, load_method
 from multifd.relay import Relay, RelayConfig, RelayResult
 from multifd.sender import SendConfig, Sender
 from multifd.stats import Result
@@ -227,6 +227,7 @@ def relay(
             wrong, with the figures as ``result``.
     """
     config = RelayConfig(Uri.parse(to), in_method, out_method, channels, connect_timeout, timeout)
+    describe()  # imports every method now, not while the first packet waits
     listener = Listener(Uri.parse(listen))
     arrivals = Arrivals(listener, timeout)
     try:

@@ -463,6 +463,14 @@ class TestFaults:
                 between.join()
             assert is_closed(sock)
 
+    def test_valid_magic_bad_content(self, relay, destination):
+        between = relay(destination.uri)
+        with peer.Peer(between.uri) as source:
+            sock = source.connect(struct.pack(">II", 0x11223344, 7) + bytes(56))
+            with pytest.raises(RemoteWireError, match="version 7"):
+                between.join()
+            assert is_closed(sock)
+
     def test_the_source_dies_in_a_packet(self, ends):
         between = ends()
         between.channel_in.sendall(peer.packet([0], bytes(4096))[:3000])
@@ -608,6 +616,28 @@ class TestCommand:
         out, err = command.wait(130)
         assert json.loads(out)["status"] == "cancelled"
         assert err.count("cannot connect") == 1
+
+    def test_the_next_source_may_come_early(self, cli, destination):
+        """The first source is done, its destination not yet: the next one waits, it is not turned away."""
+        command = cli("relay", "tcp:127.0.0.1:0", destination.uri, "--json")
+        stream = peer.main_stream([(b"ram", BLOCK)])
+        whole = stream["header"] + stream["setup"] + stream["end"] + stream["eof"]
+        with peer.Peer(command.listening()) as source:
+            source.connect(whole).close()
+            first = destination.accept()
+            assert read(first, len(whole)) == whole
+            assert first.recv(1) == b""
+            second = source.connect(whole)
+            assert is_closed(source.connect(b"GET / HTTP/1.0\r\n\r\n"))
+            first.close()
+            assert json.loads(command.process.stdout.readline())["status"] == "completed"
+            second_out = destination.accept()
+            assert read(second_out, len(whole)) == whole
+            second.close()
+            second_out.close()
+        assert json.loads(command.process.stdout.readline())["status"] == "completed"
+        command.signal(signal.SIGINT)
+        command.wait(130)
 
     def test_once(self, cli, receiver, image):
         end = receiver(bytearray(len(image)))
