@@ -1,4 +1,4 @@
-"""QEMUs for tests: which there are, and that none survives its test."""
+"""QEMUs for tests: which there are, that none survives its test, and which cases are tried."""
 
 from __future__ import annotations
 
@@ -8,7 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from interop.guest import Guest, passes_printed
+from interop.pairwise import pairwise
 from interop.qemu import Qemu, QemuMissing, Release, newer_release, system_release
+from interop.scenario import MIB
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`case`: of a module's EVERY a pairwise selection, with --every all."""
+    if "case" in metafunc.fixturenames:
+        every = metafunc.module.EVERY
+        cases = every if metafunc.config.getoption("every") else pairwise(every)
+        metafunc.parametrize("case", cases, ids=lambda c: "-".join(map(str, [*c.route, *c[1:]])))
 
 
 def _require(find: Callable[[], Release], *, is_required: bool) -> Release:
@@ -48,3 +59,17 @@ def qemu(tmp_path: Path, releases: Callable[[str], Release]) -> Iterator[Callabl
     yield start
     for process in started:
         process.stop()
+
+
+@pytest.fixture
+def start(qemu: Callable[..., Qemu], image: bytes) -> Callable[..., Qemu]:
+    """Start a source: it runs `guest` above an image in RAM, or, paused, has the image alone."""
+
+    def start(name: str, release: str, machine: str, guest: Guest, *, is_paused: bool = False, **options: Any) -> Qemu:
+        disk = guest.disk()
+        process = qemu(name, MIB, release, machine=machine, disk=disk, image=image, is_paused=is_paused, **options)
+        if not is_paused:
+            process.wait(lambda: passes_printed(process.console()) > 1, "second pass of the guest")
+        return process
+
+    return start
