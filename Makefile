@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 help:
 	@echo "make demo    migrate RAM by every installed method and a running QEMU guest, and show the figures"
 	@echo "make test    all tests, of multifd and of every plugin"
-	@echo "make interop every case of the tests against real QEMUs, about an hour; \`make test\` has a pairwise selection"
+	@echo "make interop every case of the tests against real QEMUs, for hours; \`make test\` tries a pairwise selection"
 	@echo "make lint    ruff, mypy --strict, import-linter"
 	@echo "make docs    the documentation, into docs/_build/html"
 	@echo "make bench   ratios against bare loops and iperf3"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,17 @@ def _require(find: Callable[[], Release], *, is_required: bool) -> Release:
 def releases() -> Callable[[str], Release]:
     """The QEMU that a case calls "system" or "newer", or a skip that says what is missing.
 
-    MULTIFD_REQUIRE_QEMU makes a missing system QEMU a failure.
+    MULTIFD_REQUIRE_QEMU makes it a failure if the system's QEMU is missing, or the one that MULTIFD_QEMU_NEW names.
     """
-    known = {
-        "system": lambda: _require(system_release, is_required=bool(os.environ.get("MULTIFD_REQUIRE_QEMU"))),
-        "newer": lambda: _require(newer_release, is_required=False),
-    }
-    return lambda name: known[name]()
+    is_required = bool(os.environ.get("MULTIFD_REQUIRE_QEMU"))
+
+    @cache
+    def find(name: str) -> Release:
+        if name == "system":
+            return _require(system_release, is_required=is_required)
+        return _require(newer_release, is_required=is_required and "MULTIFD_QEMU_NEW" in os.environ)
+
+    return find
 
 
 @pytest.fixture
@@ -50,8 +55,8 @@ def qemu(tmp_path: Path, releases: Callable[[str], Release]) -> Iterator[Callabl
     started: list[Qemu] = []
 
     def start(name: str, mib: int, release: str = "system", **options: Any) -> Qemu:
-        found, machine = releases(release), options.get("machine", "")
-        if not found.has(machine):
+        found, machine = releases(release), options["machine"]
+        if machine not in found.machines:
             pytest.skip(f"QEMU {found.version} has no machine type {machine}")
         started.append(Qemu(found, tmp_path, name, mib, **options))
         return started[-1]
