@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 help:
 	@echo "make demo    migrate RAM by every installed method and a running QEMU guest, and show the figures"
 	@echo "make test    all tests, of multifd and of every plugin"
-	@echo "make interop every case of the tests against real QEMUs, about an hour; \`make test\` has a pairwise selection"
+	@echo "make interop every case of the tests against real QEMUs, for hours; \`make test\` tries a pairwise selection"
 	@echo "make lint    ruff, mypy --strict, import-linter"
 	@echo "make docs    the documentation, into docs/_build/html"
 	@echo "make bench   ratios against bare loops and iperf3"
@@ -35,10 +35,11 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# A second, newer QEMU is unpacked if none is named; where that fails, the tests that need it say so.
+# A second, newer QEMU is unpacked if none is named; where that fails, what needs it says so.
+NEWER = MULTIFD_QEMU_NEW="$${MULTIFD_QEMU_NEW:-$$(tests/interop/newer-qemu.sh)}"
+
 interop: $(STAMP)
-	MULTIFD_QEMU_NEW="$${MULTIFD_QEMU_NEW:-$$(tests/interop/newer-qemu.sh)}" \
-		$(BIN)/python -m pytest tests/interop --every $(PYTEST_ARGS)
+	$(NEWER) $(BIN)/python -m pytest tests/interop --every $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -53,6 +54,7 @@ docs: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python bench/methods.py
 	$(BIN)/python bench/qpl_batch.py
+	$(NEWER) PYTHONPATH=tests $(BIN)/python bench/qemu.py
 
 clean:
 	rm -rf $(VENV) .qemu build dist docs/_build *.egg-info

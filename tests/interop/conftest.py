@@ -1,14 +1,26 @@
-"""QEMUs for tests: which there are, and that none survives its test."""
+"""QEMUs for tests: which there are, that none survives its test, and which cases are tried."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from interop.guest import Guest, passes_printed
+from interop.pairwise import pairwise
 from interop.qemu import Qemu, QemuMissing, Release, newer_release, system_release
+from interop.scenario import MIB
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`case`: of a module's EVERY a pairwise selection, with --every all."""
+    if "case" in metafunc.fixturenames:
+        every = metafunc.module.EVERY
+        cases = every if metafunc.config.getoption("every") else pairwise(every)
+        metafunc.parametrize("case", cases, ids=lambda c: "-".join(map(str, [*c.route, *c[1:]])))
 
 
 def _require(find: Callable[[], Release], *, is_required: bool) -> Release:
@@ -24,13 +36,17 @@ def _require(find: Callable[[], Release], *, is_required: bool) -> Release:
 def releases() -> Callable[[str], Release]:
     """The QEMU that a case calls "system" or "newer", or a skip that says what is missing.
 
-    MULTIFD_REQUIRE_QEMU makes a missing system QEMU a failure.
+    MULTIFD_REQUIRE_QEMU makes it a failure if the system's QEMU is missing, or the one that MULTIFD_QEMU_NEW names.
     """
-    known = {
-        "system": lambda: _require(system_release, is_required=bool(os.environ.get("MULTIFD_REQUIRE_QEMU"))),
-        "newer": lambda: _require(newer_release, is_required=False),
-    }
-    return lambda name: known[name]()
+    is_required = bool(os.environ.get("MULTIFD_REQUIRE_QEMU"))
+
+    @cache
+    def find(name: str) -> Release:
+        if name == "system":
+            return _require(system_release, is_required=is_required)
+        return _require(newer_release, is_required=is_required and "MULTIFD_QEMU_NEW" in os.environ)
+
+    return find
 
 
 @pytest.fixture
@@ -39,8 +55,8 @@ def qemu(tmp_path: Path, releases: Callable[[str], Release]) -> Iterator[Callabl
     started: list[Qemu] = []
 
     def start(name: str, mib: int, release: str = "system", **options: Any) -> Qemu:
-        found, machine = releases(release), options.get("machine", "")
-        if not found.has(machine):
+        found, machine = releases(release), options["machine"]
+        if machine not in found.machines:
             pytest.skip(f"QEMU {found.version} has no machine type {machine}")
         started.append(Qemu(found, tmp_path, name, mib, **options))
         return started[-1]
@@ -48,3 +64,17 @@ def qemu(tmp_path: Path, releases: Callable[[str], Release]) -> Iterator[Callabl
     yield start
     for process in started:
         process.stop()
+
+
+@pytest.fixture
+def start(qemu: Callable[..., Qemu], image: bytes) -> Callable[..., Qemu]:
+    """Start a source: it runs `guest` above an image in RAM, or, paused, has the image alone."""
+
+    def start(name: str, release: str, machine: str, guest: Guest, *, is_paused: bool = False, **options: Any) -> Qemu:
+        disk = guest.disk()
+        process = qemu(name, MIB, release, machine=machine, disk=disk, image=image, is_paused=is_paused, **options)
+        if not is_paused:
+            process.wait(lambda: passes_printed(process.console()) > 1, "second pass of the guest")
+        return process
+
+    return start

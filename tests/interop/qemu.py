@@ -32,11 +32,8 @@ class Release:
 
     binary: str
     version: tuple[int, int]
-
-    def has(self, machine: str) -> bool:
-        """Whether it knows a machine type: those with a version, up to its own."""
-        found = re.search(r"(\d+)\.(\d+)$", machine)
-        return found is None or (int(found[1]), int(found[2])) <= self.version
+    machines: frozenset[str]
+    """The machine types that it has, and their short names."""
 
 
 def system_release() -> Release:
@@ -50,22 +47,28 @@ def system_release() -> Release:
 
 
 def newer_release() -> Release:
-    """A QEMU of 9.0 or later: that of ``MULTIFD_QEMU_NEW``."""
+    """A QEMU of 9.0 or later: that of ``MULTIFD_QEMU_NEW``, or else the system's own."""
     binary = os.environ.get("MULTIFD_QEMU_NEW")
-    if not binary:
+    release = _release(binary) if binary else system_release()
+    if release.version < (9, 0):
         raise QemuMissing(
             "a second QEMU, 9.0 or later, is missing: name one in MULTIFD_QEMU_NEW "
             "(on Debian 12, tests/interop/newer-qemu.sh unpacks one and prints its name)"
         )
-    return _release(binary)
+    return release
 
 
 def _release(binary: str) -> Release:
-    text = subprocess.run([binary, "--version"], check=True, capture_output=True, text=True, timeout=DEADLINE_S).stdout
+    def says(*arguments: str) -> str:
+        command = [binary, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=DEADLINE_S).stdout
+
+    text = says("--version")
     found = re.search(r"version (\d+)\.(\d+)", text)
     if found is None:
         raise QemuMissing(f"{binary} is not a QEMU: {text}")
-    return Release(binary, (int(found[1]), int(found[2])))
+    machines = (line.split() for line in says("-M", "help").splitlines()[1:])
+    return Release(binary, (int(found[1]), int(found[2])), frozenset(words[0] for words in machines if words))
 
 
 class QmpError(Exception):

@@ -70,7 +70,7 @@ ROUTES = [
 ]
 
 
-@pytest.mark.parametrize(("source", "destination", "machine"), ROUTES, ids="-".join)
+@pytest.mark.parametrize(("source", "destination", "machine"), ROUTES)
 def test_qemu_to_qemu(qemu, source, destination, machine):
     """A running guest arrives whole and runs on: what the other tests expect of us, done by QEMU alone."""
     guest = Guest()

@@ -9,21 +9,9 @@ from itertools import product
 from typing import NamedTuple
 
 import pytest
-from interop.guest import Guest, check, passes_printed
+from interop.guest import Guest, check
 from interop.mapped import read_blocks
-from interop.pairwise import pairwise
-
-MIB = 24
-METHODS = ["none", "zlib", "zstd"]
-CHANNELS = [1, 2, 4]
-
-
-class Route(NamedTuple):
-    """Where a guest is captured, where it is restored, and a machine type that both have."""
-
-    source: str
-    destination: str
-    machine: str
+from interop.scenario import CHANNELS, METHODS, MIB, ROUTES, Route, goes_on, listen_uri
 
 
 class Case(NamedTuple):
@@ -37,56 +25,13 @@ class Case(NamedTuple):
     return_path: bool
 
 
-ROUTES = [
-    Route("system", "system", "pc"),
-    Route("system", "system", "q35"),
-    Route("system", "newer", "pc-i440fx-7.2"),
-    Route("system", "newer", "pc-q35-7.1"),
-    Route("newer", "system", "pc-q35-7.2"),
-    Route("newer", "system", "pc-i440fx-6.2"),
-    Route("newer", "newer", "pc"),
-    Route("newer", "newer", "q35"),
-    Route("newer", "newer", "pc-q35-8.0"),  # the last with a SYNC for each section
-    Route("newer", "newer", "pc-i440fx-8.1"),  # the first with FLUSH words
-    Route("newer", "newer", "pc-q35-9.0"),  # zero pages on the channels
-]
 EVERY = [
     Case(*axes) for axes in product(ROUTES, METHODS, CHANNELS, ["tcp", "unix"], ["paused", "running"], [False, True])
 ]
 
 
-def pytest_generate_tests(metafunc):
-    if "case" in metafunc.fixturenames:
-        cases = EVERY if metafunc.config.getoption("every") else pairwise(EVERY)
-        metafunc.parametrize("case", cases, ids=lambda c: "-".join(map(str, [*c.route, *c[1:]])))
-
-
 def following(choices, value):
     return choices[(choices.index(value) + 1) % len(choices)]
-
-
-@pytest.fixture
-def start(qemu, image):
-    """A source that runs a guest from `image`, or a destination for one."""
-
-    def start(name, release, machine, guest, **options):
-        process = qemu(name, MIB, release, machine=machine, disk=guest.disk(), image=image, **options)
-        if not options.get("is_paused", True):
-            process.wait(lambda: passes_printed(process.console()) > 1, "second pass of the guest")
-        return process
-
-    return start
-
-
-def goes_on(machine, guest):
-    """The guest runs, finds RAM and CPU from one moment, and keeps its invariant."""
-    before = check(machine.ram(), guest)
-    printed = passes_printed(machine.console())
-    machine("cont")
-    machine.wait(lambda: passes_printed(machine.console()) > printed + 1, "pass of the guest")
-    machine("stop")
-    assert check(machine.ram(), guest).passes > before.passes
-    passes_printed(machine.console())
 
 
 def capture(source, cli, uri, path, *options):
@@ -98,10 +43,6 @@ def capture(source, cli, uri, path, *options):
     assert result["status"] == "completed"
     assert read_blocks(path)["pc.ram"] == source.ram()
     return result
-
-
-def listen_uri(transport, folder, name):
-    return "tcp:127.0.0.1:0" if transport == "tcp" else f"unix:{folder}/{name}"
 
 
 def test_capture_and_replay(start, qemu, cli, tmp_path, case):
@@ -134,7 +75,7 @@ def test_qemu_loads_our_file(start, qemu, cli, tmp_path, release, machine, multi
     """The file is QEMU's own: a QEMU of 9.0 or later takes it with ``-incoming file:``."""
     guest, path = Guest(), tmp_path / "vm.ram"
     destination = qemu("destination", MIB, "newer", machine=machine, disk=guest.disk(), is_incoming=True)
-    source = start("source", release, machine, guest, is_paused=False)
+    source = start("source", release, machine, guest)
     source.multifd("zstd", 2)
     capture(source, cli, "tcp:127.0.0.1:0", path, "--channels", 2)
     destination.set({"mapped-ram": True, "multifd": multifd})
@@ -149,7 +90,7 @@ def test_qemu_loads_our_file(start, qemu, cli, tmp_path, release, machine, multi
 def test_we_send_qemus_file(start, qemu, cli, tmp_path, release, machine, multifd):
     """A file that QEMU wrote goes to an older or a newer one."""
     guest, path = Guest(), tmp_path / "vm.ram"
-    source = start("source", "newer", machine, guest, is_paused=False)
+    source = start("source", "newer", machine, guest)
     source.set({"mapped-ram": True, "multifd": multifd})
     source("migrate", uri=f"file:{path}")
     source.wait_migrated()
@@ -167,7 +108,7 @@ def test_we_send_qemus_file(start, qemu, cli, tmp_path, release, machine, multif
 @pytest.mark.parametrize("release", ["system", "newer"])
 def test_the_guest_goes_on_at_the_source(start, cli, tmp_path, release):
     guest = Guest()
-    source = start("source", release, "pc", guest, is_paused=False)
+    source = start("source", release, "pc", guest)
     source.multifd("none", 2, return_path=True)
     capture(source, cli, "tcp:127.0.0.1:0", tmp_path / "vm.ram", "--channels", 2)
     goes_on(source, guest)
@@ -178,7 +119,7 @@ def test_the_guest_goes_on_at_the_source(start, cli, tmp_path, release):
 def test_zero_pages_wherever_qemu_finds_them(start, cli, tmp_path, detection, method):
     """As payload, as words on the main connection, as entries of packets; pages turn to zero between rounds."""
     guest, path = Guest(), tmp_path / "vm.ram"
-    source = start("source", "newer", "q35", guest, is_paused=False)
+    source = start("source", "newer", "q35", guest)
     source.set({"multifd": True}, multifd_compression=method, zero_page_detection=detection)
     capture(source, cli, "tcp:127.0.0.1:0", path, "--channels", 2)
     check(read_blocks(path)["pc.ram"], guest)
@@ -188,7 +129,7 @@ def test_zero_pages_wherever_qemu_finds_them(start, cli, tmp_path, detection, me
 def test_a_guest_that_dirties_memory_faster_than_the_link(start, cli, tmp_path, release):
     """Rounds and rounds, until the link is faster."""
     guest, path = Guest(batch=1024), tmp_path / "vm.ram"
-    source = start("source", release, "q35", guest, is_paused=False)
+    source = start("source", release, "q35", guest)
     source.set({"multifd": True}, max_bandwidth=32 << 20, downtime_limit=1)
     receive = cli("receive", "tcp:127.0.0.1:0", path, "--json", "--channels", 2)
     source("migrate", uri=receive.listening())
@@ -208,7 +149,7 @@ UUID, OTHER = "8ab8d9a2-6e4f-4ad4-8f6a-0a3b1c5d7e90", "00112233-4455-6677-8899-a
 def test_the_vms_uuid(start, qemu, cli, tmp_path, validate, uuid, option):
     """QEMU takes no channel of a VM with another uuid: the file keeps it, --uuid replaces it."""
     guest, path = Guest(), tmp_path / "vm.ram"
-    source = start("source", "system", "pc", guest, is_paused=False, arguments=("-uuid", UUID))
+    source = start("source", "system", "pc", guest, arguments=("-uuid", UUID))
     source.set({"multifd": True, "validate-uuid": validate})
     capture(source, cli, "tcp:127.0.0.1:0", path, "--channels", 2)
     destination = qemu(
