@@ -153,7 +153,6 @@ def main() -> None:
         }  # fmt: skip
         packed = zstandard.ZstdCompressor(level=19).compress(json.dumps(head).encode() + b"\n" + b"".join(sent))
         (Path(__file__).parent / f"{name}.zst").write_bytes(packed)
-        print(f"{name}: {[len(data) for data in sent]} bytes, packed {len(packed)}")
 
 
 if __name__ == "__main__":
