@@ -53,6 +53,7 @@ docs: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python bench/methods.py
 	$(BIN)/python bench/qpl_batch.py
+	$(BIN)/python bench/live.py cost
 
 clean:
 	rm -rf $(VENV) .qemu build dist docs/_build *.egg-info
