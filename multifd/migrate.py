@@ -23,9 +23,9 @@ from multifd.ram import MemorySource, MemoryTarget, Source, Target
 from multifd.raw_image import RawImageSource, RawImageTarget
 from multifd.receiver import ReceiveConfig, Receiver
 from multifd.registry import describe, load_method
-from multifd.relay import Relay, RelayConfig, RelayResult
+from multifd.relay import Relay, RelayConfig
 from multifd.sender import SendConfig, Sender
-from multifd.stats import Result
+from multifd.stats import RelayResult, Result
 from multifd.wire import DIALECTS, Dialect
 
 Progress = Callable[[Result], None]

@@ -15,8 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from multifd import mainstream
 from multifd.agreement import Agreement
@@ -26,6 +25,7 @@ from multifd.errors import ChannelError, MultifdError, PeerFailed, StreamError, 
 from multifd.method import Geometry
 from multifd.recode import ChannelFigures, Recoder
 from multifd.registry import load_method
+from multifd.stats import RelayResult
 from multifd.wire import INIT_BYTES, InitPacket
 
 _LOG = logging.getLogger(__name__)
@@ -54,39 +54,6 @@ class RelayConfig:
             raise UsageError("the timeouts must be positive")
         for spec in filter(None, (self.in_method, self.out_method)):
             load_method(spec)
-
-
-@dataclass(frozen=True)
-class RelayResult:
-    """The figures of one migration; `as_dict` is the command line's JSON."""
-
-    status: str
-    """active, completed, failed or cancelled."""
-    in_method: str = ""
-    """The source's; empty as long as no packet with pages came."""
-    out_method: str = ""
-    channels: int = 0
-    total_time_ms: float = 0.0
-    """From the source's first connection to the end of its last."""
-    packets: int = 0
-    """Of all kinds, over all channels."""
-    normal_pages: int = 0
-    zero_pages: int = 0
-    """In packets; those that an old source sends on main are not counted."""
-    bytes_in: int = 0
-    """From the source, main and all channels."""
-    bytes_out: int = 0
-    """To the destination, main and all channels."""
-    strangers: int = 0
-    """Connections that were not a migration's and were closed."""
-    in_stats: dict[str, int] = field(default_factory=dict)
-    out_stats: dict[str, int] = field(default_factory=dict)
-    """The methods' own counters, summed over channels."""
-    error: str | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """A dict of plain values, in the order of the fields."""
-        return asdict(self)
 
 
 @dataclass(slots=True)

@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from multifd.registry import MethodInfo
-from multifd.stats import Result
+from multifd.stats import RelayResult, Result
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from multifd.capture import CaptureInfo
-    from multifd.relay import RelayResult
 
 _LINE_S = 1.0
 

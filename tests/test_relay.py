@@ -26,7 +26,7 @@ from multifd.errors import (
     UsageError,
 )
 from multifd.migrate import relay as relay_call
-from multifd.relay import RelayResult
+from multifd.stats import RelayResult
 
 DEADLINE_S = 60
 BLOCK = 64 * peer.PAGE
