@@ -19,8 +19,10 @@ def address(uri: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def init(channel: int, *, channels: int = 0, version: int = 0, name: bytes = b"") -> bytes:
-    return struct.pack(">II16sBBB5x32s", 0x11223344, 1, bytes(16), channel, channels, version, name)
+def init(
+    channel: int, *, channels: int = 0, version: int = 0, name: bytes = b"", uuid: bytes = bytes(16)
+) -> bytes:  # fmt: skip
+    return struct.pack(">II16sBBB5x32s", 0x11223344, 1, uuid, channel, channels, version, name)
 
 
 def packet(
@@ -41,8 +43,9 @@ RAM_ID = 2  # of the ram section
 
 
 def main_stream(
-    blocks: Sequence[tuple[bytes, int]], *, return_path: bool = False, config: bool = True, per_section: bool = False
-) -> dict[str, bytes]:
+    blocks: Sequence[tuple[bytes, int]], *, return_path: bool = False, config: bool = True, per_section: bool = False,
+    machine: bytes = b"none",
+) -> dict[str, bytes]:  # fmt: skip
     """The pieces of a main stream, by where they go."""
     flush = b"" if per_section else struct.pack(">Q", 0x200)
     eos = struct.pack(">Q", 0x10) + (struct.pack(">BI", 0x7E, RAM_ID) if config else b"")
@@ -50,7 +53,9 @@ def main_stream(
     listed = b"".join(bytes([len(n)]) + n + struct.pack(">Q", length) for n, length in blocks)
     commands = struct.pack(">BHH", 8, 1, 0) + struct.pack(">BHHI", 8, 2, 4, 1)
     return {
-        "header": b"QEVM" + struct.pack(">I", 3) + (b"\x07\0\0\0\x04none" if config else b""),
+        "header": b"QEVM"
+        + struct.pack(">I", 3)
+        + (b"\x07" + struct.pack(">I", len(machine)) + machine if config else b""),
         "commands": commands if return_path else b"",
         "setup": b"\x01"
         + struct.pack(">I", RAM_ID)

@@ -304,7 +304,7 @@ class TestRefuses:
             capture.verify(tmp_path / "f")
 
     def test_huge_lengths_take_no_memory(self, tmp_path):
-        """A block as long as the file may be is sparse: what is held is bits, not pages."""
+        """What is held is bits and flags, not pages."""
         length = 1 << 33
         target = MappedRamTarget(tmp_path / "f")
         target.allocate(Machine("none", PAGE, (Block("ram", length),)))
@@ -325,8 +325,7 @@ def outcome(path: Path, call: Callable[[Path], object]) -> bool:
     """Whether it was refused; an exception of another kind fails the test, and so does what is no info."""
     try:
         found = call(path)
-    except RamError as e:
-        assert "\n" not in str(e)
+    except RamError:
         return True
     assert isinstance(found, capture.CaptureInfo)
     assert all(b.present_pages >= 0 and b.zero_pages >= 0 and b.used_length <= len(SMALL) for b in found.blocks)
