@@ -152,7 +152,7 @@ class ArenaTarget:
         """See `multifd.ram.Target`; an arena holds RAM only."""
 
     def flush(self) -> None:
-        """See `Target`; memory is as durable as it gets."""
+        """See `multifd.ram.Target`: memory is as durable as it gets."""
 
     def commit(self, uuid: bytes) -> None:
         """See `multifd.ram.Target`: memory is in place at once."""
