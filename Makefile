@@ -55,6 +55,7 @@ bench: $(STAMP)
 	$(BIN)/python bench/methods.py
 	$(BIN)/python bench/qpl_batch.py
 	$(NEWER) PYTHONPATH=tests $(BIN)/python bench/qemu.py
+	$(BIN)/python bench/live.py cost
 
 clean:
 	rm -rf $(VENV) .qemu build dist docs/_build *.egg-info

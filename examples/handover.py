@@ -78,7 +78,6 @@ def old_process(mib: int, method: str, updates: int, uri: str) -> None:
     service = Service(memory)
     service.resume()
     service.wait_for(updates)
-    # [send]
     with multifd.Arena(memory) as arena:
         result = multifd.send(arena, uri, method, pause=service.pause, resume=service.resume)
     # [sent]

@@ -115,8 +115,11 @@ class Precopy:
 
     @property
     def expected_downtime_s(self) -> float:
-        """What switching over now would take; infinite until a rate is known."""
-        left = self.dirty_pages * self._page_size
+        """What switching over now would take; infinite until a rate is known.
+
+        That is the last look, what this one found, and what was written while it was taken.
+        """
+        left = (self.dirty_pages + self.dirty_pages_per_s * self.scan_s) * self._page_size
         if not left:
             return self.scan_s
         rate = self.bandwidth_bytes_per_s

@@ -45,7 +45,7 @@ def test_bandwidth_is_of_the_last_rounds_that_make_up_100_ms(rounds, mib_per_s):
     [
         ([(2560, 1.0, 2560)], 0.0, 1.0),
         ([(2560, 1.0, 256)], 0.0, 0.1),
-        ([(2560, 1.0, 256)], 0.25, 0.35),
+        ([(2560, 1.0, 256)], 0.25, 0.375),  # 64 pages more were written during the look
         ([(2560, 1.0, 0)], 0.25, 0.25),
         ([(0, 1.0, 256)], 0.0, math.inf),
         ([(0, 1.0, 0)], 0.0, 0.0),
@@ -110,7 +110,7 @@ def test_auto_converge_steps_as_in_qemu(dirty, percents):
 
 def test_the_explanation_has_the_figures():
     text = after((25600, 1.0, 12800), (12800, 0.5, 12800), scan_s=0.02).explain()
-    for words in ("after 2 rounds 50 MiB", "writes to 100 MiB/s", "100 MiB/s reach", "520 ms", "20 of them", "300 are"):
+    for words in ("after 2 rounds 50 MiB", "writes to 100 MiB/s", "100 MiB/s reach", "540 ms", "20 of them", "300 are"):
         assert words in text
 
 

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import mmap
+
 import pytest
 
 import multifd
@@ -37,3 +39,28 @@ def test_multifd_to_qemu(qemu, image, tmp_path, method):
     result = multifd.send(image, uri, method, channels=2, dialect=dialect)
     assert result.status == "completed"
     assert machine.ram() == image
+
+
+@pytest.mark.parametrize("method", ["none", "zstd"])
+def test_a_live_arena_into_qemu(qemu, image, tmp_path, method):
+    """Rounds, PINGs between them, and pages that become zero: to QEMU it is a guest like any other."""
+    memory = mmap.mmap(-1, len(image), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory[:] = image
+    machine = qemu("destination", MIB, machine="none", is_incoming=True)
+    machine.multifd(method, 2)
+    uri = machine.listen(f"unix:{tmp_path}/in")
+    dialect = "7.2" if machine.release.version <= (8, 0) else "9.0"
+    wrote = []
+
+    def write(result):
+        at = len(wrote) % 256 * 4096 * 7
+        memory[at : at + 4096] = bytes(4096) if len(wrote) % 2 else b"\x77" * 4096
+        wrote.append(at)
+
+    with multifd.Arena(memory) as arena:
+        result = multifd.send(
+            arena, uri, method, dialect=dialect, max_bandwidth=8 << 20, downtime_limit=1e-6, max_rounds=3,
+            at_max_rounds="switch-over", on_progress=write, pause=lambda: write(None), resume=lambda: None,
+        )  # fmt: skip
+    assert result.rounds >= 2
+    assert machine.ram() == memory[:]
