@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 .PHONY: help demo test interop lint docs bench check-machine clean
 
 help:
-	@echo "make demo    migrate RAM by every installed method and a running QEMU guest, and show the figures"
+	@echo "make demo    migrate memory that is being written by every installed method and a running QEMU guest, and show the figures"
 	@echo "make test    all tests, of multifd and of every plugin"
 	@echo "make interop every case of the tests against real QEMUs, for hours; \`make test\` tries a pairwise selection"
 	@echo "make lint    ruff, mypy --strict, import-linter"

@@ -195,7 +195,7 @@ def cost(args: argparse.Namespace) -> None:
 
 # -- curve ----------------------------------------------------------------------------------------
 
-RATES = (0, 50, 100, 200, 300, 400, 600, 800, 1200)
+RATES = (0, 100, 200, 300, 400, 600, 800, 1200, 1600, 2400)
 
 
 def measure(other: Destination, memory: mmap.mmap, spec: str, rate: int, limit_s: float) -> Point:
@@ -205,7 +205,7 @@ def measure(other: Destination, memory: mmap.mmap, spec: str, rate: int, limit_s
     with multifd.Arena(memory) as arena, writers.running() if rate else contextlib.nullcontext():
         try:
             result = multifd.send(
-                arena, uri, spec, pause=writers.pause, resume=writers.resume, downtime_limit=limit_s, max_rounds=12
+                arena, uri, spec, pause=writers.pause, resume=writers.resume, downtime_limit=limit_s, max_rounds=8
             )
             down: float | None = result.downtime_ms
             if memory[:] != other.memory[:]:
@@ -349,7 +349,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["cost", "curve", "soak"])
-    parser.add_argument("--mib", type=int, help="of the arena; default 256, soak 64")
+    parser.add_argument("--mib", type=int, help="of the arena; default 256, curve 1024, soak 64")
     parser.add_argument("--limit", type=float, default=0.3, help="downtime limit in seconds")
     parser.add_argument("--method", action="append", help="curve: may be repeated; default none, zstd")
     parser.add_argument("--rounds", type=int, default=3, help="curve: the middle of so many runs counts")
@@ -357,7 +357,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=500, help="soak: how many")
     parser.add_argument("--seed", type=int, default=1, help="soak")
     args = parser.parse_args()
-    args.mib = args.mib or (64 if args.what == "soak" else 256)
+    args.mib = args.mib or {"cost": 256, "curve": 1024, "soak": 64}[args.what]
     {"cost": cost, "curve": curve, "soak": soak}[args.what](args)
 
 

@@ -384,9 +384,10 @@ def relay(
 @click.option("--method", "methods", multiple=True, metavar="NAME[:KEY=VALUE,...]", help="Only these; may be repeated.")
 @_reporting
 def demo(size: int, channels: int, methods: tuple[str, ...], as_json: bool) -> None:
-    """Migrate a RAM image of this machine's own files to a second process, once by each method.
+    """Migrate memory full of this machine's own files to a second process, once by each method.
 
-    Every destination is compared with the source byte for byte.
+    A program writes to it all the time. Every destination is compared, byte for byte, with the source as it stood at
+    the switchover.
     """
     from multifd import bench, report
 

@@ -86,6 +86,9 @@ def print_results(results: Sequence[Result]) -> None:
         )  # fmt: skip
     _print(table)
     for r in results:
+        if r.tracker:
+            why = f" ({r.tracker_reason})" if r.tracker_reason else ""
+            print(f"{r.method}: {r.rounds} rounds, {r.dirty_pages_rate} pages/s dirty, tracked by {r.tracker}{why}")
         for name, value in sorted(r.method_stats.items()):
             print(f"{r.method}: {name} {value}")
 

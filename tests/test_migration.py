@@ -295,6 +295,7 @@ class TestCommandLine:
         assert [row["method"] for row in rows] == ["none", "zstd"]
         assert all(row["status"] == "completed" and row["error"] is None for row in rows)
         assert all(set(row) == RESULT_KEYS for row in rows)
+        assert all(row["tracker"] and row["rounds"] for row in rows), "memory that is written, not an image"
 
     def test_interrupt(self, cli, image_path, tmp_path):
         import signal
