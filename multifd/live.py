@@ -22,7 +22,6 @@ from multifd.precopy import Decision, Limits, Precopy
 from multifd.ram import SourceBlock, Staging, in_order
 from multifd.ranges import Ranges
 from multifd.rounds import Engine, Packet
-from multifd.sender import Sender
 
 
 class LiveSource:
@@ -141,16 +140,16 @@ class LiveSchedule:
         return self._packets(left)
 
     @contextlib.contextmanager
-    def recovery(self, sender: Sender) -> Iterator[None]:
-        """While the sender runs: if it fails, the source goes on as if nothing had happened.
+    def recovery(self, engine: Engine) -> Iterator[None]:
+        """See `multifd.rounds.Schedule`: the source goes on as if nothing had happened, before anything else is done.
 
         Raises:
-            BaseException: what the sender raised; or what `resume` or `throttle` raised, with a note.
+            BaseException: the failure; or what `resume` or `throttle` raised, with a note.
         """
         try:
             yield
         except BaseException as error:
-            if sender.is_handed_over:
+            if engine.is_handed_over:
                 error.add_note("the source stays paused")
                 raise
             try:

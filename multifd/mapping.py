@@ -49,7 +49,7 @@ class Mapping:
     @property
     def is_shmem(self) -> bool:
         """Shared memory that is no file on a disk: its holes are known and are zero."""
-        return self.path.startswith(("/dev/shm/", "/memfd:", "/dev/zero"))
+        return self.path.startswith(("/dev/shm/", "/memfd:", "/dev/zero", "/SYSV"))
 
 
 def mappings(address: int, nbytes: int) -> list[Mapping]:

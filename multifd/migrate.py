@@ -118,11 +118,7 @@ def send(
         config = SendConfig(
             Uri.parse(uri), channels, _dialect(source, dialect), max_bandwidth, connect_timeout, timeout
         )
-        sender = Sender(source, loaded, config, on_progress, schedule, handle)
-        if schedule is None:
-            return _run(sender)
-        with schedule.recovery(sender):
-            return _run(sender)
+        return _run(Sender(source, loaded, config, on_progress, schedule, handle))
 
 
 def _at_max_rounds(text: str) -> Decision:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterable, Iterator
 from typing import Protocol
@@ -73,6 +74,8 @@ class Engine(Protocol):
     """What a schedule may ask of the sender, in the thread of its caller."""
 
     stats: MigrationStats
+    is_handed_over: bool
+    """The destination has the memory, or may have it; the source must not run."""
 
     def confirm(self) -> None:
         """Return when the destination has everything of the rounds so far in place."""
@@ -92,6 +95,10 @@ class Schedule(Protocol):
 
     def last(self, engine: Engine) -> Iterable[Packet]:
         """The source stands still from here on: what is left of it."""
+        ...
+
+    def recovery(self, engine: Engine) -> contextlib.AbstractContextManager[None]:
+        """Around all of it: what happens to the source if it fails; the failure passes through."""
         ...
 
 
@@ -115,3 +122,7 @@ class OneRound:
         """See `Schedule`."""
         engine.stats.dirty_sync_count += 1
         return ()
+
+    def recovery(self, engine: Engine) -> contextlib.AbstractContextManager[None]:
+        """See `Schedule`: the source is only read."""
+        return contextlib.nullcontext()

@@ -116,7 +116,8 @@ class Sender:
         """
         try:
             self._handle.begin(self._cancel)
-            self._migrate()
+            with self._schedule.recovery(self):
+                self._migrate()
         except BaseException as e:
             error = self._first_error(e)
             status = _STATUS.get(type(error), "failed")
@@ -289,7 +290,8 @@ class Sender:
         """What to raise: the destination's own word if it comes, else the first error, with notes."""
         self._silence.stop()
         self._rounds.close()
-        error = self._errors[0] if self._errors and isinstance(caught, MultifdError) else caught
+        is_first = not isinstance(caught, MultifdError) or isinstance(caught, OutcomeUnknown)
+        error = caught if is_first or not self._errors else self._errors[0]
         if isinstance(error, ChannelError) and self._main is not None:
             with contextlib.suppress(ChannelError, StreamError):
                 if self._main.wait_readable(_GRACE_S):

@@ -123,6 +123,15 @@ class TestEveryTracker:
         again = watch(memory, name)
         assert count(again.populated) == count(watched.populated)
 
+    def test_pages_that_were_only_read_before(self, watch, kind, name):
+        """The kernel's shared zero page, a huge one too, is written to in the end."""
+        memory = make_memory(kind)
+        assert sum(memory[at] for at in range(0, len(memory), PAGE)) == 0
+        watched = watch(memory, name)
+        memory[3 * PAGE] = memory[1000 * PAGE] = 1
+        assert watched.scan() == [(3, 4), (1000, 1001)]
+        assert watched.copy == memory[:]
+
     def test_system_calls_write_too(self, watch, kind, name):
         memory = make_memory(kind)
         memory[: 64 * PAGE] = b"\1" * (64 * PAGE)

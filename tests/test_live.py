@@ -29,6 +29,7 @@ from multifd.errors import (
     RamError,
     UsageError,
 )
+from multifd.methods.none import NoneMethod
 
 PAGE = 4096
 PAGES = 1024
@@ -438,6 +439,15 @@ class TestFailures:
         with Workload(memory) as workload:
             error = self.check(memory, workload, OutcomeUnknown, "may hold the memory", uri=uri)
         assert error.result.status == "unknown"
+
+    def test_an_unknown_outcome_is_not_hidden_by_what_fails_after_it(self, memory, child):
+        class Untidy(NoneMethod):
+            def send_cleanup(self, p):
+                raise LookupError("cannot clean up")
+
+        _, uri = child("killed in commit", len(memory))
+        with Workload(memory) as workload:
+            self.check(memory, workload, OutcomeUnknown, uri=uri, method=Untidy(NoneMethod.Options()))
 
     def test_destination_full(self, memory, cli, tmp_path):
         def limit():
