@@ -99,8 +99,7 @@ class WriteProtect(_InPlace):
             for region in arena.regions:
                 register = struct.pack("4Q", region.address, region.nbytes, _MODE_WP, 0)
                 fcntl.ioctl(self._fd, _UFFDIO_REGISTER, bytearray(register))
-            if arena.regions:  # of nothing: whether the kernel knows the request
-                self._request(arena.regions[0].address, arena.regions[0].address, 0, 0)
+                self._request(region.address, region.address + PAGE, 0, _WRITTEN)  # changes nothing
         except OSError as e:
             self.close()
             raise Unavailable(f"the kernel refuses it for this memory ({e.strerror})") from e
