@@ -94,6 +94,8 @@ class Writers:
         self._pause_s = TICK_S if rate is not None else 0.0
         self._locks = [threading.Lock() for _ in range(threads)]
         self._stop = threading.Event()
+        self._may_write = threading.Event()  # a lock alone is not fair: a writer would take it again at once
+        self._may_write.set()
         self._is_paused = False
         self.written = [0] * threads
         self._threads = [threading.Thread(target=self._write, args=(i,)) for i in range(threads)]
@@ -102,6 +104,7 @@ class Writers:
         rng = np.random.default_rng(i)
         due = time.monotonic()
         while not self._stop.is_set():
+            self._may_write.wait()
             with self._locks[i]:
                 at = int(rng.integers(0, max(len(self._pages) - self._batch, 1)))
                 column = self._pages[at : at + self._batch, int(rng.integers(0, 512))]
@@ -112,12 +115,14 @@ class Writers:
                 self._stop.wait(wait)
 
     def pause(self) -> None:
+        self._may_write.clear()
         for lock in self._locks:
             lock.acquire()
         self._is_paused = True
 
     def resume(self) -> None:
         self._is_paused = False
+        self._may_write.set()
         for lock in self._locks:
             lock.release()
 
