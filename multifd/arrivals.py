@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from multifd import mainstream
-from multifd.channel import Listener
+from multifd.address import Listener
 from multifd.errors import RemoteWireError
 from multifd.wire import INIT_BYTES, MAGIC_BYTES, InitPacket
 

@@ -6,20 +6,15 @@ are those of `multifd.errors`.
 
 from __future__ import annotations
 
-import json
-import logging
-import re
-import signal
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 import click
 
 from multifd._version import __version__
+from multifd.console import SECONDS, Group, Size, reporting, show
 from multifd.errors import MultifdError
 
 if TYPE_CHECKING:
@@ -32,131 +27,29 @@ be read or written, or is not sound; 7 the outcome is unknown: look at the desti
 8 a live source writes faster than its pages can be moved; 130 interrupted; 143 terminated."""
 
 
-class _Size(click.ParamType[int]):
-    """Bytes, with a binary suffix: 512K, 100M, 2G, and ``/s`` if it is a rate."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?(?:/s)?", value, re.IGNORECASE)
-        if not match:
-            self.fail(f"{value!r}: expected bytes such as 1048576, 512K, 100M or 2G", param, ctx)
-        return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
-
-
-class _Terminated(BaseException):
-    """SIGTERM, turned into an exception so that everything is cleaned up as after Ctrl-C."""
-
-
-def _terminate(*_: object) -> NoReturn:
-    raise _Terminated("terminated")
-
-
-class _Group(click.Group):
-    """A group whose usage errors are a JSON document too, if --json is given."""
-
-    def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
-        """Run a command; see `click.Command.main`."""
-        words = sys.argv[1:] if args is None else list(args)
-        try:
-            return super().main(words, *rest, **{**options, "standalone_mode": False})
-        except click.exceptions.Exit as e:
-            sys.exit(e.exit_code)
-        except click.ClickException as e:
-            if "--json" in words:
-                print(json.dumps({"status": "failed", "error": e.format_message()}))
-            e.show()
-            sys.exit(e.exit_code)
-
-
-_SECONDS = click.FloatRange(min=0, min_open=True)
-_Command = Callable[..., None]
-
-
-def _reporting(command: _Command) -> _Command:
-    """Add --json and -v, and turn what goes wrong into one line and an exit status."""
-
-    @click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON document on stdout.")
-    @click.option("-v", "--verbose", count=True, help="Say more on stderr; -vv with tracebacks.")
-    @wraps(command)
-    def wrapper(as_json: bool, verbose: int, **arguments: Any) -> None:
-        logging.basicConfig(
-            stream=sys.stderr,
-            level=[logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)],
-            format="multifd: %(message)s",
-        )
-        signal.signal(signal.SIGTERM, _terminate)
-        try:
-            command(as_json=as_json, **arguments)
-        except MultifdError as e:
-            _fail(e, e.exit_code, as_json=as_json, verbose=verbose)
-        except KeyboardInterrupt as e:
-            _fail(e, 130, as_json=as_json, verbose=verbose)
-        except _Terminated as e:
-            _fail(e, 143, as_json=as_json, verbose=verbose)
-        except BrokenPipeError:
-            sys.stderr.close()
-            sys.exit(1)
-        except (Exception, MemoryError) as e:
-            _fail(e, 1, as_json=as_json, verbose=verbose)
-
-    return wrapper
-
-
-def _fail(error: BaseException, status: int, *, as_json: bool, verbose: int) -> NoReturn:
-    text = str(error) or "interrupted"
-    if status == 1:
-        text = f"a bug in multifd, please report it with -vv: {type(error).__name__}: {error}"
-    if as_json:
-        from multifd.stats import Result
-
-        result = getattr(error, "result", None) or Result(status="failed")
-        document = result.as_dict()
-        if status in (130, 143):
-            document["status"] = "cancelled"
-        print(json.dumps({**document, "error": text}))
-    if verbose > 1:
-        import traceback
-
-        traceback.print_exception(error)
-    click.echo(f"multifd: error: {text}", err=True)
-    for note in getattr(error, "__notes__", ()):
-        click.echo(f"multifd: {note}", err=True)
-    sys.exit(status)
-
-
-def _show(document: Any, as_json: bool, render: Callable[[], None]) -> None:
-    if as_json:
-        print(json.dumps(document), flush=True)
-    else:
-        render()
-
-
 def _migrate(call: Callable[[Callable[[Result], None]], Result], *, as_json: bool, what: str) -> None:
     """Run one end with progress on stderr, then show its figures."""
     from multifd import report
 
     with report.Progress(what) as progress:
         result = call(progress.update)
-    _show(result.as_dict(), as_json, lambda: report.print_results([result]))
+    show(result.as_dict(), as_json, lambda: report.print_results([result]))
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)
 @click.version_option(__version__, prog_name="multifd")
 def main() -> None:
     """Migrate guest memory over many connections, by a method chosen by name, on QEMU's own wire."""
 
 
 @main.command()
-@_reporting
+@reporting
 def methods(as_json: bool) -> None:
     """List the installed methods, what each would run on here, and their options."""
     from multifd import registry, report
 
     infos = registry.describe()
-    _show([asdict(info) for info in infos], as_json, lambda: report.print_methods(infos))
+    show([asdict(info) for info in infos], as_json, lambda: report.print_methods(infos))
 
 
 @main.command()
@@ -167,7 +60,7 @@ def methods(as_json: bool) -> None:
 @click.option(
     "--max-bandwidth",
     default=0,
-    type=_Size(),
+    type=Size(),
     metavar="SIZE/s",
     help="Over all connections, such as 100M; unlimited if not given.",
 )
@@ -175,7 +68,7 @@ def methods(as_json: bool) -> None:
     "--connect-timeout",
     default=10.0,
     show_default=True,
-    type=_SECONDS,
+    type=SECONDS,
     metavar="S",
     help="How long to wait for the destination to listen.",
 )
@@ -183,7 +76,7 @@ def methods(as_json: bool) -> None:
     "--timeout",
     default=60.0,
     show_default=True,
-    type=_SECONDS,
+    type=SECONDS,
     metavar="S",
     help="How long all connections may be silent.",
 )
@@ -201,7 +94,7 @@ def methods(as_json: bool) -> None:
     type=click.Choice(["auto", "mapped-ram", "raw"]),
     help="What SOURCE is; auto looks at how it starts.",
 )
-@_reporting
+@reporting
 def send(
     source: Path, uri: str, method: str, channels: int, max_bandwidth: int, connect_timeout: float, timeout: float,
     dialect: str | None, uuid: str | None, source_format: str, as_json: bool,
@@ -250,11 +143,11 @@ def send(
     "--timeout",
     default=60.0,
     show_default=True,
-    type=_SECONDS,
+    type=SECONDS,
     metavar="S",
     help="How long all connections may be silent, and how long to wait for the sender.",
 )
-@_reporting
+@reporting
 def receive(
     uri: str, out: Path, format_: str, channels: int | None, methods: tuple[str, ...], timeout: float, as_json: bool
 ) -> None:
@@ -277,19 +170,19 @@ def receive(
 
 @main.command()
 @click.argument("capture", type=click.Path(path_type=Path))
-@_reporting
+@reporting
 def info(capture: Path, as_json: bool) -> None:
     """Show what is in CAPTURE, a mapped-ram file: machine, RAM blocks, devices."""
     from multifd import report
     from multifd.capture import info as call
 
     found = call(capture)
-    _show(found.as_dict(), as_json, lambda: report.print_capture(found))
+    show(found.as_dict(), as_json, lambda: report.print_capture(found))
 
 
 @main.command()
 @click.argument("capture", type=click.Path(path_type=Path))
-@_reporting
+@reporting
 def verify(capture: Path, as_json: bool) -> None:
     """Check that CAPTURE, a mapped-ram file, is sound: structure, bitmaps, lengths, end.
 
@@ -298,20 +191,20 @@ def verify(capture: Path, as_json: bool) -> None:
     from multifd.capture import verify as call
 
     found = call(capture)
-    _show(found.as_dict(), as_json, lambda: click.echo(f"{capture}: sound"))
+    show(found.as_dict(), as_json, lambda: click.echo(f"{capture}: sound"))
 
 
 @main.command()
 @click.argument("capture", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--block", metavar="NAME", help="The RAM block, such as pc.ram; needed if there are several.")
-@_reporting
+@reporting
 def export(capture: Path, out: Path, block: str | None, as_json: bool) -> None:
     """Write a RAM block of CAPTURE, a mapped-ram file, to OUT as a raw image; zero pages are holes."""
     from multifd.capture import export as call
 
     found = call(capture, out, block)
-    _show(
+    show(
         asdict(found),
         as_json,
         lambda: click.echo(f"{out}: {found.idstr}, {found.used_length} bytes, {found.zero_pages} pages of holes"),
@@ -345,7 +238,7 @@ def export(capture: Path, out: Path, block: str | None, as_json: bool) -> None:
     "--connect-timeout",
     default=10.0,
     show_default=True,
-    type=_SECONDS,
+    type=SECONDS,
     metavar="S",
     help="How long to wait for the destination to listen.",
 )
@@ -353,11 +246,11 @@ def export(capture: Path, out: Path, block: str | None, as_json: bool) -> None:
     "--timeout",
     default=60.0,
     show_default=True,
-    type=_SECONDS,
+    type=SECONDS,
     metavar="S",
     help="How long all connections of a migration may be silent.",
 )
-@_reporting
+@reporting
 def relay(
     listen_uri: str, to_uri: str, in_method: str | None, out_method: str, channels: int | None, once: bool,
     connect_timeout: float, timeout: float, as_json: bool,
@@ -374,15 +267,15 @@ def relay(
         listen_uri, to_uri, in_method=in_method, out_method=out_method, channels=channels, once=once,
         connect_timeout=connect_timeout, timeout=timeout,
         on_listening=lambda chosen: click.echo(f"listening on {chosen}", err=True),
-        on_result=lambda result: _show(result.as_dict(), as_json, lambda: report.print_relay(result)),
+        on_result=lambda result: show(result.as_dict(), as_json, lambda: report.print_relay(result)),
     )  # fmt: skip
 
 
 @main.command()
-@click.option("--size", default=512 << 20, show_default="512M", type=_Size(), help="RAM to migrate.")
+@click.option("--size", default=512 << 20, show_default="512M", type=Size(), help="RAM to migrate.")
 @click.option("--channels", default=2, show_default=True, type=click.IntRange(1, 255), help="Connections besides main.")
 @click.option("--method", "methods", multiple=True, metavar="NAME[:KEY=VALUE,...]", help="Only these; may be repeated.")
-@_reporting
+@reporting
 def demo(size: int, channels: int, methods: tuple[str, ...], as_json: bool) -> None:
     """Migrate memory full of this machine's own files to a second process, once by each method.
 
@@ -393,14 +286,14 @@ def demo(size: int, channels: int, methods: tuple[str, ...], as_json: bool) -> N
 
     with report.Progress("demo") as progress:
         results = bench.compare(size, methods, channels=channels, on_progress=progress.update, say=progress.say)
-    _show([r.as_dict() for r in results], as_json, lambda: report.print_results(results))
+    show([r.as_dict() for r in results], as_json, lambda: report.print_results(results))
     if any(r.error for r in results):
         raise MultifdError("not every method succeeded")
 
 
 @main.command("new-plugin")
 @click.argument("name")
-@_reporting
+@reporting
 def new_plugin(name: str, as_json: bool) -> None:
     """Write a complete plugin for a method NAME into folder multifd-NAME.
 
@@ -409,7 +302,7 @@ def new_plugin(name: str, as_json: bool) -> None:
     from multifd.testing.scaffold import new_plugin as call
 
     folder = call(name, Path.cwd())
-    _show(
+    show(
         {"folder": str(folder)},
         as_json,
         lambda: click.echo(f"{folder}\nnext: cd {folder.name} && pip install -e '.[test]' && pytest"),

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from multifd import mainstream, vmdesc
 from multifd.errors import RamError, StreamError
 from multifd.mainstream import NO_UUID, Block, Machine
+from multifd.mainstream_reader import MainStreamReader
 from multifd.pages import Offsets, Pages
 from multifd.ram import Staging, TargetBlock
 from multifd.raw_image import FileBlock, PartFile, open_regular, read_exactly, write
@@ -100,7 +101,7 @@ class MappedBlock(FileBlock):
         return super().load(offsets, staging)
 
 
-class _FileStream(mainstream.MainStreamReader):
+class _FileStream(MainStreamReader):
     """The main stream in a file, with seeks over the pages."""
 
     def __init__(self, fd: int, nbytes: int, path: Path) -> None:

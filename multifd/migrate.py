@@ -9,9 +9,9 @@ import os
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
+from multifd.address import Listener, Uri
 from multifd.arena import Arena, ArenaTarget
 from multifd.arrivals import Arrivals
-from multifd.channel import Listener, Uri
 from multifd.errors import ChannelError, MultifdError, UsageError
 from multifd.handle import Handle
 from multifd.live import LiveSchedule, LiveSource

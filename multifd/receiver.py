@@ -18,10 +18,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from multifd import mainstream
+from multifd.address import Listener
 from multifd.agreement import Agreement
 from multifd.arrivals import Arrivals
 from multifd.barrier import Barrier
-from multifd.channel import Connection, Listener, Silence
+from multifd.channel import Connection, Silence
 from multifd.errors import (
     ChannelError,
     CodecError,
@@ -32,6 +33,7 @@ from multifd.errors import (
     UsageError,
     note_others,
 )
+from multifd.mainstream_reader import MainStreamReader
 from multifd.method import Geometry, MultifdMethods, RecvParams, run_hook
 from multifd.payload import receive_payload
 from multifd.ram import Staging, Target, TargetBlock
@@ -292,7 +294,7 @@ class Receiver:
     # -- the thread of main -----------------------------------------------------------------------
 
     def _run_main(self, main: Connection) -> None:
-        reader = mainstream.MainStreamReader()
+        reader = MainStreamReader()
         buffer = memoryview(bytearray(1 << 16))
         reader.feed(mainstream.MAGIC_BYTES)
         while not self._main_ended:

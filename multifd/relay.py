@@ -18,10 +18,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from multifd import mainstream
+from multifd.address import Uri, connect
 from multifd.agreement import Agreement
 from multifd.arrivals import Arrival, Arrivals
-from multifd.channel import Connection, Silence, Uri, connect
+from multifd.channel import Connection, Silence
 from multifd.errors import ChannelError, MultifdError, PeerFailed, StreamError, UsageError, note_others
+from multifd.mainstream_reader import MainStreamReader
 from multifd.method import Geometry
 from multifd.recode import ChannelFigures, Recoder
 from multifd.registry import load_method
@@ -88,7 +90,7 @@ class Relay:
         self._main_is_out = threading.Event()  # main is connected to the destination, or all is over
         self._geometry_known = threading.Event()  # or all is over
         self._geometry = Geometry.of(4096)
-        self._reader: mainstream.MainStreamReader | None = mainstream.MainStreamReader()  # None: main is not understood
+        self._reader: MainStreamReader | None = MainStreamReader()  # None: main is not understood
         self._has_return_path = False
         self._stream_ended = threading.Event()  # the destination has all of main, or is about to
         self._source_is_done = threading.Event()  # another main now is the next migration's

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from multifd import mainstream
-from multifd.channel import Connection, RateLimit, Silence, Uri, connect
+from multifd.address import Uri, connect
+from multifd.channel import Connection, RateLimit, Silence
 from multifd.errors import (
     Cancelled,
     ChannelError,

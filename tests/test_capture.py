@@ -18,7 +18,8 @@ from test_mapped_ram import build
 import multifd
 from multifd import capture
 from multifd.errors import RamError, UsageError
-from multifd.mainstream import DeviceState, Machine, MainStreamReader, ZeroPages
+from multifd.mainstream import DeviceState, Machine, ZeroPages
+from multifd.mainstream_reader import MainStreamReader
 
 PAGE = peer.PAGE
 RAM_BLOCKS = [

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from multifd.channel import Connection, Listener, RateLimit, Silence, Uri, connect
+from multifd.address import Listener, Uri, connect
+from multifd.channel import Connection, RateLimit, Silence
 from multifd.errors import ChannelError, UsageError
 
 DEADLINE_S = 30

@@ -19,7 +19,6 @@ from multifd.mainstream import (
     Block,
     DeviceState,
     Machine,
-    MainStreamReader,
     Ping,
     ReturnPathOpened,
     ReturnPathReader,
@@ -27,6 +26,7 @@ from multifd.mainstream import (
     SyncPoint,
     ZeroPages,
 )
+from multifd.mainstream_reader import MainStreamReader
 
 PAGE = peer.PAGE
 RAM, VGA = 64 * PAGE, 4 * PAGE

@@ -20,7 +20,8 @@ from interop.mapped import read_blocks
 import multifd
 from multifd import capture
 from multifd.errors import MultifdError, RamError, RemoteWireError, StreamError
-from multifd.mainstream import DeviceState, Machine, MainStreamReader, Ping, StreamEnd, SyncPoint, ZeroPages
+from multifd.mainstream import DeviceState, Machine, Ping, StreamEnd, SyncPoint, ZeroPages
+from multifd.mainstream_reader import MainStreamReader
 from multifd.method import Geometry
 from multifd.wire import InitPacket, decode_packet, header_bytes
 
