@@ -110,7 +110,7 @@ def verify(path: str | os.PathLike[str]) -> CaptureInfo:
             if stray := block.stray_bits():
                 raise RamError(f"{path}: block {block.idstr!r}: {stray} bits set behind the last page in its bitmap")
         last = _last_bytes(source)
-        if not last.endswith(b"\0") and vmdesc.find(last) is None:
+        if not vmdesc.may_end(last, has_footers=bool(source.machine.name)):
             raise RamError(
                 f"{path}: the devices' state, {source.nbytes - source.device_state_offset} bytes from "
                 f"{source.device_state_offset} on, does not end as a stream does: it was cut short or damaged"
