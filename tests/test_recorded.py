@@ -196,7 +196,7 @@ class TestDamage:
         main = load(name).main
         ram, rng = len(main) - len(events(main, len(main))[1]), random.Random(name)
         refused = 0
-        for _ in range(1000):
+        for _ in range(400):
             data, bit = bytearray(main), rng.randrange(8 * ram)
             data[bit // 8] ^= 1 << bit % 8
             outcomes = []
@@ -209,7 +209,7 @@ class TestDamage:
                     outcomes.append((len(found), len(state)))
             assert outcomes[0] == outcomes[1]
             refused += isinstance(outcomes[0], str)
-        assert refused > 100
+        assert refused > 40
 
     @pytest.mark.parametrize("name", STREAMS)
     def test_bits_of_packets(self, name):
@@ -252,7 +252,7 @@ class TestReceiver:
     def test_damaged(self, receiver, tmp_path, name):
         """An error of ours or a capture of the same shape, within the timeout; nothing is left of a failure."""
         connections, rng = load(name).connections, random.Random(name)
-        for i in range(6):
+        for i in range(4):
             which = rng.randrange(len(connections))
             data = bytearray(connections[which])
             if i % 2:
@@ -261,7 +261,7 @@ class TestReceiver:
                 data[rng.randrange(4, 2000)] ^= 1 << rng.randrange(8)
             out = tmp_path / str(i) / "vm.ram"
             out.parent.mkdir()
-            destination = receiver(out, format="mapped-ram", channels=load(name).head["channels"], timeout=2)
+            destination = receiver(out, format="mapped-ram", channels=load(name).head["channels"], timeout=1)
             replay(name, destination.uri, {which: bytes(data)})
             try:
                 destination.join()
