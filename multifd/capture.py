@@ -64,19 +64,23 @@ def info(path: str | os.PathLike[str]) -> CaptureInfo:
         RamError: it is none, or is not sound up to the end of RAM.
     """
     with contextlib.closing(MappedRamSource(path)) as source:
-        machine = source.machine
-        description = vmdesc.find(_last_bytes(source)) or {}
-        evidence = [release_of(machine.name), _VMDESC_CONFIGURATION if "configuration" in description else None]
-        release = max((r for r in evidence if r), default=None)
-        return CaptureInfo(
-            machine=machine.name,
-            qemu_at_least=".".join(map(str, release)) if release else None,
-            page_size=machine.page_size,
-            uuid=None if machine.uuid == NO_UUID else str(UUID(bytes=machine.uuid)),
-            blocks=tuple(_block_info(block) for block in source.blocks),
-            device_state_bytes=source.nbytes - source.device_state_offset,
-            devices=tuple(vmdesc.devices(description)),
-        )
+        return _info(source)
+
+
+def _info(source: MappedRamSource) -> CaptureInfo:
+    machine = source.machine
+    description = vmdesc.find(_last_bytes(source)) or {}
+    evidence = [release_of(machine.name), _VMDESC_CONFIGURATION if "configuration" in description else None]
+    release = max((r for r in evidence if r), default=None)
+    return CaptureInfo(
+        machine=machine.name,
+        qemu_at_least=".".join(map(str, release)) if release else None,
+        page_size=machine.page_size,
+        uuid=None if machine.uuid == NO_UUID else str(UUID(bytes=machine.uuid)),
+        blocks=tuple(_block_info(block) for block in source.blocks),
+        device_state_bytes=source.nbytes - source.device_state_offset,
+        devices=tuple(vmdesc.devices(description)),
+    )
 
 
 def _block_info(block: MappedBlock) -> BlockInfo:
@@ -110,12 +114,12 @@ def verify(path: str | os.PathLike[str]) -> CaptureInfo:
             if stray := block.stray_bits():
                 raise RamError(f"{path}: block {block.idstr!r}: {stray} bits set behind the last page in its bitmap")
         last = _last_bytes(source)
-        if not last.endswith(b"\0") and vmdesc.find(last) is None:
+        if not vmdesc.may_end(last, has_footers=bool(source.machine.name)):
             raise RamError(
                 f"{path}: the devices' state, {source.nbytes - source.device_state_offset} bytes from "
                 f"{source.device_state_offset} on, does not end as a stream does: it was cut short or damaged"
             )
-    return info(path)
+        return _info(source)
 
 
 def export(path: str | os.PathLike[str], out: str | os.PathLike[str], idstr: str | None = None) -> BlockInfo:

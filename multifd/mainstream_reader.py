@@ -120,7 +120,7 @@ class MainStreamReader:
         """
         if self._is_ram:
             raise StreamError("the stream ends before all of RAM was announced as sent", offset=self._position)
-        if not self._ended and not self._tail.endswith(b"\0"):
+        if not self._ended and not vmdesc.may_end(self._tail, has_footers=bool(self._has_footers)):
             raise StreamError("the stream ends inside the devices' state", offset=self._position)
 
     # -- the grammar, as a coroutine: `yield n` gives exactly n bytes ---------------------------

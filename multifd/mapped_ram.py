@@ -83,7 +83,8 @@ class MappedBlock(FileBlock):
 
     def stray_bits(self) -> int:
         """Bits set behind the last page, of which there are none in a sound file."""
-        return int(np.unpackbits(self._bits, bitorder="little").sum()) - self.count_present()
+        last = np.unpackbits(self._bits[self.page_count // 8 :], bitorder="little")
+        return int(np.count_nonzero(last[self.page_count % 8 :]))
 
     def portions(self, page_count: int) -> Iterator[Offsets]:
         """See `SourceBlock`: full packets of pages that are present, and of zero pages."""

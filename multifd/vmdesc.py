@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-_EOF, _VMDESC = 0x00, 0x06
+_EOF, _END, _FULL, _VMDESC, _FOOTER = 0x00, 0x03, 0x04, 0x06, 0x7E
 
 
 def find(tail: bytes | bytearray) -> dict[str, Any] | None:
@@ -24,6 +24,23 @@ def find(tail: bytes | bytearray) -> dict[str, Any] | None:
 def ends(tail: bytes | bytearray) -> bool:
     """Whether the stream is complete: `tail` ends with a vmdesc."""
     return find(tail) is not None
+
+
+def may_end(tail: bytes | bytearray, *, has_footers: bool) -> bool:
+    """Whether devices' state that nothing follows can be complete: with a vmdesc, or with the EOF item.
+
+    Most of the state's bytes are NUL, as the EOF item is. That one follows the footer of the last section, whose start
+    is in `tail` too.
+
+    Args:
+        tail: from the end of ram on, or the last MiBs of that.
+        has_footers: whether sections have them: machine types from 2.4 on.
+    """
+    if not has_footers or tail == bytes([_EOF]):
+        return tail.endswith(bytes([_EOF])) or ends(tail)
+    section_id = bytes(tail[-5:-1])
+    is_eof = tail.endswith(bytes([_FOOTER]) + section_id + bytes([_EOF]))
+    return (is_eof and any(bytes([kind]) + section_id in tail for kind in (_END, _FULL))) or ends(tail)
 
 
 def _candidates(tail: bytes | bytearray) -> Iterator[dict[str, Any]]:

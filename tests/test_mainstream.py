@@ -278,11 +278,26 @@ class TestRefuses:
             reader.end()
         assert caught.value.offset <= len(data)
 
-    def test_ends_in_the_devices(self):
+    @pytest.mark.parametrize("devices", [b"", b"\x04\0\0\0\x05\x05timer", b"\x04\0\0\0\x05" + bytes(50)])
+    def test_ends_in_the_devices(self, devices):
+        """Most of their bytes are NUL, as the EOF item is: that one follows a section's footer."""
         reader = MainStreamReader()
-        reader.feed(PER_SECTION[:-1])
+        reader.feed(PER_SECTION[:-1] + devices)
         with pytest.raises(StreamError, match="inside the devices' state"):
             reader.end()
+
+    @pytest.mark.parametrize("kind", [b"\x03", b"\x04"])
+    def test_ends_without_a_vmdesc(self, kind):
+        """Machine types up to 2.2 send none."""
+        reader = MainStreamReader()
+        reader.feed(PER_SECTION[:-1] + kind + b"\0\0\0\x05" + bytes(50) + b"\x7e\0\0\0\x05\0")
+        reader.end()
+
+    def test_ends_without_footers(self):
+        """Machine types up to 2.3: whether a NUL is the EOF item does not show."""
+        reader = MainStreamReader()
+        reader.feed(b"".join(peer.main_stream([(b"ram", RAM)], config=False).values())[:-1] + b"\x04\0\0\0\x05\0")
+        reader.end()
 
 
 class TestRemainder:

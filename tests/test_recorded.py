@@ -185,11 +185,10 @@ class TestDamage:
     @pytest.mark.parametrize("name", STREAMS)
     def test_truncated(self, name):
         main = load(name).main
-        _, state = events(main, len(main))
         rng = random.Random(name)
         cuts = [*range(min(1200, len(main))), *(rng.randrange(len(main)) for _ in range(300))]
         for cut in cuts:
-            if main[cut - 1] or cut <= len(main) - len(state):
+            if cut != main.rindex(b"\0\x06") + 1:  # all but the vmdesc is a stream
                 with pytest.raises(StreamError):
                     events(main[:cut], 1 << 16)
 
@@ -198,7 +197,7 @@ class TestDamage:
         main = load(name).main
         ram, rng = len(main) - len(events(main, len(main))[1]), random.Random(name)
         refused = 0
-        for _ in range(1000):
+        for _ in range(400):
             data, bit = bytearray(main), rng.randrange(8 * ram)
             data[bit // 8] ^= 1 << bit % 8
             outcomes = []
@@ -211,7 +210,7 @@ class TestDamage:
                     outcomes.append((len(found), len(state)))
             assert outcomes[0] == outcomes[1]
             refused += isinstance(outcomes[0], str)
-        assert refused > 100
+        assert refused > 40
 
     @pytest.mark.parametrize("name", STREAMS)
     def test_bits_of_packets(self, name):
@@ -254,7 +253,7 @@ class TestReceiver:
     def test_damaged(self, receiver, tmp_path, name):
         """An error of ours or a capture of the same shape, within the timeout; nothing is left of a failure."""
         connections, rng = load(name).connections, random.Random(name)
-        for i in range(6):
+        for i in range(4):
             which = rng.randrange(len(connections))
             data = bytearray(connections[which])
             if i % 2:
@@ -263,7 +262,7 @@ class TestReceiver:
                 data[rng.randrange(4, 2000)] ^= 1 << rng.randrange(8)
             out = tmp_path / str(i) / "vm.ram"
             out.parent.mkdir()
-            destination = receiver(out, format="mapped-ram", channels=load(name).head["channels"], timeout=2)
+            destination = receiver(out, format="mapped-ram", channels=load(name).head["channels"], timeout=1)
             replay(name, destination.uri, {which: bytes(data)})
             try:
                 destination.join()
@@ -308,6 +307,5 @@ class TestFile:
         rng = random.Random(1)
         for cut in sorted(rng.randrange(len(data)) for _ in range(60))[::-1]:
             path.write_bytes(data[:cut])
-            with contextlib.suppress(RamError):
+            with pytest.raises(RamError):
                 capture.verify(path)
-                assert data[cut - 1] == 0
