@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import json
 from itertools import product
 from typing import NamedTuple
 
 import pytest
 from interop.guest import Guest
 from interop.scenario import CHANNELS, METHODS, MIB, ROUTES, Route, goes_on, listen_uri
+
+from multifd import registry
 
 
 class Case(NamedTuple):
@@ -55,18 +58,20 @@ def test_relay(start, qemu, cli, tmp_path, case):
     ("source", "destination", "machine"),
     [("system", "system", "pc"), ("newer", "newer", "q35"), ("system", "newer", "pc-q35-7.2")],
 )
-@pytest.mark.parametrize("return_path", [False, True])
+@pytest.mark.parametrize(("method", "return_path"), [("lz4", False), ("lz4", True), ("qpl", True)])
 def test_two_relays_with_a_method_that_qemu_lacks(
-    start, qemu, cli, tmp_path, source, destination, machine, return_path
+    start, qemu, cli, tmp_path, source, destination, machine, method, return_path
 ):
-    """QEMU none, relay, lz4, relay, none QEMU."""
+    """QEMU none, relay, a method that neither QEMU has, relay, none QEMU."""
+    if method not in registry.installed():
+        pytest.skip(f"not installed: multifd-{method}")
     guest = Guest()
     here = start("source", source, machine, guest)
     there = qemu("destination", MIB, destination, machine=machine, disk=guest.disk(), is_incoming=True)
     there.multifd("none", 3)
     to = there.listen("tcp:127.0.0.1:0")
-    second = cli("relay", "tcp:127.0.0.1:0", to, "--in", "lz4", "--out", "none", "--once", "--json")
-    first = cli("relay", "tcp:127.0.0.1:0", second.listening(), "--in", "none", "--out", "lz4", "--once", "--json")
+    second = cli("relay", "tcp:127.0.0.1:0", to, "--in", method, "--out", "none", "--once", "--json")
+    first = cli("relay", "tcp:127.0.0.1:0", second.listening(), "--in", "none", "--out", method, "--once", "--json")
     here.multifd("none", 3, return_path=return_path)
     here("migrate", uri=first.listening())
     here.wait_migrated()
@@ -93,5 +98,35 @@ def test_a_relay_serves_one_migration_after_another(start, qemu, cli, tmp_path):
         goes_on(following, guest)
         following("cont")
         machine = following
+    relay.process.terminate()
+    relay.wait(143)
+
+
+def test_a_destination_that_dies_fails_the_migration_at_its_source(start, qemu, cli, tmp_path):
+    """The guest goes on there, and the relay takes the next migration."""
+    guest, to = Guest(), f"unix:{tmp_path}/to"
+    relay = cli("relay", "tcp:127.0.0.1:0", to, "--out", "zstd", "--json")
+    uri, source = relay.listening(), start("source", "system", "pc", guest, is_paused=False)
+    source.multifd("none", 2, return_path=True)
+    source("migrate-set-parameters", max_bandwidth=1 << 20)
+    first = qemu("first", MIB, machine="pc", disk=guest.disk(), is_incoming=True)
+    first.multifd("zstd", 2)
+    first.listen(to)
+    source("migrate", uri=uri)
+    source.wait(lambda: source("query-migrate").get("ram", {}).get("transferred", 0) > 1 << 20, "first MiB")
+    first.stop()
+    source.wait(lambda: source("query-migrate")["status"] == "failed", "failure at the source")
+    assert "destination" in json.loads(relay.process.stdout.readline())["error"]
+
+    second = qemu("second", MIB, machine="pc", disk=guest.disk(), is_incoming=True)
+    second.multifd("zstd", 2)
+    second.listen(to)
+    source("migrate-set-parameters", max_bandwidth=1 << 34)
+    source("migrate", uri=uri)
+    source.wait_migrated()
+    second.wait_migrated()
+    assert second.ram() == source.ram()
+    goes_on(second, guest)
+    assert json.loads(relay.process.stdout.readline())["status"] == "completed"
     relay.process.terminate()
     relay.wait(143)
