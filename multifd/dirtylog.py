@@ -211,6 +211,8 @@ class SoftDirty(_InPlace):
         try:
             self._pagemap = os.open(f"{proc}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
             works = self._new_memory_is_dirty()
+            if not os.access(f"{proc}/clear_refs", os.W_OK):
+                raise PermissionError(errno.EACCES, "clear_refs may not be written")
         except OSError as e:
             self.close()
             raise Unavailable(f"{proc}: {e.strerror}") from e
