@@ -255,6 +255,17 @@ def test_the_log_is_off_after_close(watch):
 
 
 @needs_log
+def test_a_log_that_cannot_be_read(watch, monkeypatch):
+    def ioctl(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    watched = watch(make_memory("private"), "write-protect")
+    monkeypatch.setattr(dirtylog.fcntl, "ioctl", ioctl)
+    with pytest.raises(RamError, match="cannot be read: Input/output error"):
+        watched.scan()
+
+
+@needs_log
 def test_an_arena_that_is_being_migrated_already(watch):
     memory = make_memory("private")
     watch(memory, "write-protect")
