@@ -28,8 +28,11 @@ import numpy as np
 from live_figure import Point, picture
 
 import multifd
-from multifd.dirty import choose
+from multifd.dirty import Tracker, choose
 from multifd.errors import MultifdError, NotConverged
+from multifd.method import Geometry
+from multifd.ram import Staging
+from multifd.ranges import Ranges, packets
 from multifd.stats import Result
 
 PAGE = 4096
@@ -158,6 +161,14 @@ def fill(memory: mmap.mmap, seed: int) -> np.ndarray:
 # -- cost -----------------------------------------------------------------------------------------
 
 
+def load(tracker: Tracker, dirty: list[Ranges]) -> None:
+    """What sending would do: read the pages."""
+    staging = Staging(Geometry.of(PAGE))
+    for block, found in zip(tracker.blocks, dirty, strict=True):
+        for pages in packets(found, 128):
+            block.load(pages * PAGE, staging)
+
+
 def cost(args: argparse.Namespace) -> None:
     """Nanoseconds to write one word in each page: as it is, and when each write is the first since a scan."""
     rows = []
@@ -180,15 +191,20 @@ def cost(args: argparse.Namespace) -> None:
             for name in ("write-protect", "comparison"):
                 tracker, _ = choose(arena, PAGE, name)
                 start = time.perf_counter()
-                tracker.arm()
+                used = tracker.arm()
                 row[f"{name}: arm, ms"] = round((time.perf_counter() - start) * 1e3, 1)
                 first, again, scans = [], [], []
-                for _ in range(3 if name == "write-protect" else 1):
+                for _ in range(3):
+                    load(tracker, used)
                     first.append(touch())
                     again.append(touch())
                     start = time.perf_counter()
-                    tracker.scan()
+                    used = tracker.scan()
                     scans.append(time.perf_counter() - start)
+                load(tracker, used)
+                start = time.perf_counter()
+                tracker.scan()
+                row[f"{name}: scan without writes, ms"] = round((time.perf_counter() - start) * 1e3, 1)
                 row[f"{name}: first write, ns"] = round(statistics.median(first), 1)
                 row[f"{name}: next, ns"] = round(statistics.median(again), 1)
                 row[f"{name}: scan, ms"] = round(statistics.median(scans) * 1e3, 1)

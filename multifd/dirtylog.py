@@ -6,6 +6,7 @@ write-protect log was tried on that release (tests/test_dirty.py), the soft-dirt
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -14,7 +15,7 @@ import os
 import platform
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -31,6 +32,14 @@ _Entries = npt.NDArray[np.uint64]
 
 class Unavailable(Exception):
     """This log cannot be had here; the text says why. `multifd.dirty.choose` deals with it."""
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        raise RamError(f"the kernel's log of what was written cannot be read: {e.strerror}") from e
 
 
 class _InPlace:
@@ -106,7 +115,8 @@ class WriteProtect(_InPlace):
 
     def arm(self) -> list[Ranges]:
         """See `Tracker`. What is populated comes from the scan that protects: no page can slip between."""
-        return [self._coarsen(self._arm(region)) for region in self._regions]
+        with _readable():
+            return [self._coarsen(self._arm(region)) for region in self._regions]
 
     def _arm(self, region: Region) -> Ranges:
         entries = self._scan(region, _WRITTEN | _PRESENT | _SWAPPED | _PFNZERO)
@@ -123,7 +133,8 @@ class WriteProtect(_InPlace):
 
     def scan(self) -> list[Ranges]:
         """See `Tracker`."""
-        return [self._coarsen(union(_page_numbers(self._scan(r, _WRITTEN), r))) for r in self._regions]
+        with _readable():
+            return [self._coarsen(union(_page_numbers(self._scan(r, _WRITTEN), r))) for r in self._regions]
 
     def _scan(self, region: Region, categories: int) -> _Entries:
         found = []
@@ -211,6 +222,8 @@ class SoftDirty(_InPlace):
         try:
             self._pagemap = os.open(f"{proc}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
             works = self._new_memory_is_dirty()
+            if not os.access(f"{proc}/clear_refs", os.W_OK):
+                raise PermissionError(errno.EACCES, "clear_refs may not be written")
         except OSError as e:
             self.close()
             raise Unavailable(f"{proc}: {e.strerror}") from e
@@ -230,16 +243,15 @@ class SoftDirty(_InPlace):
 
     def arm(self) -> list[Ranges]:
         """See `Tracker`."""
-        try:
+        with _readable():
             with open(f"{self._proc}/clear_refs", "w") as control:
                 control.write("4")
             return [self._coarsen(populated(r.address, r.nbytes)) for r in self._regions]
-        except OSError as e:
-            raise RamError(f"the soft-dirty bits cannot be cleared: {e.strerror}") from e
 
     def scan(self) -> list[Ranges]:
         """See `Tracker`: everything since `arm`."""
-        return [self._coarsen(self._scan(region)) for region in self._regions]
+        with _readable():
+            return [self._coarsen(self._scan(region)) for region in self._regions]
 
     def _scan(self, region: Region, batch: int = 1 << 20) -> Ranges:
         found = [NO_RANGES]

@@ -255,6 +255,17 @@ def test_the_log_is_off_after_close(watch):
 
 
 @needs_log
+def test_a_log_that_cannot_be_read(watch, monkeypatch):
+    def ioctl(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    watched = watch(make_memory("private"), "write-protect")
+    monkeypatch.setattr(dirtylog.fcntl, "ioctl", ioctl)
+    with pytest.raises(RamError, match="cannot be read: Input/output error"):
+        watched.scan()
+
+
+@needs_log
 def test_an_arena_that_is_being_migrated_already(watch):
     memory = make_memory("private")
     watch(memory, "write-protect")
@@ -309,6 +320,7 @@ class TestSoftDirty:
     @pytest.fixture
     def proc(self, tmp_path):
         (tmp_path / "pagemap").touch()
+        (tmp_path / "clear_refs").touch()
         with (tmp_path / "pagemap").open("r+b") as pagemap:
             pagemap.truncate(1 << 40)
         return tmp_path
@@ -343,6 +355,11 @@ class TestSoftDirty:
             first.close()
             first.close()
             SoftDirty(arena, PAGE, str(proc)).close()
+
+    def test_bits_that_may_not_be_cleared(self, proc, capable):
+        (proc / "clear_refs").unlink()
+        with Arena(make_memory("private")) as arena, pytest.raises(Unavailable, match="clear_refs may not be written"):
+            SoftDirty(arena, PAGE, str(proc))
 
     def test_a_kernel_without_the_bits(self, proc):
         with Arena(make_memory("private")) as arena, pytest.raises(Unavailable, match="CONFIG_MEM_SOFT_DIRTY"):

@@ -16,6 +16,7 @@ import threading
 import numpy as np
 import pytest
 from test_dirty import TRACKERS, make_memory, needs_log
+from test_relay import RelayThread
 
 import multifd
 from multifd import registry
@@ -33,9 +34,10 @@ from multifd.methods.none import NoneMethod
 
 PAGE = 4096
 PAGES = 1024
-LZ4 = pytest.param(
-    "lz4", marks=pytest.mark.skipif("lz4" not in registry.installed(), reason="multifd-lz4 is not installed")
-)
+PLUGINS = [
+    pytest.param(name, marks=pytest.mark.skipif(name not in registry.installed(), reason=f"multifd-{name} is missing"))
+    for name in ("lz4", "qpl")
+]
 
 
 class Workload:
@@ -113,7 +115,7 @@ def send(memory, uri, method="none", *, workload=None, writers="this-process", *
 
 class TestEqualAtSwitchover:
     @pytest.mark.parametrize("tracker", TRACKERS)
-    @pytest.mark.parametrize("method", ["none", "zlib", "zstd", LZ4])
+    @pytest.mark.parametrize("method", ["none", "zlib", "zstd", *PLUGINS])
     @pytest.mark.parametrize("channels", [1, 2, 8])
     def test_threads_write(self, receiver, memory, tracker, method, channels):
         into = make_memory("shared", len(memory))
@@ -187,6 +189,18 @@ class TestEqualAtSwitchover:
             send(memory, destination.uri, "zstd", workload=workload, page_size=16384, tracker=tracker)
             assert into[:] == memory[:]
         assert destination.join().status == "completed"
+
+    def test_through_a_relay(self, receiver, memory):
+        """The destination's word on each round comes back through it."""
+        into = make_memory("shared", len(memory))
+        destination = receiver(multifd.Arena(into))
+        with Workload(memory) as workload:
+            between = RelayThread(destination.uri, out_method="zlib")
+            result = send(memory, between.uri, "zstd", workload=workload)
+            assert into[:] == memory[:]
+        destination.join()
+        assert between.is_over()
+        assert result.status == "completed"
 
     @pytest.mark.parametrize("dialect", ["8.1", "7.2"])
     def test_dialects(self, receiver, memory, dialect):
