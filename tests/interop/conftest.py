@@ -20,7 +20,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
         every = metafunc.module.EVERY
         cases = every if metafunc.config.getoption("every") else pairwise(every)
-        metafunc.parametrize("case", cases, ids=lambda c: "-".join(map(str, [*c.route, *c[1:]])))
+        metafunc.parametrize("case", cases, ids=_case_id)
+
+
+def _case_id(value: Any) -> str:
+    return "-".join(map(_case_id, value)) if isinstance(value, tuple) else str(value)
 
 
 def _require(find: Callable[[], Release], *, is_required: bool) -> Release:
