@@ -240,9 +240,10 @@ class TestEqualAtSwitchover:
         from multifd.mapping import populated
         from multifd.ranges import count
 
-        with multifd.Arena(memory) as arena:
-            (region,) = arena.regions
-            assert count(populated(region.address, region.nbytes)) == 3
+        for buffer, pages in ((memory, 3), (into, 4)):
+            with multifd.Arena(buffer) as arena:
+                (region,) = arena.regions
+                assert count(populated(region.address, region.nbytes)) == pages
         assert into[:] == memory[:]
 
 
