@@ -229,7 +229,7 @@ class TestEqualAtSwitchover:
 
     @pytest.mark.parametrize("tracker", TRACKERS)
     def test_untouched_pages_are_neither_read_nor_sent(self, receiver, tracker):
-        memory, into = make_memory("shared", 64 << 20), make_memory("shared", 64 << 20)
+        memory, into = make_memory("memfd", 64 << 20), make_memory("memfd", 64 << 20)
         for page in (3, 4000, 16000):
             memory[page * PAGE] = 1
         into[50 * PAGE] = 7  # must become zero
