@@ -6,6 +6,7 @@ Thread rule: an `Arena` may be used from any thread, by one migration at a time.
 from __future__ import annotations
 
 import collections.abc
+import contextlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,10 @@ import numpy as np
 
 from multifd.errors import RamError
 from multifd.mainstream import Machine
-from multifd.mapping import PAGE, mappings
-from multifd.ram import RAM_IDSTR, MemoryBlock, TargetBlock
+from multifd.mapping import PAGE, mappings, populated
+from multifd.pages import Offsets, Pages
+from multifd.ram import RAM_IDSTR, MemoryBlock, Staging, TargetBlock
+from multifd.ranges import coarsen, to_mask
 
 _MAX_NAME = 255
 """Bytes of a block's name: its length is one byte on the main stream."""
@@ -128,6 +131,28 @@ def _region(name: str, buffer: Any) -> Region:
     return Region(name, view, address)
 
 
+class _Block(MemoryBlock):
+    """A block to receive into, which knows what of it was never touched: that is zero and stays untouched."""
+
+    def __init__(self, region: Region, page_size: int) -> None:
+        super().__init__(region.idstr, region.view, page_size)
+        self._page_size = page_size
+        pages = region.nbytes // page_size
+        self._is_used = np.ones(pages, np.bool_)
+        if page_size % PAGE == 0:
+            with contextlib.suppress(OSError):  # without /proc nothing is known
+                self._is_used = to_mask(coarsen(populated(region.address, region.nbytes), page_size // PAGE), pages)
+
+    def place(self, offsets: Offsets, staging: Staging) -> Pages:
+        """See `multifd.ram.TargetBlock`."""
+        self._is_used[offsets // self._page_size] = True
+        return super().place(offsets, staging)
+
+    def clear(self, offsets: Offsets) -> None:
+        """See `multifd.ram.TargetBlock`; even reading a page of shared memory would allocate it."""
+        super().clear(offsets[self._is_used[offsets // self._page_size]])
+
+
 class ArenaTarget:
     """An arena as the place to receive into; after a failure its content is undefined.
 
@@ -145,7 +170,7 @@ class ArenaTarget:
         ours = {region.idstr: region.nbytes for region in self._arena.regions}
         if theirs != ours:
             raise RamError(f"the sender has {_listed(theirs)}; the arena to receive into has {_listed(ours)}")
-        self._blocks = {r.idstr: MemoryBlock(r.idstr, r.view, machine.page_size) for r in self._arena.regions}
+        self._blocks = {r.idstr: _Block(r, machine.page_size) for r in self._arena.regions}
         return self._blocks
 
     def add_device_state(self, data: bytes) -> None:

@@ -51,6 +51,14 @@ def of_mask(mask: npt.NDArray[np.bool_]) -> Ranges:
     return edges.reshape(-1, 2).astype(np.int64)
 
 
+def to_mask(ranges: Ranges, pages: int) -> npt.NDArray[np.bool_]:
+    """A bool for each of `pages` pages: whether it is in `ranges`."""
+    edges = np.zeros(pages + 1, np.int8)
+    edges[ranges[:, 0]] += 1
+    edges[ranges[:, 1]] -= 1
+    return np.cumsum(edges[:-1], dtype=np.int8).astype(np.bool_)
+
+
 def coarsen(ranges: Ranges, factor: int) -> Ranges:
     """The same in pages that are `factor` times as large; a page counts if any part of it did."""
     if factor == 1:

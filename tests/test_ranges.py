@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multifd.ranges import NO_RANGES, coarsen, complement, count, of_mask, packets, union, whole
+from multifd.ranges import NO_RANGES, coarsen, complement, count, of_mask, packets, to_mask, union, whole
 
 sets = st.sets(st.integers(0, 300))
 
@@ -31,6 +31,7 @@ def test_of_mask_and_count(pages):
     ranges = ranges_of(pages)
     assert pages_of(ranges) == pages
     assert count(ranges) == len(pages)
+    assert np.flatnonzero(to_mask(ranges, 301)).tolist() == sorted(pages)
 
 
 @given(sets, sets, sets)
