@@ -36,6 +36,16 @@ def _migrate(call: Callable[[Callable[[Result], None]], Result], *, as_json: boo
     show(result.as_dict(), as_json, lambda: report.print_results([result]))
 
 
+_connect_timeout = click.option(
+    "--connect-timeout",
+    default=10.0,
+    show_default=True,
+    type=SECONDS,
+    metavar="S",
+    help="How long to wait for the destination to listen.",
+)
+
+
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)
 @click.version_option(__version__, prog_name="multifd")
 def main() -> None:
@@ -64,14 +74,7 @@ def methods(as_json: bool) -> None:
     metavar="SIZE/s",
     help="Over all connections, such as 100M; unlimited if not given.",
 )
-@click.option(
-    "--connect-timeout",
-    default=10.0,
-    show_default=True,
-    type=SECONDS,
-    metavar="S",
-    help="How long to wait for the destination to listen.",
-)
+@_connect_timeout
 @click.option(
     "--timeout",
     default=60.0,
@@ -234,14 +237,7 @@ def export(capture: Path, out: Path, block: str | None, as_json: bool) -> None:
     help="How many a source must have; as many as come if not given.",
 )
 @click.option("--once", is_flag=True, help="End after one migration.")
-@click.option(
-    "--connect-timeout",
-    default=10.0,
-    show_default=True,
-    type=SECONDS,
-    metavar="S",
-    help="How long to wait for the destination to listen.",
-)
+@_connect_timeout
 @click.option(
     "--timeout",
     default=60.0,

@@ -14,7 +14,7 @@ import mmap
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from multifd import mainstream
@@ -98,6 +98,7 @@ class Receiver:
         self._agreement = Agreement(config.methods, config.channels, is_local=listener.is_local)
         self._barrier = Barrier()
         self._ready = threading.Event()  # geometry and blocks are known, or all is over
+        self._flusher: threading.Thread | None = None
         self._flush_over = threading.Event()
         self._arrivals = Arrivals(listener, config.timeout_s)
         self._main: Connection | None = None
@@ -215,7 +216,7 @@ class Receiver:
         self._channels[init.id] = connection
         self._start_thread(f"multifdrecv_{init.id}", self._run_channel, init.id, connection, self.stats.add_channel())
 
-    def _start_thread(self, name: str, run: Callable[..., None], *args: object) -> None:
+    def _start_thread(self, name: str, run: Callable[..., None], *args: object) -> threading.Thread:
         def guarded() -> None:
             try:
                 run(*args)
@@ -226,6 +227,7 @@ class Receiver:
         thread = threading.Thread(target=guarded, name=name, daemon=True)
         self._threads.append(thread)
         thread.start()
+        return thread
 
     def _finish(self) -> None:
         """Main has ended: nothing may be missing, then make it durable and say so."""
@@ -233,8 +235,10 @@ class Receiver:
         self._flush_over.set()
         for connection in self._channels.values():
             connection.shutdown_read()
-        self._join()
-        if busy := [thread.name for thread in self._threads if thread.is_alive()]:
+        # Not the disk's: that may take its time, and `_commit` waits for it.
+        threads = [thread for thread in self._threads if thread is not self._flusher]
+        self._join(threads)
+        if busy := [thread.name for thread in threads if thread.is_alive()]:
             raise HookError(f"{', '.join(busy)}: still busy {_JOIN_S:g} s after the last sync point")
         for _ in range(3):  # accept; the magic; the rest of an init packet
             self._admit(0)
@@ -250,8 +254,7 @@ class Receiver:
 
     def _commit(self) -> None:
         """Commit in a thread of its own; a slow disk is no silence, so PONGs go out meanwhile."""
-        self._start_thread("multifd_commit", self._target.commit, self._agreement.uuid)
-        thread = self._threads[-1]
+        thread = self._start_thread("multifd_commit", self._make_durable)
         while thread.is_alive():
             thread.join(_PONG_S)
             if thread.is_alive() and self._has_return_path and self._main is not None:
@@ -269,9 +272,15 @@ class Receiver:
             if main.recv_available() == b"":
                 return
 
-    def _join(self) -> None:
+    def _make_durable(self) -> None:
+        if self._flusher is not None:
+            self._flusher.join()
+        if not self._errors:
+            self._target.commit(self._agreement.uuid)
+
+    def _join(self, threads: Sequence[threading.Thread]) -> None:
         deadline = time.monotonic() + _JOIN_S
-        for thread in self._threads:
+        for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _tear_down(self, *, failed: bool) -> None:
@@ -285,7 +294,7 @@ class Receiver:
         connections = [c for c in (*self._channels.values(), self._main) if c is not None]
         for connection in connections:
             connection.shutdown()
-        self._join()
+        self._join(self._threads)
         self._arrivals.close()
         for connection in connections:
             connection.close()
@@ -317,7 +326,7 @@ class Receiver:
                 self.stats.ram_bytes = sum(b.used_length for b in event.blocks)
                 self.stats.setup_done(time.monotonic())
                 self._ready.set()
-                self._start_thread("multifd_flush", self._run_flush)
+                self._flusher = self._start_thread("multifd_flush", self._run_flush)
             case mainstream.ZeroPages():
                 self._blocks[event.idstr].clear(event.offsets)
                 self.stats.zero_pages_on_main += len(event.offsets)

@@ -17,6 +17,8 @@ import peer
 import pytest
 
 import multifd
+from multifd import receiver as receiver_module
+from multifd.address import Listener, Uri
 from multifd.errors import (
     ChannelError,
     CodecError,
@@ -27,6 +29,7 @@ from multifd.errors import (
     RamError,
     RemoteWireError,
 )
+from multifd.ram import MemoryTarget
 
 BLOCK = 64 * peer.PAGE
 END_OF_STREAM = b'"devices": []}'
@@ -477,3 +480,37 @@ print(int(peak.split()[1]) >> 10)
     peaks = json.loads(f"[{send.stdout}, {received}]")
     assert max(peaks) <= 96 + 4 * 4, peaks
     assert out.stat().st_size == 8 << 30
+
+
+def test_a_disk_that_flushes_for_long_is_no_fault(monkeypatch):
+    """What was written while pages arrived may take longer to become durable than channels may take to end."""
+    monkeypatch.setattr(receiver_module, "_JOIN_S", 0.1)
+    is_flushing, may_end = threading.Event(), threading.Event()
+    order: list[str] = []
+
+    class SlowDisk(MemoryTarget):
+        def flush(self) -> None:
+            is_flushing.set()
+            may_end.wait(20)
+            order.append("flushed")
+
+        def add_device_state(self, data: bytes) -> None:
+            assert is_flushing.wait(20)
+            threading.Timer(0.5, may_end.set).start()
+
+        def commit(self, uuid: bytes) -> None:
+            order.append("committed")
+
+    memory = bytearray(1 << 20)
+    listener = Listener(Uri.parse("tcp:127.0.0.1:0"))
+    try:
+        receiver = receiver_module.Receiver(listener, SlowDisk(memory), receiver_module.ReceiveConfig())
+        sender = threading.Thread(target=multifd.send, args=(b"page" * (1 << 18), str(listener.uri)))
+        sender.start()
+        assert receiver.run().status == "completed"
+        sender.join(20)
+    finally:
+        listener.close()
+    assert memory == b"page" * (1 << 18)
+    assert order[-1] == "committed"
+    assert "flushed" in order
