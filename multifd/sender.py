@@ -8,7 +8,6 @@ thread or socket outlives the call.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import threading
 import time
@@ -291,16 +290,18 @@ class Sender:
         """What to raise: the destination's own word if it comes, else the first error, with notes."""
         self._silence.stop()
         self._rounds.close()
-        is_first = not isinstance(caught, MultifdError) or isinstance(caught, OutcomeUnknown)
+        is_first = not isinstance(caught, MultifdError) or isinstance(caught, OutcomeUnknown | PeerFailed)
         error = caught if is_first or not self._errors else self._errors[0]
         if isinstance(error, ChannelError) and self._main is not None:
-            with contextlib.suppress(ChannelError, StreamError):
-                if self._main.wait_readable(_GRACE_S):
-                    try:
-                        self._read_answers()
-                    except PeerFailed as e:
-                        e.add_note(str(error))
-                        error = e
+            deadline = time.monotonic() + _GRACE_S
+            try:
+                while (left := deadline - time.monotonic()) > 0 and self._main.wait_readable(left):
+                    self._read_answers()  # a PONG may come before the word
+            except PeerFailed as e:
+                e.add_note(str(error))
+                error = e
+            except (ChannelError, StreamError):
+                pass
         note_others(error, self._errors)
         if isinstance(error, ChannelError) and self._channels and not self._pong:
             error.add_note(

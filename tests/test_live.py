@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import mmap
 import os
 import resource
@@ -23,6 +24,7 @@ from multifd import registry
 from multifd.errors import (
     Cancelled,
     ChannelError,
+    CodecError,
     MultifdError,
     NotConverged,
     OutcomeUnknown,
@@ -31,6 +33,7 @@ from multifd.errors import (
     UsageError,
 )
 from multifd.methods.none import NoneMethod
+from multifd.methods.zlib import ZlibMethod
 
 PAGE = 4096
 PAGES = 1024
@@ -467,6 +470,35 @@ class TestFailures:
         _, uri = child("killed in commit", len(memory))
         with Workload(memory) as workload:
             self.check(memory, workload, OutcomeUnknown, uri=uri, method=Untidy(NoneMethod.Options()))
+
+    def test_the_destinations_word_is_not_hidden_by_a_channel_that_breaks_then(self, receiver, memory):
+        paused, resumed, packets = threading.Event(), threading.Event(), itertools.count()
+
+        class Spoiling(ZlibMethod):
+            def send_prepare(self, p):
+                super().send_prepare(p)
+                if paused.is_set():
+                    if next(packets):
+                        resumed.wait(10)
+                        raise LookupError("too late")
+                    p.iov[:] = [b"no zlib"]
+
+        def pause():
+            np.frombuffer(memory, np.uint8)[::PAGE] += 1
+            paused.set()
+
+        def resume():
+            """The destination's word was read; now the channel breaks too."""
+            resumed.set()
+            for thread in threading.enumerate():
+                if thread.name.startswith("multifdsend_"):
+                    thread.join(10)
+
+        destination = receiver(multifd.Arena(make_memory("shared", len(memory))))
+        with pytest.raises(PeerFailed, match="good copy"):
+            send(memory, destination.uri, Spoiling(ZlibMethod.Options()), pause=pause, resume=resume, channels=1)
+        with pytest.raises(CodecError):
+            destination.join()
 
     def test_destination_full(self, memory, cli, tmp_path):
         def limit():
