@@ -206,28 +206,6 @@ class Connection:
         if not self.recv_into(views):
             raise ChannelError(f"{self.peer} closed the connection in the middle of a packet")
 
-    def forward(self, to: Connection, nbytes: int, buffer: memoryview, head: Sequence[Buffer] = ()) -> None:
-        """Pass exactly `nbytes` on to another connection, after `head`, as they come.
-
-        Each piece is written before the next is read, so a slow `to` holds this connection's peer back.
-
-        Args:
-            to: the other connection, which this thread writes.
-            nbytes: at least 1.
-            buffer: the caller's; as much as one piece may be.
-            head: what goes before, in one write with the first piece.
-
-        Raises:
-            ChannelError: either connection broke, or this one's peer closed too early.
-        """
-        while nbytes:
-            got = self.recv_into([buffer[:nbytes]], at_least=1)
-            if not got:
-                raise ChannelError(f"{self.peer} closed the connection in the middle of a packet")
-            to.send([*head, buffer[:got]])
-            head = ()
-            nbytes -= got
-
     def recv_available(self, limit: int = 65536) -> bytes | None:
         """What has arrived, up to `limit` bytes, without waiting; None if nothing has, b"" at the end.
 

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from multifd.channel import Connection
+from collections.abc import Sequence
+from typing import Protocol
+
 from multifd.errors import HookError, RemoteWireError
 from multifd.method import MAX_IOV, MultifdMethods, RecvParams, SendParams, run_hook
 from multifd.pages import Pages
+
+
+class Inbound(Protocol):
+    """Where a channel's bytes come from: a connection, or a passage from one to another."""
+
+    def recv_exactly(self, views: Sequence[memoryview]) -> None:
+        """Fill `views` in order.
+
+        Raises:
+            ChannelError: the peer closed, or is silent.
+        """
+        ...
 
 
 def verbatim_bytes(pages: Pages, next_packet_size: int) -> int:
@@ -21,13 +35,13 @@ def verbatim_bytes(pages: Pages, next_packet_size: int) -> int:
 
 
 def receive_payload(
-    connection: Connection, method: MultifdMethods, p: RecvParams, pages: Pages, next_packet_size: int,
+    inbound: Inbound, method: MultifdMethods, p: RecvParams, pages: Pages, next_packet_size: int,
     buffer: memoryview,
 ) -> None:  # fmt: skip
     """Read a packet's payload and put what it decodes to into `pages` (the channel's thread).
 
     Args:
-        connection: where the payload comes from.
+        inbound: where the payload comes from.
         method: whose payload it is.
         p: the channel's.
         pages: writable, as many as the packet has.
@@ -41,13 +55,13 @@ def receive_payload(
     """
     if method.capabilities.verbatim:
         verbatim_bytes(pages, next_packet_size)
-        connection.recv_exactly(pages.runs())
+        inbound.recv_exactly(pages.runs())
         return
     bound = method.capabilities.max_payload
     if next_packet_size > bound:
         raise RemoteWireError(f"next_packet_size {next_packet_size}, at most {bound} ({method.name})", offset=20)
     if next_packet_size:
-        connection.recv_exactly([buffer[:next_packet_size]])
+        inbound.recv_exactly([buffer[:next_packet_size]])
     p.pages, p.payload = pages, buffer[:next_packet_size].toreadonly()
     run_hook(method, "recv", p)
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from multifd.agreement import Agreement
 from multifd.channel import Connection
 from multifd.errors import CodecError, RemoteWireError
-from multifd.method import PACKET_BYTES, Geometry, MultifdMethods, RecvParams, SendParams, run_hook
+from multifd.method import Geometry, MultifdMethods, RecvParams, SendParams, run_hook
+from multifd.passage import Passage
 from multifd.payload import prepare_payload, receive_payload, verbatim_bytes
 from multifd.ram import Staging
 from multifd.wire import (
@@ -28,6 +29,9 @@ from multifd.wire import (
     packet_flags,
     recode_header,
 )
+
+_AHEAD_BYTES = 1 << 20
+"""Read at once where it has arrived: two packets. Half of it costs 10 % of the time, twice as much gains nothing."""
 
 
 @dataclass(slots=True)
@@ -72,8 +76,7 @@ class Recoder:
         self._send = SendParams(channel, geometry, abort, pages, counters=figures.out_counters)
         self._in: MultifdMethods | None = None  # known from the first packet with normal pages
         self._in_code = -1
-        # Anonymous maps cost no memory before they are touched.
-        self._buffer = memoryview(mmap.mmap(-1, PACKET_BYTES))
+        self._ahead = memoryview(mmap.mmap(-1, _AHEAD_BYTES))
         self._payload = memoryview(b"")
 
     def run(self, source: Connection, destination: Connection) -> None:
@@ -84,54 +87,50 @@ class Recoder:
             CodecError: a payload that does not decode.
             ChannelError: a connection broke.
         """
-        header = memoryview(bytearray(max(header_bytes(self._geometry), DEVICE_STATE_BYTES)))
+        passage = Passage(source, destination, self._ahead)
         try:
-            while source.recv_into([header[:PREFIX_BYTES]]):
-                is_device_state = bool(packet_flags(header) & FLAG_DEVICE_STATE)
-                nbytes = DEVICE_STATE_BYTES if is_device_state else header_bytes(self._geometry)
-                source.recv_exactly([header[PREFIX_BYTES:nbytes]])
-                if is_device_state:
-                    self._pass_device_state(header[:nbytes], source, destination)
+            while prefix := passage.peek(PREFIX_BYTES):
+                if packet_flags(prefix) & FLAG_DEVICE_STATE:
+                    # QEMU 10.0, a vfio device: as it is, whatever its size.
+                    payload = device_state_bytes(passage.peek(DEVICE_STATE_BYTES))
+                    passage.pass_on(DEVICE_STATE_BYTES + payload)
                 else:
-                    self._pass_ram(header[:nbytes], source, destination)
+                    self._pass_ram(passage)
                 self._figures.packets += 1
+            passage.send()
         except (RemoteWireError, CodecError) as e:
             e.channel, e.packet = self._recv.channel, self._figures.packets
             raise
         finally:
             self._clean_up()
 
-    def _pass_device_state(self, header: memoryview, source: Connection, destination: Connection) -> None:
-        """QEMU 10.0, a vfio device: as it is, in pieces, whatever its size."""
-        if payload := device_state_bytes(header):
-            source.forward(destination, payload, self._buffer, [header])
-        else:
-            destination.send([header])
-
-    def _pass_ram(self, header: memoryview, source: Connection, destination: Connection) -> None:
+    def _pass_ram(self, passage: Passage) -> None:
+        header = passage.peek(header_bytes(self._geometry))
         counts = decode_counts(header, self._geometry)
         if counts.normal_pages:
-            self._pass_pages(header, counts, source, destination)
+            self._pass_pages(header, counts, passage)
         else:
             if counts.zero_pages:
                 # No payload, but a destination of 9.0 or later insists on its method's code.
                 recode_header(header, self._out_code, 0)
-            destination.send([header])
+            passage.pass_on(len(header))
         self._figures.normal_pages += counts.normal_pages
         self._figures.zero_pages += counts.zero_pages
 
-    def _pass_pages(self, header: memoryview, counts: Counts, source: Connection, destination: Connection) -> None:
+    def _pass_pages(self, header: memoryview, counts: Counts, passage: Passage) -> None:
         method = self._agree(counts.code)
         pages = self._staging.pages(counts.normal_pages)
         if method.capabilities.verbatim and self._out.capabilities.verbatim:
-            nbytes = verbatim_bytes(pages, counts.next_packet_size)
-            recode_header(header, self._out_code, nbytes)
-            source.forward(destination, nbytes, self._buffer, [header])
+            payload = verbatim_bytes(pages, counts.next_packet_size)
+            recode_header(header, self._out_code, payload)
+            passage.pass_on(len(header) + payload)
             return
-        receive_payload(source, method, self._recv, pages, counts.next_packet_size, self._payload)
+        passage.send()  # packets before this one need not wait for its payload
+        passage.pass_on(len(header))
+        receive_payload(passage, method, self._recv, pages, counts.next_packet_size, self._payload)
         self._send.iov.clear()
         recode_header(header, self._out_code, prepare_payload(self._out, self._send, pages))
-        destination.send([header, *self._send.iov])
+        passage.send(self._send.iov)
 
     def _agree(self, code: int) -> MultifdMethods:
         """The source's method; sets both methods up at the first packet with pages."""
