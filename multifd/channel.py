@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from multifd.errors import ChannelError
+from multifd.errors import ChannelError, RamError
 from multifd.method import Buffer
 
 _SLICE_S = 0.25
@@ -124,6 +124,7 @@ class Connection:
 
         Raises:
             ChannelError: the peer closed, is silent, or the migration was aborted.
+            RamError: `iov` lies in the map of a file that ends before it, or cannot be read.
         """
         if self._limit is None:
             self._send([b.cast("B") if isinstance(b, memoryview) and b.itemsize > 1 else b for b in iov])
@@ -143,6 +144,10 @@ class Connection:
                 self._silence.check()
                 continue
             except OSError as e:
+                if e.errno == errno.EFAULT:
+                    raise RamError(
+                        "what is to be sent cannot be read: its file was cut short, or its disk failed"
+                    ) from e
                 raise self._broken("sending", e) from e
             self._silence.touch()
             self.bytes_sent += sent

@@ -13,6 +13,7 @@ Thread rule: blocks may be used by all channels at once, each with its own `Stag
 from __future__ import annotations
 
 import dataclasses
+import mmap
 import os
 import struct
 from collections.abc import Generator, Iterator, Mapping
@@ -25,7 +26,7 @@ from multifd import mainstream, vmdesc
 from multifd.errors import RamError, StreamError
 from multifd.mainstream import NO_UUID, Block, Machine
 from multifd.mainstream_reader import MainStreamReader
-from multifd.pages import Offsets, Pages
+from multifd.pages import Memory, Offsets, Pages
 from multifd.ram import Staging, TargetBlock
 from multifd.raw_image import FileBlock, PartFile, open_regular, read_exactly, write
 
@@ -36,6 +37,8 @@ _ALIGNMENT = 1 << 20
 """Of a block's pages in the file, so that O_DIRECT readers can use it."""
 _WINDOW = 1 << 20  # pages whose bits are looked at together
 _PIECE = 1 << 20  # bytes of device state read together
+_MAPPED = 16 << 20
+"""About how many bytes of a file's map may be resident at once."""
 
 Bits = npt.NDArray[np.uint8]
 
@@ -96,10 +99,42 @@ class MappedBlock(FileBlock):
 
     def load(self, offsets: Offsets, staging: Staging) -> Pages | None:
         """See `SourceBlock`; a slot whose bit is clear may hold old bytes and is not read."""
-        page = int(offsets[0]) // self._page_size
-        if not self._bits[page // 8] >> (page % 8) & 1:
+        return super().load(offsets, staging) if self._is_present(offsets) else None
+
+    def _is_present(self, portion: Offsets) -> bool:
+        page = int(portion[0]) // self._page_size
+        return bool(self._bits[page // 8] >> (page % 8) & 1)
+
+
+class _PagesForTheKernel(Pages):
+    """Pages in a file's map, for system calls alone: this process would die of a file that is cut short."""
+
+    def zero_mask(self) -> None:
+        """See `Pages`; the bitmap says so."""
+
+
+class _VerbatimBlock(MappedBlock):
+    """A block whose pages system calls read where the file's page cache has them."""
+
+    def __init__(self, block: Block, page_size: int, fd: int, pages_offset: int, bits: Bits, path: Path) -> None:
+        super().__init__(block, page_size, fd, pages_offset, bits, path)
+        end = pages_offset + block.used_length
+        try:
+            self._map = mmap.mmap(fd, end, prot=mmap.PROT_READ)
+        except (OSError, ValueError) as e:
+            raise RamError(f"{path}: its first {end} bytes cannot be mapped: {e}") from e
+        self._memory = Memory(memoryview(self._map)[pages_offset:], page_size)
+        self._lent = 0
+
+    def load(self, offsets: Offsets, staging: Staging) -> Pages | None:
+        """See `SourceBlock`."""
+        if not self._is_present(offsets):
             return None
-        return super().load(offsets, staging)
+        self._lent += len(offsets) * self._page_size
+        if self._lent >= _MAPPED:
+            self._lent = 0
+            self._map.madvise(mmap.MADV_DONTNEED)  # another channel that is at it reads the page cache again
+        return _PagesForTheKernel(self._memory, offsets, staging.scratch)
 
 
 class _FileStream(MainStreamReader):
@@ -168,6 +203,8 @@ class MappedRamSource:
         RamError: it is not a sound mapped-ram file up to the end of RAM.
     """
 
+    _block_type = MappedBlock
+
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._fd, self.nbytes = open_regular(self.path)
@@ -185,7 +222,7 @@ class MappedRamSource:
     def _block(self, block: Block, bitmap_offset: int, pages_offset: int) -> MappedBlock:
         bits = np.empty(_bitmap_bytes(block.used_length, self.machine.page_size), np.uint8)
         read_exactly(self._fd, bits.data.cast("B"), bitmap_offset, self.path)
-        return MappedBlock(block, self.machine.page_size, self._fd, pages_offset, bits, self.path)
+        return self._block_type(block, self.machine.page_size, self._fd, pages_offset, bits, self.path)
 
     def device_state(self) -> Iterator[bytes]:
         """See `Source`."""
@@ -199,6 +236,16 @@ class MappedRamSource:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+class VerbatimSource(MappedRamSource):
+    """A mapped-ram file for a method whose payload is the pages as they are.
+
+    Its pages are for system calls alone: one that meets a file that was cut short fails, a process that
+    reads it itself is killed. So nobody looks for zero pages among those that the bitmap has.
+    """
+
+    _block_type = _VerbatimBlock
 
 
 class _CapturedBlock(FileBlock):

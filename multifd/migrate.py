@@ -16,7 +16,7 @@ from multifd.errors import ChannelError, MultifdError, UsageError
 from multifd.handle import Handle
 from multifd.live import LiveSchedule, LiveSource
 from multifd.machines import dialect_of
-from multifd.mapped_ram import MappedRamSource, MappedRamTarget, is_mapped_ram
+from multifd.mapped_ram import MappedRamSource, MappedRamTarget, VerbatimSource, is_mapped_ram
 from multifd.method import Buffer, MultifdMethods
 from multifd.precopy import Decision, Limits
 from multifd.ram import MemorySource, MemoryTarget, Source, Target
@@ -111,7 +111,7 @@ def send(
         elif pause or resume or throttle or tracker:
             raise UsageError("pause, resume, throttle and tracker are for an arena")
         else:
-            source = _source(ram, page_size, source_format)
+            source = _source(ram, page_size, source_format, loaded)
         stack.callback(source.close)
         if uuid is not None:
             source.machine = dataclasses.replace(source.machine, uuid=_uuid_bytes(uuid))
@@ -247,13 +247,13 @@ def relay(
         listener.close()
 
 
-def _source(ram: str | os.PathLike[str] | Buffer, page_size: int, source_format: str) -> Source:
+def _source(ram: str | os.PathLike[str] | Buffer, page_size: int, source_format: str, method: MultifdMethods) -> Source:
     if source_format not in ("auto", "raw", "mapped-ram"):
         raise UsageError(f"source format {source_format!r}, expected auto, raw or mapped-ram")
     if not isinstance(ram, str | os.PathLike):
         return MemorySource(ram, page_size)
     if source_format == "mapped-ram" or (source_format == "auto" and is_mapped_ram(ram)):
-        return MappedRamSource(ram)
+        return VerbatimSource(ram) if method.capabilities.verbatim else MappedRamSource(ram)
     return RawImageSource(ram, page_size)
 
 

@@ -82,7 +82,12 @@ class FileBlock:
         try:
             return os.lseek(self._fd, self._start + first, os.SEEK_DATA) >= self._start + end
         except OSError as e:
-            return e.errno == errno.ENXIO  # no data from there to the end
+            if e.errno != errno.ENXIO:
+                return False  # a file system that does not tell
+            # No data from there to the end, which may have come nearer since.
+            if (nbytes := os.fstat(self._fd).st_size) < self._start + end:
+                raise _cut_short(self._path, nbytes) from None
+            return True
 
 
 class PartFile:
@@ -278,8 +283,12 @@ def read_exactly(fd: int, view: memoryview, offset: int, path: Path) -> None:
         except OSError as e:
             raise RamError(f"{path}: cannot read {len(view)} bytes at {offset}: {e.strerror}") from e
         if not got:
-            raise RamError(f"{path}: ends at byte {offset}, it shrank or was cut short")
+            raise _cut_short(path, offset)
         view, offset = view[got:], offset + got
+
+
+def _cut_short(path: Path, nbytes: int) -> RamError:
+    return RamError(f"{path}: ends at byte {nbytes}, it shrank or was cut short")
 
 
 def write(fd: int, data: Buffer, offset: int, path: Path) -> None:

@@ -391,7 +391,10 @@ class Receiver:
                     self._barrier.arrive(i)
                 number += 1
             if unsynced:
-                raise RemoteWireError("pages after the last sync point: they may be incomplete")
+                what = "pages after the last sync point: they may be incomplete"
+                if not self._main_ended:
+                    raise ChannelError(f"{connection.peer} closed the connection: {what}")
+                raise RemoteWireError(what)
             self._barrier.leave(i)
         except (RemoteWireError, CodecError) as e:
             e.channel, e.packet = i, number

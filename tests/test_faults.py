@@ -9,6 +9,7 @@ import resource
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -98,6 +99,16 @@ class TestScriptedSender:
             sender.connect(stream["header"] + stream["setup"])
             sender.connect(peer.init(0) + peer.sync() + peer.packet([0], bytes(4096))[:3000]).close()
             with pytest.raises(ChannelError, match=r"channel 0 .* closed"):
+                destination.join()
+
+    def test_channel_closed_after_a_packet(self, receiver, tmp_path):
+        """A sender that was killed between two packets broke the connection, not the protocol."""
+        destination = receiver(bytearray(BLOCK), channels=1, timeout=5)
+        stream = peer.main_stream([(b"ram", BLOCK)])
+        with peer.Peer(destination.uri) as sender:
+            sender.connect(stream["header"] + stream["setup"])
+            sender.connect(peer.init(0) + peer.sync() + peer.packet([0], bytes(4096))).close()
+            with pytest.raises(ChannelError, match=r"channel 0 .* closed the connection: pages after"):
                 destination.join()
 
     def test_channel_closed_before_its_sync(self, receiver, tmp_path):
@@ -442,44 +453,86 @@ def test_no_descriptor_or_thread_is_left(receiver, image):
     assert (descriptors(), threading.active_count()) == before
 
 
-def test_memory_stays_within_its_bound(tmp_path):
-    """96 MiB and 4 MiB for each channel above the RAM itself, for any RAM size: here a sparse 8 GiB."""
-    source = tmp_path / "source.ram"
-    with source.open("wb") as f:
-        f.truncate(8 << 30)
-        for i in range(64):
-            f.seek(i * (128 << 20))
-            f.write(random.Random(i).randbytes(1 << 20))
-    script = """
+PEAK = """
 import json, resource, sys, multifd
-role, uri, path = sys.argv[1:]
+role, uri, path, method = sys.argv[1:]
 if role == "send":
-    multifd.send(path, uri, "zstd", channels=4)
+    multifd.send(path, uri, method, channels=4, dialect="9.0")
 else:
     multifd.receive(uri, path, format="raw", on_listening=lambda u: print(u, file=sys.stderr, flush=True))
 with open("/proc/self/status") as f:
     peak = next(line for line in f if line.startswith("VmHWM"))
 print(int(peak.split()[1]) >> 10)
 """
-    import subprocess
 
-    out = tmp_path / "out.ram"
+
+def peaks(source, out, method):
+    """MiB of memory that sender and receiver took, each at most, with 4 channels."""
     with subprocess.Popen(
-        [sys.executable, "-c", script, "receive", "tcp:127.0.0.1:0", str(out)],
+        [sys.executable, "-c", PEAK, "receive", "tcp:127.0.0.1:0", str(out), method],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as receive:  # fmt: skip
         uri = receive.stderr.readline().strip()
         send = subprocess.run(
-            [sys.executable, "-c", script, "send", uri, str(source)],
+            [sys.executable, "-c", PEAK, "send", uri, str(source), method],
             capture_output=True,
             text=True,
             timeout=60,
             check=True,
         )
         received, _ = receive.communicate(timeout=60)
-    peaks = json.loads(f"[{send.stdout}, {received}]")
-    assert max(peaks) <= 96 + 4 * 4, peaks
+    return json.loads(f"[{send.stdout}, {received}]")
+
+
+def test_memory_stays_within_its_bound(tmp_path):
+    """96 MiB and 4 MiB for each channel above the RAM itself, for any RAM size: here a sparse 8 GiB."""
+    source, out = tmp_path / "source.ram", tmp_path / "out.ram"
+    with source.open("wb") as f:
+        f.truncate(8 << 30)
+        for i in range(64):
+            f.seek(i * (128 << 20))
+            f.write(random.Random(i).randbytes(1 << 20))
+    assert max(peaks(source, out, "zstd")) <= 96 + 4 * 4
     assert out.stat().st_size == 8 << 30
+
+
+def test_memory_stays_within_its_bound_where_a_file_is_mapped(receiver, tmp_path):
+    """A capture goes by none straight from the page cache; what of it is resident is bounded too."""
+    source, out = tmp_path / "source.ram", tmp_path / "out.ram"
+    memory = random.Random(1).randbytes(1 << 20) * 192
+    destination = receiver(source, format="mapped-ram")
+    multifd.send(memory, destination.uri)
+    destination.join()
+    assert max(peaks(source, out, "none")) <= 96 + 4 * 4
+    assert out.read_bytes() == memory
+
+
+@pytest.mark.parametrize("format", ["mapped-ram", "raw"])
+@pytest.mark.parametrize("method", ["none", "zlib"])
+def test_a_file_that_is_cut_short_while_it_is_sent(receiver, tmp_path, method, format):
+    """An error, whether its pages are mapped or read; in a process of its own, a signal would end it."""
+    path = tmp_path / "source.ram"
+    destination = receiver(path, format=format)
+    multifd.send(random.Random(1).randbytes(2 << 20), destination.uri)
+    destination.join()
+    script = """
+import os, sys, multifd
+uri, path, method = sys.argv[1:]
+def cut(result):
+    os.truncate(path, 1 << 20)
+try:
+    multifd.send(path, uri, method, dialect="9.0", max_bandwidth=1 << 20, on_progress=cut)
+except multifd.errors.RamError as e:
+    print(e)
+"""
+    destination = receiver(bytearray(2 << 20))
+    run = subprocess.run(
+        [sys.executable, "-c", script, destination.uri, str(path), method], capture_output=True, text=True, timeout=60
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "cut short" in run.stdout
+    with pytest.raises(ChannelError):
+        destination.join()
 
 
 def test_a_disk_that_flushes_for_long_is_no_fault(monkeypatch):

@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_ram import file_size_limit
 
-from multifd import capture
+from multifd import capture, mapped_ram
 from multifd.errors import RamError
 from multifd.mainstream import NO_UUID, Block, Machine
-from multifd.mapped_ram import MappedRamSource, MappedRamTarget, is_mapped_ram
+from multifd.mapped_ram import MappedRamSource, MappedRamTarget, VerbatimSource, is_mapped_ram
 from multifd.method import Geometry
 from multifd.ram import Staging
 
@@ -107,9 +107,9 @@ def write(
         target.discard()
 
 
-def read(path: Path) -> tuple[Machine, dict[str, bytes], bytes]:
+def read(path: Path, kind: type[MappedRamSource] = MappedRamSource) -> tuple[Machine, dict[str, bytes], bytes]:
     """Machine, blocks and device state, as a sender gets them."""
-    with contextlib.closing(MappedRamSource(path)) as source:
+    with contextlib.closing(kind(path)) as source:
         page = source.machine.page_size
         staging, blocks = Staging(Geometry.of(page)), {}
         for block in source.blocks:
@@ -222,19 +222,34 @@ class TestWrites:
 
 
 class TestReads:
+    @pytest.mark.parametrize("kind", [MappedRamSource, VerbatimSource])
     @pytest.mark.parametrize("align", [PAGE, MIB])
-    def test_blocks(self, tmp_path, align):
+    def test_blocks(self, tmp_path, align, kind):
         (tmp_path / "f").write_bytes(build(TWO, uuid=UUID, ram_id=9, room=1000, align=align))
         listed = tuple(Block(n.decode(), len(data)) for n, data in TWO)
         expected = {n.decode(): data for n, data in TWO}
-        assert read(tmp_path / "f") == (Machine("pc-q35-9.0", PAGE, listed, UUID, 9), expected, DEVICES)
+        assert read(tmp_path / "f", kind) == (Machine("pc-q35-9.0", PAGE, listed, UUID, 9), expected, DEVICES)
 
     def test_slot_of_an_absent_page_is_not_read(self, tmp_path):
         (tmp_path / "f").write_bytes(build([(b"ram", b"old." * 1024 * 70)], absent=frozenset(range(10, 69))))
         expected = b"old." * 1024 * 10 + bytes(59 * PAGE) + b"old." * 1024
-        assert read(tmp_path / "f")[1] == {"ram": expected}
+        for kind in MappedRamSource, VerbatimSource:
+            assert read(tmp_path / "f", kind)[1] == {"ram": expected}
         assert capture.export(tmp_path / "f", tmp_path / "raw").zero_pages == 59
         assert (tmp_path / "raw").read_bytes() == expected
+
+    def test_a_file_cut_short_before_it_is_mapped(self, tmp_path, monkeypatch):
+        (tmp_path / "f").write_bytes(build(TWO))
+
+        def cut(self):
+            places = parse(self)
+            os.truncate(tmp_path / "f", 2 * MIB + PAGE)
+            return places
+
+        parse = mapped_ram._FileStream.parse
+        monkeypatch.setattr(mapped_ram._FileStream, "parse", cut)
+        with pytest.raises(RamError, match="cannot be mapped"):
+            VerbatimSource(tmp_path / "f")
 
     @pytest.mark.parametrize("start", [b"", b"QEVM", b"QEVM\0\0\0\x02", bytes(100)])
     def test_is_mapped_ram(self, tmp_path, start):
@@ -248,6 +263,7 @@ class TestReads:
         (tmp_path / "bad").write_bytes(build(TWO)[:2000])
         before = len(os.listdir("/proc/self/fd"))
         MappedRamSource(tmp_path / "f").close()
+        VerbatimSource(tmp_path / "f").close()
         for call in (MappedRamSource, capture.info, capture.verify):
             with pytest.raises(RamError):
                 call(tmp_path / "bad")

@@ -96,6 +96,8 @@ def test_file_that_shrinks(tmp_path: Path, staging: Staging) -> None:
         os.truncate(path, 2 * PAGE + 5)
         with pytest.raises(RamError, match="shrank"):
             source.blocks[0].load(offsets(1, 2, 3), staging)
+        with pytest.raises(RamError, match="shrank"):  # not a hole
+            source.blocks[0].load(offsets(5, 6), staging)
 
 
 @pytest.mark.parametrize("nbytes", [0, 1, PAGE - 1, PAGE + 1])
