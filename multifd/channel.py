@@ -196,10 +196,11 @@ class Connection:
             self._silence.touch()
             self.bytes_received += got
             done += got
-            while pending and got >= len(pending[0]):
+            if done >= wanted:
+                break
+            while got >= len(pending[0]):
                 got -= len(pending.pop(0))
-            if got:
-                pending[0] = pending[0][got:]
+            pending[0] = pending[0][got:]
         return done
 
     def recv_exactly(self, views: Sequence[memoryview]) -> None:

@@ -43,14 +43,22 @@ class Pages:
         scratch: at least n pages, private to the channel, where `gather` puts its copy.
         is_private: nobody else writes to `memory` during the call, so `gather` need not copy
             pages that lie in one run.
+        runs: what `runs` gives, if the maker knows.
     """
 
     __slots__ = ("_is_private", "_memory", "_runs", "_scratch", "offsets", "page_size")
 
-    def __init__(self, memory: Memory, offsets: Offsets, scratch: Memory, *, is_private: bool = False) -> None:
+    def __init__(
+        self,
+        memory: Memory,
+        offsets: Offsets,
+        scratch: Memory,
+        *,
+        is_private: bool = False,
+        runs: list[memoryview] | None = None,
+    ) -> None:
         self._memory, self.offsets, self._scratch = memory, offsets, scratch
-        self._is_private = is_private
-        self._runs: list[memoryview] | None = None
+        self._is_private, self._runs = is_private, runs
         self.page_size = memory.page_size
 
     def __len__(self) -> int:

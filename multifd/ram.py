@@ -38,7 +38,8 @@ class Staging:
 
     def pages(self, count: int) -> Pages:
         """The first `count` pages of the data buffer."""
-        return Pages(self.data, self._in_order[:count], self.scratch, is_private=True)
+        runs = [self.data.view[: count * self.data.page_size]] if count else []
+        return Pages(self.data, self._in_order[:count], self.scratch, is_private=True, runs=runs)
 
     def pages_by_offset(self, offsets: Offsets) -> Pages:
         """A page for each offset, in their order, laid out by rising offset.
@@ -46,7 +47,7 @@ class Staging:
         So neighbours in the block are neighbours in the buffer, however the sender mixed them: a QEMU moves zero
         pages to the end of a packet by swapping (migration/multifd-zero-page.c, 10.0).
         """
-        if (offsets[1:] > offsets[:-1]).all():
+        if np.logical_and.reduce(offsets[1:] > offsets[:-1]):  # `all` goes through Python first
             return self.pages(len(offsets))
         places = np.empty(len(offsets), np.int64)
         places[np.argsort(offsets, kind="stable")] = self._in_order[: len(offsets)]
