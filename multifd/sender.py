@@ -23,6 +23,7 @@ from multifd.errors import (
     MultifdError,
     OutcomeUnknown,
     PeerFailed,
+    RamError,
     StreamError,
     UsageError,
     note_others,
@@ -308,7 +309,7 @@ class Sender:
                 "if the destination is a QEMU: it closes at once on another uuid than its own (--uuid), on another "
                 "machine type, and without capability multifd; its own stderr says which"
             )
-        if not isinstance(error, OutcomeUnknown | PeerFailed | KeyboardInterrupt):
+        if not isinstance(error, OutcomeUnknown | PeerFailed | RamError | KeyboardInterrupt):
             error.add_note("the memory here is intact and the good copy")
         return error
 

@@ -523,7 +523,7 @@ def cut(result):
 try:
     multifd.send(path, uri, method, dialect="9.0", max_bandwidth=1 << 20, on_progress=cut)
 except multifd.errors.RamError as e:
-    print(e)
+    print(e, *getattr(e, "__notes__", ()))
 """
     destination = receiver(bytearray(2 << 20))
     run = subprocess.run(
@@ -531,6 +531,7 @@ except multifd.errors.RamError as e:
     )
     assert (run.returncode, run.stderr) == (0, "")
     assert "cut short" in run.stdout
+    assert "intact" not in run.stdout  # what was to be sent is not
     with pytest.raises(ChannelError):
         destination.join()
 

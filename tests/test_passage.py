@@ -110,25 +110,27 @@ def test_what_may_go_on_does_not_wait_for_what_follows(ends: Ends) -> None:
     assert got[:21] == b"rst part and the rest"
 
 
-def test_the_end_between_two_packets_and_in_the_middle_of_one(ends: Ends) -> None:
+@pytest.fixture
+def cut_short(ends: Ends) -> Ends:
+    """Three bytes were passed on, three are left, then the source has closed."""
     ends.source.send([b"abcdef"])
     ends.source.shutdown_write()
     assert ends.passage.peek(3) == b"abc"
     ends.passage.pass_on(3)
+    return ends
+
+
+def test_the_end_between_two_packets_and_in_the_middle_of_one(cut_short: Ends) -> None:
     with pytest.raises(ChannelError, match="after 3 of 4 bytes"):
-        ends.passage.peek(4)
+        cut_short.passage.peek(4)
     with pytest.raises(ChannelError, match="in the middle of a packet"):
-        ends.passage.pass_on(4)
-    assert not ends.passage.peek(1)
+        cut_short.passage.pass_on(4)
+    assert not cut_short.passage.peek(1)
 
 
-def test_a_payload_that_is_cut_short(ends: Ends) -> None:
-    ends.source.send([b"abcdef"])
-    ends.source.shutdown_write()
-    assert ends.passage.peek(3) == b"abc"
-    ends.passage.pass_on(3)
+def test_a_payload_that_is_cut_short(cut_short: Ends) -> None:
     with pytest.raises(ChannelError, match="closed the connection in the middle of a packet"):
-        ends.passage.recv_exactly([memoryview(bytearray(4))])
+        cut_short.passage.recv_exactly([memoryview(bytearray(4))])
 
 
 def test_a_destination_that_is_gone(ends: Ends) -> None:
