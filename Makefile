@@ -52,10 +52,10 @@ docs: $(STAMP)
 	@echo "docs/_build/html/index.html"
 
 bench: $(STAMP)
-	$(BIN)/python bench/methods.py
-	$(BIN)/python bench/qpl_batch.py
-	$(NEWER) PYTHONPATH=tests $(BIN)/python bench/qemu.py
-	$(BIN)/python bench/live.py cost
+	$(BIN)/python benchmarks/methods.py
+	$(BIN)/python benchmarks/qpl_batch.py
+	$(NEWER) PYTHONPATH=tests $(BIN)/python benchmarks/qemu.py
+	$(BIN)/python benchmarks/live.py cost
 
 clean:
 	rm -rf $(VENV) .qemu build dist docs/_build *.egg-info

@@ -1,7 +1,7 @@
 """Move guest memory between hosts in pages, over many connections, by a method chosen by name.
 
 `send` and `receive` are the two ends of a migration on QEMU's own multifd wire; an `Arena` is memory that
-is sent while it is written, a `Handle` cancels; `load_method` gives
+is sent while it is written, a `Canceller` cancels; `load_method` gives
 a method by name; a method of your own is a subclass of `multifd.method.MultifdMethods`.
 """
 
@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING
 from multifd._version import __version__
 
 if TYPE_CHECKING:
-    from multifd.arena import Arena
-    from multifd.handle import Handle
-    from multifd.migrate import receive, send
+    from multifd.api import receive, send
+    from multifd.engine.canceller import Canceller
+    from multifd.live.arena import Arena
     from multifd.registry import load_method
 
-__all__ = ["Arena", "Handle", "__version__", "load_method", "receive", "send"]
+__all__ = ["Arena", "Canceller", "__version__", "load_method", "receive", "send"]
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
-    "Arena": "multifd.arena",
-    "Handle": "multifd.handle",
+    "Arena": "multifd.live.arena",
+    "Canceller": "multifd.engine.canceller",
     "load_method": "multifd.registry",
-    "receive": "multifd.migrate",
-    "send": "multifd.migrate",
+    "receive": "multifd.api",
+    "send": "multifd.api",
 }
 
 

@@ -1,5 +1,5 @@
 """``python -m multifd`` is the command line."""
 
-from multifd.cli import main
+from multifd.cli.main import main
 
 main()

@@ -20,7 +20,7 @@
     ├── RamError                      6  a RAM image that cannot be read or written as asked
     ├── OutcomeUnknown                7  the connection died when the destination may have taken over
     ├── NotConverged                  8  a live source writes faster than its pages can be moved
-    ├── Cancelled                   130  by `Handle.cancel`
+    ├── Cancelled                   130  by `Canceller.cancel`
     └── UsageError                    2  an argument that cannot be meant; also a ValueError
 
 Status 0 is success and 130 is Ctrl-C. Whatever else leaves the library is a bug in it.

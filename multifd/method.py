@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self, get_type_hints
 
 from multifd.errors import CodecError, HookError, MethodUnavailable, MultifdError, OptionError
-from multifd.pages import Memory, Pages
+from multifd.pages import PACKET_BYTES, Buffer, Geometry, Memory, Pages
 
 __all__ = [
     "API",
@@ -43,31 +43,11 @@ __all__ = [
     "option",
 ]
 
-Buffer = bytes | bytearray | memoryview
-
 API = 1
 """The version of this contract. A plugin says in ``api`` which one it was written for."""
 
-PACKET_BYTES = 512 * 1024
-"""The most page bytes in a packet: MULTIFD_PACKET_SIZE, migration/multifd.h, QEMU 4.0 to 10.0."""
-
 MAX_IOV = 1000
 """The most buffers a packet's payload may have: IOV_MAX is 1024 on Linux, the header takes one."""
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """The shape of a packet, the same for a whole migration."""
-
-    page_size: int
-    """Bytes of a target page: a power of two from 4096 to 65536."""
-    page_count: int
-    """The most pages in a packet: `PACKET_BYTES` / page_size."""
-
-    @classmethod
-    def of(cls, page_size: int) -> Self:
-        """The geometry that QEMU gives this page size."""
-        return cls(page_size, PACKET_BYTES // page_size)
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,32 @@ made only by `gather` and `scatter`, with numpy, which releases the GIL.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
+Buffer = bytes | bytearray | memoryview
 Offsets = npt.NDArray[np.int64]
+
+PACKET_BYTES = 512 * 1024
+"""The most page bytes in a packet: MULTIFD_PACKET_SIZE, migration/multifd.h, QEMU 4.0 to 10.0."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The shape of a packet, the same for a whole migration."""
+
+    page_size: int
+    """Bytes of a target page: a power of two from 4096 to 65536."""
+    page_count: int
+    """The most pages in a packet: `PACKET_BYTES` / page_size."""
+
+    @classmethod
+    def of(cls, page_size: int) -> Self:
+        """The geometry that QEMU gives this page size."""
+        return cls(page_size, PACKET_BYTES // page_size)
 
 
 class Memory:

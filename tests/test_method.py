@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multifd.errors import OptionError
-from multifd.method import MAX_IOV, Geometry, MethodOptions, MultifdMethods, RecvParams, SendParams, option
+from multifd.method import MAX_IOV, MethodOptions, MultifdMethods, RecvParams, SendParams, option
+from multifd.pages import Geometry
 
 
 @dataclass(frozen=True)

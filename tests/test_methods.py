@@ -19,9 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multifd.errors import CodecError, MethodUnavailable, OptionError
-from multifd.method import MAX_IOV, Geometry, MultifdMethods, RecvParams, SendParams
+from multifd.method import MAX_IOV, MultifdMethods, RecvParams, SendParams
 from multifd.methods import _libzstd
-from multifd.pages import Memory, Pages
+from multifd.pages import Geometry, Memory, Pages
 from multifd.registry import load_method
 
 PAGE = 4096
@@ -366,7 +366,7 @@ def test_engine(spec: str, engine: str) -> None:
 
 def test_zstd_without_libzstd(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another release of zstandard: the public way, and it says why."""
-    _libzstd.why_not.cache_clear()
+    _libzstd.unavailable_reason.cache_clear()
     monkeypatch.setattr(zstandard, "__version__", "0.99.0")
     try:
         method = load_method("zstd")
@@ -378,4 +378,4 @@ def test_zstd_without_libzstd(monkeypatch: pytest.MonkeyPatch) -> None:
         assert Receiver(method).packet([1], Sender(method).packet([1])) == expected([1])
     finally:
         monkeypatch.undo()
-        _libzstd.why_not.cache_clear()
+        _libzstd.unavailable_reason.cache_clear()

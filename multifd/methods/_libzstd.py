@@ -12,14 +12,15 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-from multifd.method import Buffer, CodecError
+from multifd.method import CodecError
+from multifd.pages import Buffer
 
 _CONTINUE, _FLUSH = 0, 1  # ZSTD_e_continue, ZSTD_e_flush: zstd.h 1.4
 _COMPRESSION_LEVEL, _C_WINDOW_LOG, _D_WINDOW_LOG_MAX = 100, 101, 100  # ZSTD_cParameter, ZSTD_dParameter
 
 
 @cache
-def why_not() -> str:
+def unavailable_reason() -> str:
     """Empty if libzstd can be reached, else the reason in words."""
     try:
         import zstandard

@@ -9,15 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from multifd.method import (
-    Availability,
-    Capabilities,
-    MethodOptions,
-    MultifdMethods,
-    RecvParams,
-    SendParams,
-    option,
-)
+from multifd.method import Availability, Capabilities, MethodOptions, MultifdMethods, RecvParams, SendParams, option
 
 WINDOW_LOG = 25
 """32 MiB: the most history a decoder here keeps; levels 20 and up would use 128 MiB and are held to it."""
@@ -52,7 +44,7 @@ class ZstdMethod(MultifdMethods):
         assert isinstance(options, ZstdOptions)
         from multifd.methods import _libzstd
 
-        reason = "" if options.engine == "zstandard" else _libzstd.why_not()
+        reason = "" if options.engine == "zstandard" else _libzstd.unavailable_reason()
         if options.engine == "zstandard" or reason:
             return Availability(options.engine != "libzstd", "zstandard", reason)
         return Availability(True, "libzstd")

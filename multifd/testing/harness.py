@@ -14,8 +14,8 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from multifd.errors import MultifdError
-from multifd.method import MAX_IOV, CodecError, Geometry, MultifdMethods, RecvParams, SendParams
-from multifd.pages import Memory, Offsets, Pages
+from multifd.method import MAX_IOV, CodecError, MultifdMethods, RecvParams, SendParams
+from multifd.pages import Geometry, Memory, Offsets, Pages
 
 GUIDE = "docs/write-a-method.md"
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from multifd.method import PACKET_BYTES, CodecError, Geometry, MultifdMethods
-from multifd.pages import Memory, Pages
+from multifd.method import PACKET_BYTES, CodecError, MultifdMethods
+from multifd.pages import Geometry, Memory, Pages
 from multifd.registry import load_method
 from multifd.testing.harness import Broken, RecvEnd, Section, SendEnd, show
 from multifd.testing.strategies import packet

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from multifd.method import PACKET_BYTES, Buffer, CodecError, Geometry
-from multifd.pages import Memory, Pages
+from multifd.method import PACKET_BYTES, CodecError
+from multifd.pages import Buffer, Geometry, Memory, Pages
 from multifd.registry import load_method
 from multifd.testing.harness import Broken, RecvEnd, Section, SendEnd, check_equal, round_trip, show
 from multifd.testing.strategies import PACKET_KINDS, PAGE_SIZES, packet

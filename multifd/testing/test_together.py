@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
+from multifd.api import receive, send
 from multifd.method import CodecError
-from multifd.migrate import receive, send
 from multifd.registry import describe, load_method, methods_of_code
 from multifd.testing.harness import Broken, RecvEnd, Section, SendEnd, check_equal, round_trip
 from multifd.testing.strategies import PACKET_KINDS, packet, packets

@@ -11,7 +11,7 @@ from interop.guest import Guest, check, passes_printed
 from interop.qemu import Qemu, QemuMissing, Release, system_release
 
 import multifd
-from multifd.capture import info
+from multifd.ram.capture import info
 from multifd.stats import Result
 
 MIB = 64

@@ -6,7 +6,8 @@ import random
 
 import numpy as np
 
-from multifd.method import Geometry, Memory, MultifdMethods, Pages, RecvParams, SendParams
+from multifd.method import Memory, MultifdMethods, Pages, RecvParams, SendParams
+from multifd.pages import Geometry
 
 PAGE_SIZES = [4096, 8192, 16384, 65536]
 

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from multifd.errors import UsageError
-from multifd.method import Geometry, Memory, Pages, SendParams
+from multifd.method import Memory, Pages, SendParams
+from multifd.pages import Geometry
 from multifd.stats import ChannelStats, MigrationStats
 from multifd_qpl.method import QplMethod, QplOptions
 from multifd_qpl.simulator import LockStep, Machine, SimulatedIaa, Sizes

@@ -12,7 +12,8 @@ import mmap
 from typing import Any
 
 from multifd.errors import MethodError
-from multifd.method import CodecError, Geometry, MethodUnavailable, RecvParams, SendParams
+from multifd.method import CodecError, MethodUnavailable, RecvParams, SendParams
+from multifd.pages import Geometry
 from multifd_qpl._batch import ffi, lib
 from multifd_qpl.library import Library, describe_status
 

@@ -16,7 +16,6 @@ from multifd.method import (
     Availability,
     Capabilities,
     CodecError,
-    Geometry,
     MethodOptions,
     MethodUnavailable,
     MultifdMethods,
@@ -24,6 +23,7 @@ from multifd.method import (
     SendParams,
     option,
 )
+from multifd.pages import Geometry
 from multifd_qpl.library import Library, LibraryUnavailable, describe_status, load
 
 if TYPE_CHECKING:

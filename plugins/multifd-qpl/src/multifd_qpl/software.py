@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from isal import igzip_lib
 
-from multifd.method import CodecError, Geometry, RecvParams, SendParams
+from multifd.method import CodecError, RecvParams, SendParams
+from multifd.pages import Geometry
 
 _LEVEL = 0
 """Static Huffman. Level 1 halves the speed for 17 % fewer bytes (24 against 10.5 us a page, same machine)."""

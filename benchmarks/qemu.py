@@ -1,0 +1,268 @@
+"""Captures, replays and relays beside what QEMU does without us: times and downtimes, ratios, in one run.
+
+One source, a running guest with RAM of real bytes, migrates again and again; each round does every
+way once, interleaved, after a warm-up round that does not count. Each destination is fresh, its memory
+preallocated. Just before each way everything is written to disk and the machine gets free memory at
+hand for a file: in a virtual machine, memory that was free for seconds costs several times as much.
+Times are QEMU's own total-time, and multifd's total_time_ms for a replay, all with the return path
+unless said otherwise: until the destination has everything. max-bandwidth is unlimited. A capture is on
+disk when it is complete; QEMU's file is in the page cache.
+
+Source and destination are the QEMU of MULTIFD_QEMU_NEW, 9.0 or later.
+
+Usage: PYTHONPATH=tests python benchmarks/qemu.py [--mib 1024] [--rounds 5] [--folder FOLDER] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from interop.guest import Guest, passes_printed
+from interop.qemu import Qemu, QemuMissing, Release, newer_release
+
+from multifd.cli.demo import write_image
+
+CHANNELS = 2
+MACHINE = "q35"
+GUEST = Guest()
+TIMEOUT_S = 300
+PIECE = 512 << 10  # a packet's pages: the page cache takes memory in pieces as large as the writes
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of one migration."""
+
+    total_ms: float
+    downtime_ms: float
+
+
+Way = Callable[[], Figures]
+
+
+@contextlib.contextmanager
+def multifd(*args: object) -> Iterator[subprocess.Popen[str]]:
+    """A multifd command, whose stdout is one JSON document; it must succeed."""
+    command = [sys.executable, "-m", "multifd", *map(str, args), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        except BaseException:
+            process.kill()
+            raise
+
+
+def finished(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """What it printed."""
+    out, err = process.communicate(timeout=TIMEOUT_S)
+    if process.returncode:
+        raise SystemExit(f"{process.args}: {err}")
+    result: dict[str, Any] = json.loads(out)
+    return result
+
+
+def listening(process: subprocess.Popen[str]) -> str:
+    """The URI it listens at."""
+    assert process.stderr is not None
+    line = process.stderr.readline()
+    if not line.startswith("listening on "):
+        raise SystemExit(line + process.stderr.read())
+    return line.split()[-1]
+
+
+class Bed:
+    """A source that runs, and fresh destinations.
+
+    Args:
+        release: of both.
+        mib: guest RAM.
+        folder: for files; its disk is the one that is measured.
+    """
+
+    def __init__(self, release: Release, mib: int, folder: Path) -> None:
+        self._release, self._mib, self.folder = release, mib, folder
+        image = folder / "image"
+        write_image(image, mib << 20)
+        backend = f"memory-backend-file,share=off,mem-path={image}"
+        self.source = self._start("source", backend, is_paused=False)
+        self.source.wait(lambda: passes_printed(self.source.console()) > 1, "second pass of the guest")
+
+    def _start(self, name: str, backend: str, **options: Any) -> Qemu:
+        return Qemu(
+            self._release, self.folder, name, self._mib, machine=MACHINE, backend=backend, disk=GUEST.disk(), **options
+        )
+
+    @contextlib.contextmanager
+    def destination(self, method: str) -> Iterator[tuple[Qemu, str]]:
+        """A QEMU and the URI it listens at; the guest must run on in it."""
+        process = self._start("destination", "memory-backend-ram,prealloc=on", is_incoming=True)
+        try:
+            process.multifd(method, CHANNELS)
+            yield process, process.listen("tcp:127.0.0.1:0")
+            process.wait_migrated()
+            process("cont")
+            process.wait(lambda: passes_printed(process.console()) > 1, "pass of the guest")
+        finally:
+            process.stop()
+
+    def file(self, name: str) -> Path:
+        """A path on the measured disk where no file is."""
+        path = self.folder / name
+        path.unlink(missing_ok=True)
+        return path
+
+    def settle(self) -> None:
+        """Nothing left to be written, and free memory at hand for a file."""
+        os.sync()
+        path, piece = self.file("settle"), bytes(PIECE)
+        with path.open("wb", buffering=0) as file:
+            for _ in range((self._mib << 20) // PIECE):
+                file.write(piece)
+        path.unlink()
+
+    def migrate(self, uri: str) -> Figures:
+        """Migrate the source, as it was set."""
+        self.settle()
+        self.source("migrate", uri=uri)
+        info = self.source.wait_migrated()
+        return Figures(info["total-time"], info["downtime"])
+
+    def to_qemu(self, method: str) -> Figures:
+        """QEMU to QEMU."""
+        with self.destination(method) as (_, uri):
+            self.source.multifd(method, CHANNELS, return_path=True)
+            return self.migrate(uri)
+
+    def to_file(self, *, is_multifd: bool) -> Figures:
+        """QEMU's own file."""
+        self.source.set({"mapped-ram": True, "multifd": is_multifd, "return-path": False})
+        try:
+            return self.migrate(f"file:{self.file('qemu.ram')}")
+        finally:
+            self.source.set({"mapped-ram": False})
+
+    def capture(self, method: str, *, return_path: bool) -> Figures:
+        """Our file."""
+        path = self.file("capture.ram")
+        with multifd("receive", "tcp:127.0.0.1:0", path, "--channels", CHANNELS) as receive:
+            self.source.multifd(method, CHANNELS, return_path=return_path)
+            figures = self.migrate(listening(receive))
+            finished(receive)
+        return figures
+
+    def replay(self, method: str) -> Figures:
+        """Our file into a QEMU; it has no downtime, the guest is in the file."""
+        with self.destination(method) as (_, uri):
+            command = ("send", self.folder / "capture.ram", uri, "--method", method, "--channels", CHANNELS)
+            self.settle()
+            with multifd(*command) as send:
+                return Figures(finished(send)["total_time_ms"], 0.0)
+
+    def relay(self) -> Figures:
+        """QEMU to QEMU with us between."""
+        with self.destination("none") as (_, uri):
+            command = ("relay", "tcp:127.0.0.1:0", uri, "--once", "--channels", CHANNELS)
+            with multifd(*command) as relay:
+                self.source.multifd("none", CHANNELS, return_path=True)
+                figures = self.migrate(listening(relay))
+                finished(relay)
+        return figures
+
+
+def ways(bed: Bed) -> dict[str, Way]:
+    """What is measured, in the order of a round."""
+    return {
+        "QEMU to QEMU, none": lambda: bed.to_qemu("none"),
+        "QEMU to file": lambda: bed.to_file(is_multifd=False),
+        "QEMU to file, multifd": lambda: bed.to_file(is_multifd=True),
+        "capture, none": lambda: bed.capture("none", return_path=True),
+        "capture, none, no return path": lambda: bed.capture("none", return_path=False),
+        "replay, none": lambda: bed.replay("none"),
+        "relay, none": bed.relay,
+        "QEMU to QEMU, zstd": lambda: bed.to_qemu("zstd"),
+        "capture, zstd": lambda: bed.capture("zstd", return_path=True),
+        "replay, zstd": lambda: bed.replay("zstd"),
+    }
+
+
+DOWNTIME_AIM = 2.0, 20.0
+"""A capture's downtime: times QEMU to QEMU's, or so many ms more, whichever is larger."""
+AIMS = [
+    ("capture, none", "QEMU to file", 1.1),
+    ("capture, none, no return path", "QEMU to file", 1.1),
+    ("capture, none", "QEMU to file, multifd", None),
+    ("replay, none", "QEMU to QEMU, none", 1.1),
+    ("relay, none", "QEMU to QEMU, none", 1.3),
+    ("capture, zstd", "QEMU to QEMU, zstd", None),
+    ("replay, zstd", "QEMU to QEMU, zstd", 1.1),
+]
+"""A way, its yardstick, and how many times as long it may take."""
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mib", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="on the disk to be measured; default the temporary folder")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    try:
+        release = newer_release()
+    except QemuMissing as missing:
+        print(f"QEMU is left out: {missing}", file=sys.stderr)
+        return
+    rows: dict[str, list[Figures]] = {}
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        bed = Bed(release, args.mib, Path(folder))
+        try:
+            for number in range(args.rounds + 1):
+                for name, way in ways(bed).items():
+                    figures = way()
+                    bed.source("cont")
+                    if number:
+                        rows.setdefault(name, []).append(figures)
+        finally:
+            bed.source.stop()
+    medians = {
+        name: Figures(statistics.median(f.total_ms for f in row), statistics.median(f.downtime_ms for f in row))
+        for name, row in rows.items()
+    }
+    ratios = [
+        {
+            "way": way,
+            "yardstick": yardstick,
+            "ratio": statistics.median(
+                a.total_ms / b.total_ms for a, b in zip(rows[way], rows[yardstick], strict=True)
+            ),
+            "aim": aim,
+        }
+        for way, yardstick, aim in AIMS
+    ]
+    of_qemu = medians["QEMU to QEMU, none"].downtime_ms
+    downtime_aim = max(of_qemu * DOWNTIME_AIM[0], of_qemu + DOWNTIME_AIM[1])
+    if args.json:
+        ways_ = [{"way": n, "total_ms": f.total_ms, "downtime_ms": f.downtime_ms} for n, f in medians.items()]
+        print(json.dumps({"ways": ways_, "ratios": ratios, "capture_downtime_aim_ms": downtime_aim}))
+        return
+    for name, figures in medians.items():
+        print(f"{name:32} {figures.total_ms:7.0f} ms   downtime {figures.downtime_ms:5.0f} ms")
+    for row in ratios:
+        aim = f"   (aim: at most {row['aim']})" if row["aim"] else ""
+        print(f"{row['way']} / {row['yardstick']}: {row['ratio']:.2f}{aim}")
+    print(f"downtime of a capture: {medians['capture, none'].downtime_ms:.0f} ms   (aim: at most {downtime_aim:.0f})")
+
+
+if __name__ == "__main__":
+    main()

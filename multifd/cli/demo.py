@@ -1,0 +1,197 @@
+"""Methods against memory: the same RAM image through each of them, every destination verified."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import random
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from multifd import registry
+from multifd.api import Progress, send
+from multifd.cli.workload import Workload
+from multifd.errors import MultifdError, RamError
+from multifd.live.arena import Arena
+from multifd.stats import Result
+
+_PAGE = max(4096, mmap.PAGESIZE)
+_PAGES_PER_S = 2000
+"""8 MiB/s of 4 KiB pages: what zlib at 50 MB/s still keeps up with, within the default downtime limit."""
+_PIECE = 1 << 20
+_PACKED = {".bz2", ".gif", ".gz", ".jar", ".jpg", ".png", ".ttf", ".whl", ".woff2", ".xz", ".zip", ".zst"}
+_CHILD_S = 30.0
+"""How long the receiving process may take to start, and to end after the sender has."""
+
+
+def write_image(path: Path, size: int, seed: int = 1) -> None:
+    """Write a RAM image of real bytes: runs of pages, 1/4 zero, 1/2 from this machine's files, 1/4 noise.
+
+    Args:
+        path: the file to make.
+        size: bytes, a multiple of the page size.
+        seed: equal seeds on an unchanged machine give equal images.
+
+    Raises:
+        RamError: `size` is not a multiple of the page size, or no room.
+    """
+    if size <= 0 or size % _PAGE:
+        raise RamError(f"RAM of {size} bytes, expected a multiple of {_PAGE}")
+    rng = random.Random(seed)
+    files = _file_bytes(rng)
+    kinds: tuple[Callable[[int], bytes], ...] = (bytes, files, files, rng.randbytes)
+    left = size // _PAGE
+    try:
+        with path.open("wb") as image:
+            while left:
+                run = min(left, rng.randint(1, 128))
+                image.write(rng.choice(kinds)(run * _PAGE))
+                left -= run
+    except OSError as e:
+        raise RamError(f"{path}: {e.strerror}") from e
+
+
+def _file_bytes(rng: random.Random) -> Callable[[int], bytes]:
+    """A reader that goes through this machine's programs, libraries and sources for ever."""
+    stored = bytearray()
+    pieces = _pieces(rng)
+
+    def read(count: int) -> bytes:
+        while len(stored) < count:
+            stored.extend(next(pieces))
+        taken = bytes(stored[:count])
+        del stored[:count]
+        return taken
+
+    return read
+
+
+def _pieces(rng: random.Random) -> Iterator[bytes]:
+    roots = [Path(sysconfig.get_path("stdlib")), Path("/usr/bin"), Path("/usr/lib"), Path("/usr/share/doc")]
+    paths = []
+    for root in roots:
+        for folder, folders, names in os.walk(root):
+            folders.sort()
+            paths += [os.path.join(folder, n) for n in sorted(names) if Path(n).suffix not in _PACKED]
+    while True:
+        rng.shuffle(paths)
+        for path in paths:
+            try:
+                with open(path, "rb") as file:
+                    piece = file.read(1 << 20)
+            except OSError:
+                continue
+            if len(piece) >= _PAGE:
+                yield piece
+
+
+def compare(
+    size: int,
+    methods: Sequence[str] = (),
+    *,
+    channels: int = 2,
+    on_progress: Progress | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[Result]:
+    """Migrate memory to a second process over loopback TCP while a program writes to it, once by each method.
+
+    The destination is compared with the source as it stood at the switchover; then the program goes on, and the next
+    method has its turn.
+
+    Args:
+        size: bytes of RAM.
+        methods: specs; empty for every installed method that can run here.
+        channels: connections besides main.
+        on_progress: as for `multifd.send`.
+        say: told in words what happens.
+
+    Returns:
+        The figures of each; ``error`` is set if it failed or the destination differs.
+    """
+    if not methods:
+        infos = registry.describe()
+        for info in infos:
+            if info.status != "ok":
+                say(f"{info.name}: left out: {info.reason}")
+        methods = [info.name for info in infos if info.status == "ok"]
+    results = []
+    with tempfile.TemporaryDirectory(prefix="multifd-demo-", dir=_roomy_folder(2 * size)) as folder:
+        image, out = Path(folder, "source.ram"), Path(folder, "destination.ram")
+        say(f"writing a RAM image of {size >> 20} MiB; a program writes to {_PAGES_PER_S} of its pages each second")
+        write_image(image, size)
+        memory = _load(image, size)
+        image.unlink()
+        with Arena(memory) as arena, Workload(memoryview(memory), _PAGE, _PAGES_PER_S) as workload:
+            for spec in methods:
+                say(f"{spec}: migrating over {channels} channels")
+                result = _migrate(arena, workload, out, spec, channels, on_progress)
+                if result.error is None and not _equal(memory, out):
+                    result = replace(result, status="failed", error="the destination differs from the source")
+                say(f"{spec}: {result.error or 'the destination is equal to the source as it stood, byte for byte'}")
+                results.append(result)
+                out.unlink(missing_ok=True)
+                workload.resume()
+    return results
+
+
+def _load(image: Path, size: int) -> mmap.mmap:
+    """The image in private memory."""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with image.open("rb", buffering=0) as file, memoryview(memory) as view:
+        at = 0
+        while at < size:
+            with view[at:] as rest:
+                at += file.readinto(rest) or 0
+    return memory
+
+
+def _roomy_folder(need: int) -> str | None:
+    """Memory where there is room, so that the disk is not what is measured; else the default."""
+    shm = "/dev/shm"
+    if os.access(shm, os.W_OK) and shutil.disk_usage(shm).free > 1.25 * need:
+        return shm
+    return None
+
+
+def _migrate(
+    arena: Arena, workload: Workload, out: Path, spec: str, channels: int, on_progress: Progress | None
+) -> Result:
+    command = [sys.executable, "-m", "multifd", "receive", "tcp:127.0.0.1:0", str(out), "--format", "raw"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stderr is not None
+        try:
+            first = child.stderr.readline()
+            uri = first.removeprefix("listening on ").strip()
+            if not first.startswith("listening on "):
+                raise MultifdError(f"the receiving process did not start: {first}{child.stderr.read()}")
+            result = send(
+                arena, uri, spec, channels=channels, page_size=_PAGE, on_progress=on_progress, pause=workload.pause,
+                resume=workload.resume,
+            )  # fmt: skip
+            child.communicate(timeout=_CHILD_S)
+        except MultifdError as e:
+            child.terminate()
+            words = child.communicate(timeout=_CHILD_S)[1].strip().splitlines()
+            said = f" (the receiver: {words[-1]})" if words else ""
+            if e.result is None:
+                raise
+            failed: Result = e.result
+            return replace(failed, error=f"{e}{said}")
+        except BaseException:
+            child.kill()
+            raise
+    return result
+
+
+def _equal(memory: mmap.mmap, path: Path) -> bool:
+    """Whether a file holds the same bytes as memory."""
+    if path.stat().st_size != len(memory):
+        return False
+    with path.open("rb") as file:
+        return all(file.read(_PIECE) == memory[at : at + _PIECE] for at in range(0, len(memory), _PIECE))

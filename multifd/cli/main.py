@@ -1,0 +1,305 @@
+"""The command line: arguments, one library call, printing. No logic.
+
+Results go to stdout (one JSON document with ``--json``), everything else to stderr. Exit statuses
+are those of `multifd.errors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from multifd._version import __version__
+from multifd.cli.console import SECONDS, Group, Size, reporting, show
+from multifd.errors import MultifdError
+
+if TYPE_CHECKING:
+    from multifd.stats import Result
+_EPILOG = """Exit status: 0 done; 1 a bug in multifd; 2 wrong arguments or options; 3 a method is missing,
+unavailable or broken; 4 the peer broke the protocol, failed, or was configured differently;
+5 a connection was refused, broke, or was silent for too long; 6 a RAM image or a capture cannot
+be read or written, or is not sound; 7 the outcome is unknown: look at the destination before the source runs again;
+8 a live source writes faster than its pages can be moved; 130 interrupted; 143 terminated."""
+
+
+def _migrate(call: Callable[[Callable[[Result], None]], Result], *, as_json: bool, what: str) -> None:
+    """Run one end with progress on stderr, then show its figures."""
+    from multifd.cli import tables
+
+    with tables.Progress(what) as progress:
+        result = call(progress.update)
+    show(result.as_dict(), as_json, lambda: tables.print_results([result]))
+
+
+_connect_timeout = click.option(
+    "--connect-timeout",
+    default=10.0,
+    show_default=True,
+    type=SECONDS,
+    metavar="S",
+    help="How long to wait for the destination to listen.",
+)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)
+@click.version_option(__version__, prog_name="multifd")
+def main() -> None:
+    """Migrate guest memory over many connections, by a method chosen by name, on QEMU's own wire."""
+
+
+@main.command()
+@reporting
+def methods(as_json: bool) -> None:
+    """List the installed methods, what each would run on here, and their options."""
+    from multifd import registry
+    from multifd.cli import tables
+
+    infos = registry.describe()
+    show([asdict(info) for info in infos], as_json, lambda: tables.print_methods(infos))
+
+
+@main.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("uri")
+@click.option("--method", default="none", metavar="NAME[:KEY=VALUE,...]", show_default=True, help="How to compress.")
+@click.option("--channels", default=2, show_default=True, type=click.IntRange(1, 255), help="Connections besides main.")
+@click.option(
+    "--max-bandwidth",
+    default=0,
+    type=Size(),
+    metavar="SIZE/s",
+    help="Over all connections, such as 100M; unlimited if not given.",
+)
+@_connect_timeout
+@click.option(
+    "--timeout",
+    default=60.0,
+    show_default=True,
+    type=SECONDS,
+    metavar="S",
+    help="How long all connections may be silent.",
+)
+@click.option(
+    "--dialect",
+    type=click.Choice(["9.0", "8.1", "7.2"]),
+    help="The QEMU release whose machine type the destination has; else a capture's own machine type says it, and for "
+    "a raw image it is 9.0.",
+)
+@click.option("--uuid", help="The destination's, if it is not the captured guest's; all zero if it has none.")
+@click.option(
+    "--source-format",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "mapped-ram", "raw"]),
+    help="What SOURCE is; auto looks at how it starts.",
+)
+@reporting
+def send(
+    source: Path, uri: str, method: str, channels: int, max_bandwidth: int, connect_timeout: float, timeout: float,
+    dialect: str | None, uuid: str | None, source_format: str, as_json: bool,
+) -> None:  # fmt: skip
+    """Send SOURCE, a capture or a raw RAM image, to the destination that listens at URI.
+
+    A capture is a QEMU mapped-ram file, multifd's or QEMU's own; the destination may be a stock QEMU
+    that was started with -incoming. URI is tcp:HOST:PORT or unix:PATH. Either end may be started first.
+    """
+    from multifd.api import send as call
+
+    _migrate(
+        lambda progress: call(
+            source, uri, method, channels=channels, max_bandwidth=max_bandwidth, connect_timeout=connect_timeout,
+            timeout=timeout, dialect=dialect, uuid=uuid, source_format=source_format, on_progress=progress,
+        ),
+        as_json=as_json,
+        what="send",
+    )  # fmt: skip
+
+
+@main.command()
+@click.argument("uri")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "format_",
+    default="mapped-ram",
+    show_default=True,
+    type=click.Choice(["mapped-ram", "raw"]),
+    help="What OUT will be: QEMU's own file with RAM and devices, or a raw image of one RAM block.",
+)
+@click.option(
+    "--channels",
+    type=click.IntRange(1, 255),
+    help="Must be the sender's; 2 for a sender that does not announce it (QEMU).",
+)
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    metavar="NAME[:KEY=VALUE,...]",
+    help="The only method allowed; may be repeated.",
+)
+@click.option(
+    "--timeout",
+    default=60.0,
+    show_default=True,
+    type=SECONDS,
+    metavar="S",
+    help="How long all connections may be silent, and how long to wait for the sender.",
+)
+@reporting
+def receive(
+    uri: str, out: Path, format_: str, channels: int | None, methods: tuple[str, ...], timeout: float, as_json: bool
+) -> None:
+    """Wait at URI for a sender, multifd or QEMU, and write its RAM, and its devices, to OUT.
+
+    OUT appears when everything is in place and durable, never before. With port 0 the URI with the
+    chosen port is printed on stderr at once.
+    """
+    from multifd.api import receive as call
+
+    _migrate(
+        lambda progress: call(
+            uri, out, format=format_, channels=channels, methods=methods, timeout=timeout, on_progress=progress,
+            on_listening=lambda chosen: click.echo(f"listening on {chosen}", err=True),
+        ),
+        as_json=as_json,
+        what="receive",
+    )  # fmt: skip
+
+
+@main.command()
+@click.argument("capture", type=click.Path(path_type=Path))
+@reporting
+def info(capture: Path, as_json: bool) -> None:
+    """Show what is in CAPTURE, a mapped-ram file: machine, RAM blocks, devices."""
+    from multifd.cli import tables
+    from multifd.ram.capture import info as call
+
+    found = call(capture)
+    show(found.as_dict(), as_json, lambda: tables.print_capture(found))
+
+
+@main.command()
+@click.argument("capture", type=click.Path(path_type=Path))
+@reporting
+def verify(capture: Path, as_json: bool) -> None:
+    """Check that CAPTURE, a mapped-ram file, is sound: structure, bitmaps, lengths, end.
+
+    The format has no checksum, so bytes inside a page are not checked.
+    """
+    from multifd.ram.capture import verify as call
+
+    found = call(capture)
+    show(found.as_dict(), as_json, lambda: click.echo(f"{capture}: sound"))
+
+
+@main.command()
+@click.argument("capture", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--block", metavar="NAME", help="The RAM block, such as pc.ram; needed if there are several.")
+@reporting
+def export(capture: Path, out: Path, block: str | None, as_json: bool) -> None:
+    """Write a RAM block of CAPTURE, a mapped-ram file, to OUT as a raw image; zero pages are holes."""
+    from multifd.ram.capture import export as call
+
+    found = call(capture, out, block)
+    show(
+        asdict(found),
+        as_json,
+        lambda: click.echo(f"{out}: {found.idstr}, {found.used_length} bytes, {found.zero_pages} pages of holes"),
+    )
+
+
+@main.command()
+@click.argument("listen_uri")
+@click.argument("to_uri")
+@click.option(
+    "--in",
+    "in_method",
+    metavar="NAME[:KEY=VALUE,...]",
+    help="The only method a source may use; any if not given.",
+)
+@click.option(
+    "--out",
+    "out_method",
+    default="none",
+    metavar="NAME[:KEY=VALUE,...]",
+    show_default=True,
+    help="How to compress towards the destination.",
+)
+@click.option(
+    "--channels",
+    type=click.IntRange(1, 255),
+    help="How many a source must have; as many as come if not given.",
+)
+@click.option("--once", is_flag=True, help="End after one migration.")
+@_connect_timeout
+@click.option(
+    "--timeout",
+    default=60.0,
+    show_default=True,
+    type=SECONDS,
+    metavar="S",
+    help="How long all connections of a migration may be silent.",
+)
+@reporting
+def relay(
+    listen_uri: str, to_uri: str, in_method: str | None, out_method: str, channels: int | None, once: bool,
+    connect_timeout: float, timeout: float, as_json: bool,
+) -> None:  # fmt: skip
+    """Pass migrations on from LISTEN_URI to TO_URI, in by one method and out by another.
+
+    One after another until interrupted, with a line on stdout for each, or with --json a document a line.
+    With port 0 the URI with the chosen port is printed on stderr at once.
+    """
+    from multifd.api import relay as call
+    from multifd.cli import tables
+
+    call(
+        listen_uri, to_uri, in_method=in_method, out_method=out_method, channels=channels, once=once,
+        connect_timeout=connect_timeout, timeout=timeout,
+        on_listening=lambda chosen: click.echo(f"listening on {chosen}", err=True),
+        on_result=lambda result: show(result.as_dict(), as_json, lambda: tables.print_relay(result)),
+    )  # fmt: skip
+
+
+@main.command()
+@click.option("--size", default=512 << 20, show_default="512M", type=Size(), help="RAM to migrate.")
+@click.option("--channels", default=2, show_default=True, type=click.IntRange(1, 255), help="Connections besides main.")
+@click.option("--method", "methods", multiple=True, metavar="NAME[:KEY=VALUE,...]", help="Only these; may be repeated.")
+@reporting
+def demo(size: int, channels: int, methods: tuple[str, ...], as_json: bool) -> None:
+    """Migrate memory full of this machine's own files to a second process, once by each method.
+
+    A program writes to it all the time. Every destination is compared, byte for byte, with the source as it stood at
+    the switchover.
+    """
+    from multifd.cli import demo, tables
+
+    with tables.Progress("demo") as progress:
+        results = demo.compare(size, methods, channels=channels, on_progress=progress.update, say=progress.say)
+    show([r.as_dict() for r in results], as_json, lambda: tables.print_results(results))
+    if any(r.error for r in results):
+        raise MultifdError("not every method succeeded")
+
+
+@main.command("new-plugin")
+@click.argument("name")
+@reporting
+def new_plugin(name: str, as_json: bool) -> None:
+    """Write a complete plugin for a method NAME into folder multifd-NAME.
+
+    It installs, and passes multifd's conformance kit as it stands; put your codec into its two functions.
+    """
+    from multifd.cli.new_plugin import new_plugin as call
+
+    folder = call(name, Path.cwd())
+    show(
+        {"folder": str(folder)},
+        as_json,
+        lambda: click.echo(f"{folder}\nnext: cd {folder.name} && pip install -e '.[test]' && pytest"),
+    )

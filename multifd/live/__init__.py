@@ -1,0 +1,1 @@
+"""Memory that changes while it moves."""

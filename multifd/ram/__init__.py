@@ -1,0 +1,1 @@
+"""Where RAM lives: memory, raw images, QEMU's mapped-ram files."""

@@ -1,0 +1,166 @@
+"""RAM blocks: what engines ask of where RAM lives, and blocks in memory of this process.
+
+Files are in `raw_image` and `mapped_ram`.
+
+Thread rule: blocks may be used by all channels at once, each with its own `Staging`.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from multifd.errors import RamError
+from multifd.pages import Geometry, Memory, Offsets, Pages
+from multifd.wire.stream import Block, Machine
+
+RAM_IDSTR = "ram"
+"""The block of a machine that is nothing but RAM: QEMU's ``-M none`` calls it so (hw/core/null-machine.c)."""
+
+
+class Staging:
+    """A channel's private buffers, each as large as a packet's pages, made once.
+
+    Args:
+        geometry: the migration's.
+    """
+
+    def __init__(self, geometry: Geometry) -> None:
+        nbytes = geometry.page_size * geometry.page_count
+        # Anonymous maps: page-aligned, and no memory until they are touched.
+        self.data = Memory(memoryview(mmap.mmap(-1, nbytes)), geometry.page_size)
+        self.scratch = Memory(memoryview(mmap.mmap(-1, nbytes)), geometry.page_size)
+        self._in_order = np.arange(geometry.page_count, dtype=np.int64) * geometry.page_size
+
+    def pages(self, count: int) -> Pages:
+        """The first `count` pages of the data buffer."""
+        runs = [self.data.view[: count * self.data.page_size]] if count else []
+        return Pages(self.data, self._in_order[:count], self.scratch, is_private=True, runs=runs)
+
+    def pages_by_offset(self, offsets: Offsets) -> Pages:
+        """A page for each offset, in their order, laid out by rising offset.
+
+        So neighbours in the block are neighbours in the buffer, however the sender mixed them: a QEMU moves zero
+        pages to the end of a packet by swapping (migration/multifd-zero-page.c, 10.0).
+        """
+        if np.logical_and.reduce(offsets[1:] > offsets[:-1]):  # `all` goes through Python first
+            return self.pages(len(offsets))
+        places = np.empty(len(offsets), np.int64)
+        places[np.argsort(offsets, kind="stable")] = self._in_order[: len(offsets)]
+        return Pages(self.data, places, self.scratch, is_private=True)
+
+
+class SourceBlock(Protocol):
+    """A block that is sent."""
+
+    idstr: str
+    used_length: int
+
+    def portions(self, page_count: int) -> Iterator[Offsets]:
+        """Offsets of all pages, each once, at most `page_count` in each array, as they are best sent."""
+        ...
+
+    def load(self, offsets: Offsets, staging: Staging) -> Pages | None:
+        """The pages of a portion, valid until the channel's next load; None if all are zero."""
+        ...
+
+
+class TargetBlock(Protocol):
+    """A block that is received."""
+
+    idstr: str
+    used_length: int
+
+    def place(self, offsets: Offsets, staging: Staging) -> Pages:
+        """Where to put the pages of `offsets` before `store`."""
+        ...
+
+    def store(self, offsets: Offsets, staging: Staging) -> None:
+        """Take over what was put there."""
+        ...
+
+    def clear(self, offsets: Offsets) -> None:
+        """Make the pages zero."""
+        ...
+
+
+class Source(Protocol):
+    """RAM to be sent."""
+
+    machine: Machine
+    """Name, page size, uuid and blocks, as they are announced."""
+
+    @property
+    def blocks(self) -> Sequence[SourceBlock]:
+        """The machine's blocks, in the same order."""
+        ...
+
+    def device_state(self) -> Iterator[bytes]:
+        """What follows RAM on the main stream, up to its end, in pieces."""
+        ...
+
+    def close(self) -> None:
+        """Release what it holds; the memory or file itself is untouched."""
+        ...
+
+
+class Target(Protocol):
+    """Where RAM is received into. Nothing is visible to others before `commit`."""
+
+    def allocate(self, machine: Machine) -> Mapping[str, TargetBlock]:
+        """Check the sender's list of blocks and make room for them.
+
+        Raises:
+            RamError: it does not fit this target.
+        """
+        ...
+
+    def add_device_state(self, data: bytes) -> None:
+        """Take the next piece of what follows RAM (one thread, in order)."""
+        ...
+
+    def flush(self) -> None:
+        """Make durable what is there so far, so that `commit` is short (a thread of its own, again and again)."""
+        ...
+
+    def commit(self, uuid: bytes) -> None:
+        """Everything is in place: make it durable and visible.
+
+        Args:
+            uuid: the guest's, as its channels gave it; all zero if it has none.
+        """
+        ...
+
+    def discard(self) -> None:
+        """Release everything; without `commit` before it nothing remains. Twice is harmless."""
+        ...
+
+
+def bare_machine(used_length: int, page_size: int) -> Machine:
+    """QEMU's machine that is nothing but RAM, ``-M none``: an unmodified one can be the destination."""
+    return Machine("none", page_size, (Block(RAM_IDSTR, used_length),))
+
+
+def in_order(used_length: int, page_size: int, page_count: int) -> Iterator[Offsets]:
+    """Offsets of a block's pages from first to last, `page_count` at a time."""
+    step = page_size * page_count
+    portion = np.arange(0, step, page_size, dtype=np.int64)
+    for start in range(0, used_length, step):
+        yield portion[: (used_length - start) // page_size] + start
+
+
+def check_size(nbytes: int, page_size: int, what: str) -> None:
+    """Raise `RamError` unless `nbytes` is a positive multiple of the page size."""
+    if not nbytes or nbytes % page_size:
+        raise RamError(f"{what}: {nbytes} bytes, expected a multiple of the page size, {page_size}, above 0")
+
+
+def only_block(blocks: Sequence[Block], what: str) -> Block:
+    """The block, if there is one alone; else raise `RamError`."""
+    if len(blocks) != 1:
+        names = ", ".join(f"{b.idstr} ({b.used_length} bytes)" for b in blocks)
+        raise RamError(f"{what} takes exactly one RAM block, the sender has {len(blocks)}: {names}")
+    return blocks[0]

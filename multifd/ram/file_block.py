@@ -1,0 +1,88 @@
+"""A RAM block that is one piece of a file.
+
+Files are read and written with preadv and pwritev through the channel's staging buffer, never
+mapped: a full disk or a file that shrinks is an error of a system call then, not a SIGBUS, and the
+memory of either end does not grow with RAM.
+
+Thread rule: blocks may be used by all channels at once, each with its own `Staging`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from multifd.pages import Offsets, Pages
+from multifd.ram.block import Staging, in_order
+from multifd.ram.file import cut_short, read_exactly, write
+from multifd.wire.stream import Block
+
+
+class FileBlock:
+    """A block that is one piece of a file; source and target.
+
+    Args:
+        block: name and length.
+        page_size: bytes.
+        fd: stays the caller's.
+        start: the block's first byte in the file.
+        path: the file, for error messages.
+    """
+
+    def __init__(self, block: Block, page_size: int, fd: int, start: int, path: Path) -> None:
+        self.idstr, self.used_length = block.idstr, block.used_length
+        self._fd, self._page_size, self._start, self._path = fd, page_size, start, path
+        # One byte a page, touched only where pages were written.
+        self._written = np.zeros(block.used_length // page_size, np.bool_)
+
+    def portions(self, page_count: int) -> Iterator[Offsets]:
+        """See `SourceBlock`."""
+        return in_order(self.used_length, self._page_size, page_count)
+
+    def load(self, offsets: Offsets, staging: Staging) -> Pages | None:
+        """See `SourceBlock`; holes are not read."""
+        if self._is_hole(int(offsets[0]), int(offsets[-1]) + self._page_size):
+            return None
+        for offset, view in self._runs(offsets, staging):
+            read_exactly(self._fd, view, self._start + offset, self._path)
+        return staging.pages(len(offsets))
+
+    def place(self, offsets: Offsets, staging: Staging) -> Pages:
+        """See `TargetBlock`."""
+        return staging.pages_by_offset(offsets)
+
+    def store(self, offsets: Offsets, staging: Staging) -> None:
+        """See `TargetBlock`."""
+        in_order = offsets.copy()
+        in_order.sort()
+        page_size = self._page_size
+        for offset, view in self._runs(in_order, staging):
+            write(self._fd, view, self._start + offset, self._path)
+            self._written[offset // page_size : (offset + len(view)) // page_size] = True
+
+    def clear(self, offsets: Offsets) -> None:
+        """See `TargetBlock`; pages that were never written are holes already."""
+        for offset in offsets[self._written[offsets // self._page_size]].tolist():
+            write(self._fd, memoryview(bytes(self._page_size)), self._start + offset, self._path)
+
+    def _runs(self, offsets: Offsets, staging: Staging) -> Iterator[tuple[int, memoryview]]:
+        """(offset in the block, view of the staging buffer) for each run of neighbours."""
+        view, page_size = staging.data.view, self._page_size
+        breaks = ((offsets[1:] - offsets[:-1] != page_size).nonzero()[0] + 1).tolist()
+        for a, b in zip([0, *breaks], [*breaks, len(offsets)], strict=True):
+            yield int(offsets[a]), view[a * page_size : b * page_size]
+
+    def _is_hole(self, first: int, end: int) -> bool:
+        try:
+            return os.lseek(self._fd, self._start + first, os.SEEK_DATA) >= self._start + end
+        except OSError as e:
+            if e.errno != errno.ENXIO:
+                return False  # a file system that does not tell
+            # No data from there to the end, which may have come nearer since.
+            if (nbytes := os.fstat(self._fd).st_size) < self._start + end:
+                raise cut_short(self._path, nbytes) from None
+            return True

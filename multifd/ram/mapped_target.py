@@ -1,0 +1,109 @@
+"""A mapped-ram file that is received: RAM, devices, uuid.
+
+Thread rule: blocks may be used by all channels at once, each with its own `Staging`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+
+import numpy as np
+
+from multifd.pages import Offsets
+from multifd.ram.block import TargetBlock
+from multifd.ram.file import write
+from multifd.ram.file_block import FileBlock
+from multifd.ram.mapped_ram import _HEADER, _VERSION, CAPABILITY, bitmap_bytes
+from multifd.ram.part_file import PartFile
+from multifd.wire import stream, vmdesc, writer
+from multifd.wire.stream import NO_UUID, Machine
+
+_ALIGNMENT = 1 << 20
+"""Of a block's pages in the file, so that O_DIRECT readers can use it."""
+
+
+class _CapturedBlock(FileBlock):
+    """A block that is received into a mapped-ram file: a page is what its bit says."""
+
+    def clear(self, offsets: Offsets) -> None:
+        self._written[offsets // self._page_size] = False
+
+    def bitmap(self) -> bytes:
+        bits = np.packbits(self._written, bitorder="little").tobytes()
+        return bits.ljust(bitmap_bytes(self.used_length, self._page_size), b"\0")
+
+
+class MappedRamTarget:
+    """A mapped-ram file with everything a machine sends: RAM, devices, uuid.
+
+    Args:
+        path: the file to make or replace; see `PartFile`.
+
+    Raises:
+        RamError: it cannot be written there.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._file = PartFile(path)
+        self._machine = Machine("", 4096, ())
+        self._blocks: list[tuple[_CapturedBlock, int]] = []
+        self._end = 0
+        self._device_state_offset = 0
+
+    def allocate(self, machine: Machine) -> Mapping[str, TargetBlock]:
+        """See `Target`. The uuid comes at the end: room for it is left in front of the first block."""
+        self._machine = machine
+        position = len(_stream_start(dataclasses.replace(machine, uuid=b"\1" * 16)))
+        for block in machine.blocks:
+            bitmap_end = (
+                position
+                + len(writer.encode_block(block))
+                + _HEADER.size
+                + bitmap_bytes(block.used_length, machine.page_size)
+            )
+            pages_offset = -(-bitmap_end // _ALIGNMENT) * _ALIGNMENT
+            captured = _CapturedBlock(block, machine.page_size, self._file.fd, pages_offset, self._file.part)
+            self._blocks.append((captured, pages_offset))
+            position = pages_offset + block.used_length
+        self._file.resize(position)
+        end_section = writer.encode_eos(machine)
+        end_section += writer.encode_ram_next(stream.END, machine.ram_section_id)
+        end_section += writer.encode_eos(machine)
+        write(self._file.fd, end_section, position, self._file.part)
+        self._end = self._device_state_offset = position + len(end_section)
+        return {block.idstr: block for block, _ in self._blocks}
+
+    def add_device_state(self, data: bytes) -> None:
+        """See `Target`."""
+        write(self._file.fd, data, self._end, self._file.part)
+        self._end += len(data)
+
+    def flush(self) -> None:
+        """See `Target`."""
+        self._file.flush()
+
+    def commit(self, uuid: bytes) -> None:
+        """See `Target`."""
+        machine = self._machine
+        if self._end == self._device_state_offset + 1:  # EOF alone: a machine without devices
+            self.add_device_state(vmdesc.encode(machine.page_size))
+        if machine.uuid == NO_UUID:
+            machine = dataclasses.replace(machine, uuid=uuid)
+        data, position = _stream_start(machine), 0
+        for (captured, pages_offset), block in zip(self._blocks, machine.blocks, strict=True):
+            data += writer.encode_block(block)
+            bitmap_offset = position + len(data) + _HEADER.size
+            data += _HEADER.pack(_VERSION, machine.page_size, bitmap_offset, pages_offset) + captured.bitmap()
+            write(self._file.fd, data, position, self._file.part)
+            data, position = b"", pages_offset + block.used_length
+        self._file.commit()
+
+    def discard(self) -> None:
+        """See `Target`."""
+        self._file.discard()
+
+
+def _stream_start(machine: Machine) -> bytes:
+    return writer.encode_header(machine, (CAPABILITY,)) + writer.encode_ram_start(machine)

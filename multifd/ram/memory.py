@@ -1,0 +1,118 @@
+"""RAM in memory of this process.
+
+Thread rule: blocks may be used by all channels at once, each with its own `Staging`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from multifd.errors import RamError
+from multifd.pages import Buffer, Memory, Offsets, Pages
+from multifd.ram.block import (
+    RAM_IDSTR,
+    Staging,
+    TargetBlock,
+    bare_machine,
+    check_size,
+    in_order,
+    only_block,
+)
+from multifd.wire.stream import Machine
+from multifd.wire.writer import encode_end
+
+
+class MemoryBlock:
+    """A block in memory of this process, used in place; source and target.
+
+    Args:
+        idstr: the block's name.
+        buffer: page-aligned for best speed; stays the caller's.
+        page_size: bytes.
+    """
+
+    def __init__(self, idstr: str, buffer: Buffer, page_size: int) -> None:
+        self.idstr = idstr
+        self._memory = Memory(buffer, page_size)
+        self.used_length = self._memory.view.nbytes
+
+    def portions(self, page_count: int) -> Iterator[Offsets]:
+        """See `SourceBlock`."""
+        return in_order(self.used_length, self._memory.page_size, page_count)
+
+    def load(self, offsets: Offsets, staging: Staging) -> Pages | None:
+        """See `SourceBlock`."""
+        return Pages(self._memory, offsets, staging.scratch)
+
+    def place(self, offsets: Offsets, staging: Staging) -> Pages:
+        """See `TargetBlock`."""
+        return Pages(self._memory, offsets, staging.scratch)
+
+    def store(self, offsets: Offsets, staging: Staging) -> None:
+        """See `TargetBlock`: the pages are there already."""
+
+    def clear(self, offsets: Offsets) -> None:
+        """See `TargetBlock`; zero pages are only read, so untouched memory stays untouched."""
+        indexes = offsets // self._memory.page_size
+        dirty = self._memory.words[indexes].any(axis=1)
+        self._memory.array[indexes[dirty]] = 0
+
+    def release(self) -> None:
+        """Give the buffer back, so that it can be closed at once; twice is harmless."""
+        self._memory = Memory(b"", self._memory.page_size)
+
+
+class MemorySource:
+    """One block in memory of this process.
+
+    Args:
+        buffer: a multiple of `page_size` bytes, the caller's; it must stay as it is while sent.
+        page_size: bytes.
+
+    Raises:
+        RamError: the length is not a multiple of the page size.
+    """
+
+    def __init__(self, buffer: Buffer, page_size: int = 4096) -> None:
+        nbytes = memoryview(buffer).nbytes
+        check_size(nbytes, page_size, "the buffer")
+        self.machine = bare_machine(nbytes, page_size)
+        self.blocks = (MemoryBlock(RAM_IDSTR, buffer, page_size),)
+
+    def device_state(self) -> Iterator[bytes]:
+        """See `Source`: there are no devices."""
+        yield encode_end(self.machine.page_size)
+
+    def close(self) -> None:
+        """See `Source`."""
+
+
+class MemoryTarget:
+    """One block into memory of this process; on failure its content is undefined.
+
+    Args:
+        buffer: writable, exactly as long as the sender's block.
+    """
+
+    def __init__(self, buffer: Buffer) -> None:
+        self._buffer = buffer
+
+    def allocate(self, machine: Machine) -> Mapping[str, TargetBlock]:
+        """See `Target`."""
+        block = only_block(machine.blocks, "a buffer")
+        have = memoryview(self._buffer).nbytes
+        if have != block.used_length:
+            raise RamError(f"block {block.idstr!r} has {block.used_length} bytes, the buffer to receive into {have}")
+        return {block.idstr: MemoryBlock(block.idstr, self._buffer, machine.page_size)}
+
+    def add_device_state(self, data: bytes) -> None:
+        """See `Target`; a buffer holds RAM only."""
+
+    def flush(self) -> None:
+        """See `Target`; memory is as durable as it gets."""
+
+    def commit(self, uuid: bytes) -> None:
+        """See `Target`."""
+
+    def discard(self) -> None:
+        """See `Target`."""

@@ -1,0 +1,1 @@
+"""Connections: addresses, listening, connecting, deadlines, rate."""

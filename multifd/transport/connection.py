@@ -1,0 +1,199 @@
+"""One connection: exact reads, whole writes, deadlines, byte counters.
+
+Rules of this file: it and `address` are the only ones that know sockets. No MSG_PEEK, and nothing above this file calls
+sendmsg, so that a TLS twin can take its place. Sockets block, with a kernel timeout short enough
+to notice an abort; a blocking call moves a whole packet with one system call and without the GIL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import select
+import selectors
+import socket
+import struct
+from collections.abc import Sequence
+
+from multifd.errors import ChannelError, RamError
+from multifd.pages import Buffer
+from multifd.transport.idle import IdleTimer
+from multifd.transport.limit import RateLimit
+
+_SLICE_S = 0.25
+"""How long one system call may block before the silence and the abort flag are looked at."""
+_KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 6))
+"""A dead peer host is noticed after 40 s, within the default timeout."""
+_IOV_MAX = 1024  # <limits.h>, Linux
+
+
+class Connection:
+    """A connected stream socket; one thread reads and one writes, which may be the same.
+
+    Args:
+        sock: taken over, made blocking with a short kernel timeout.
+        silence: the migration's; every byte moved touches it.
+        peer: the other end, as error messages name it.
+        limit: for what is sent; None is unlimited.
+    """
+
+    def __init__(self, sock: socket.socket, silence: IdleTimer, peer: str, limit: RateLimit | None = None) -> None:
+        self._sock, self._silence, self.peer, self._limit = sock, silence, peer, limit
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        sock.setblocking(True)
+        slice_ = struct.pack("ll", 0, int(min(_SLICE_S, silence.timeout_s) * 1e6))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, slice_)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, slice_)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in _KEEPALIVE:
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+    def send(self, iov: Sequence[Buffer]) -> None:
+        """Write all of `iov`, in order; the buffers are free again on return.
+
+        Raises:
+            ChannelError: the peer closed, is silent, or the migration was aborted.
+            RamError: `iov` lies in the map of a file that ends before it, or cannot be read.
+        """
+        if self._limit is None:
+            self._send([b.cast("B") if isinstance(b, memoryview) and b.itemsize > 1 else b for b in iov])
+            return
+        for buffer in iov:
+            view = memoryview(buffer).cast("B")
+            for at in range(0, len(view), self._limit.piece):
+                piece = view[at : at + self._limit.piece]
+                self._limit.wait(len(piece))
+                self._send([piece])
+
+    def _send(self, pending: list[Buffer]) -> None:
+        while pending:
+            try:
+                sent = self._sock.sendmsg(pending[:_IOV_MAX])
+            except BlockingIOError:
+                self._silence.check()
+                continue
+            except OSError as e:
+                if e.errno == errno.EFAULT:
+                    raise RamError(
+                        "what is to be sent cannot be read: its file was cut short, or its disk failed"
+                    ) from e
+                raise self._broken("sending", e) from e
+            self._silence.touch()
+            self.bytes_sent += sent
+            done = 0
+            while done < len(pending) and sent >= len(pending[done]):
+                sent -= len(pending[done])
+                done += 1
+            del pending[:done]
+            if sent:
+                pending[0] = memoryview(pending[0])[sent:]
+
+    def recv_into(self, views: Sequence[memoryview], *, at_least: int | None = None) -> int:
+        """Fill `views` in order; return the bytes read.
+
+        Args:
+            views: writable; filled completely unless `at_least` says otherwise.
+            at_least: return once that many bytes are there.
+
+        Returns:
+            The bytes read: 0 if the peer closed cleanly before the first byte.
+
+        Raises:
+            ChannelError: the peer closed in the middle, is silent, or the migration was aborted.
+        """
+        pending = list(views)
+        flags = socket.MSG_WAITALL if at_least is None else 0
+        wanted = sum(map(len, pending)) if at_least is None else at_least
+        done = 0
+        while done < wanted:
+            try:
+                if len(pending) == 1:
+                    got = self._sock.recv_into(pending[0], 0, flags)
+                else:
+                    got = self._sock.recvmsg_into(pending[:_IOV_MAX], 0, flags)[0]
+            except BlockingIOError:
+                self._silence.check()
+                continue
+            except OSError as e:
+                raise self._broken("receiving", e) from e
+            if not got:
+                if self._silence.stopped.is_set():
+                    self._silence.check()
+                if not done:
+                    return 0
+                raise ChannelError(f"{self.peer} closed the connection after {done} of {wanted} bytes")
+            self._silence.touch()
+            self.bytes_received += got
+            done += got
+            if done >= wanted:
+                break
+            while got >= len(pending[0]):
+                got -= len(pending.pop(0))
+            pending[0] = pending[0][got:]
+        return done
+
+    def recv_exactly(self, views: Sequence[memoryview]) -> None:
+        """Fill `views` in order, in the middle of something: the peer must not close here.
+
+        Raises:
+            ChannelError: as `recv_into`, and if the peer closed.
+        """
+        if not self.recv_into(views):
+            raise ChannelError(f"{self.peer} closed the connection in the middle of a packet")
+
+    def recv_available(self, limit: int = 65536) -> bytes | None:
+        """What has arrived, up to `limit` bytes, without waiting; None if nothing has, b"" at the end.
+
+        Raises:
+            ChannelError: the connection broke.
+        """
+        try:
+            data = self._sock.recv(limit, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        except OSError as e:
+            raise self._broken("receiving", e) from e
+        if data:
+            self._silence.touch()
+            self.bytes_received += len(data)
+        return data
+
+    def wait_readable(self, timeout_s: float) -> bool:
+        """Whether a read would not block, after at most `timeout_s`."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._sock, selectors.EVENT_READ)
+            return bool(selector.select(timeout_s))
+
+    def shutdown_read(self) -> None:
+        """Let reads end as if the peer had closed; it notices nothing. From any thread."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RD)
+
+    def shutdown_write(self) -> None:
+        """Let the peer see the end of what we send; it can go on sending. From any thread."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
+
+    def shutdown(self) -> None:
+        """End both directions; calls blocked on this connection return at once. From any thread."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+    def has_hung_up(self) -> bool:
+        """Whether the peer will send no more, though what it sent may not be read yet. From any thread."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLRDHUP)
+        return bool(poll.poll(0))
+
+    def close(self) -> None:
+        """Release the socket; call when no thread uses it any more."""
+        self._sock.close()
+
+    def _broken(self, doing: str, cause: OSError) -> ChannelError:
+        if self._silence.stopped.is_set():
+            return ChannelError("the migration was aborted")
+        reason = "closed by the peer" if cause.errno in (errno.EPIPE, errno.ECONNRESET) else cause.strerror
+        return ChannelError(f"{self.peer}: connection broke while {doing}: {reason}")

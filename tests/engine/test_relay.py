@@ -1,0 +1,636 @@
+"""A relay between two ends: every method in and out, what passes unchanged, and what ends both sides."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import struct
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import peer
+import pytest
+from ends import DEADLINE_S, RelayThread
+
+import multifd
+from multifd.api import relay as relay_call
+from multifd.errors import (
+    ChannelError,
+    CodecError,
+    MethodNotFound,
+    OutcomeUnknown,
+    PeerFailed,
+    PeerMismatch,
+    RemoteWireError,
+    UsageError,
+)
+from multifd.stats import RelayResult
+
+BLOCK = 64 * peer.PAGE
+
+
+@pytest.fixture
+def relay() -> Iterator[Callable[..., RelayThread]]:
+    started: list[RelayThread] = []
+
+    def start(to: str, listen: str = "tcp:127.0.0.1:0", **options: Any) -> RelayThread:
+        thread = RelayThread(to, listen, **options)
+        started.append(thread)
+        return thread
+
+    yield start
+    for thread in started:
+        assert thread.is_over(), "the relay hangs"
+
+
+class Destination:
+    """A scripted destination: takes connections, main first, and reads what it is told to."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.settimeout(DEADLINE_S)
+        self.uri = f"tcp:127.0.0.1:{self._listener.getsockname()[1]}"
+        self.sockets: list[socket.socket] = []
+
+    def accept(self) -> socket.socket:
+        sock, _ = self._listener.accept()
+        sock.settimeout(DEADLINE_S)
+        self.sockets.append(sock)
+        return sock
+
+    def close(self) -> None:
+        for sock in (*self.sockets, self._listener):
+            sock.close()
+
+
+@pytest.fixture
+def destination() -> Iterator[Destination]:
+    end = Destination()
+    yield end
+    end.close()
+
+
+def read(sock: socket.socket, nbytes: int) -> bytes:
+    data = bytearray()
+    while len(data) < nbytes:
+        piece = sock.recv(nbytes - len(data))
+        assert piece, (len(data), nbytes)
+        data += piece
+    return bytes(data)
+
+
+def is_closed(sock: socket.socket) -> bool:
+    """Whether the other end has closed, with or without data before."""
+    try:
+        while sock.recv(1 << 16):
+            pass
+    except ConnectionError:
+        pass
+    return True
+
+
+class Ends:
+    """A scripted source and a scripted destination with a relay of one channel between them."""
+
+    def __init__(self, relay: Callable[..., RelayThread], destination: Destination, source: peer.Peer, **options: Any):
+        stream = peer.main_stream([(b"ram", BLOCK)], return_path=options.pop("return_path", False))
+        self.relay = relay(destination.uri, **options)
+        source.uri = self.relay.uri
+        self.stream = stream
+        self.head = stream["header"] + stream["commands"] + stream["setup"]
+        self.main_in = source.connect(self.head)
+        self.main_out = destination.accept()
+        self.channel_in = source.connect(peer.init(0))
+        self.channel_out = destination.accept()
+        assert read(self.main_out, len(self.head)) == self.head
+        self.init = read(self.channel_out, 64)
+
+    def finish(self) -> RelayResult:
+        """The end as two QEMUs without a return path have it."""
+        end = self.stream["end"] + self.stream["eof"]
+        self.main_in.sendall(end)
+        assert read(self.main_out, len(end)) == end
+        for sock in (self.channel_in, self.main_in):
+            sock.close()
+        assert self.channel_out.recv(1) == b""
+        assert self.main_out.recv(1) == b""
+        self.main_out.close()
+        return self.relay.join()
+
+
+@pytest.fixture
+def ends(relay, destination) -> Iterator[Callable[..., Ends]]:
+    with peer.Peer("") as source:
+        yield lambda **options: Ends(relay, destination, source, **options)
+
+
+METHODS = ["none", "zlib", "zstd", "qpl", "lz4"]
+
+
+class TestBetweenOurEnds:
+    @pytest.mark.parametrize("out", METHODS)
+    @pytest.mark.parametrize("in_", METHODS)
+    def test_every_method_in_and_out(self, relay, receiver, image, in_, out):
+        memory = bytearray(len(image))
+        end = receiver(memory)
+        between = relay(end.uri, out_method=out)
+        sent = multifd.send(image, between.uri, in_, channels=3)
+        received, passed = end.join(), between.join()
+        assert memory == image
+        assert (sent.status, passed.status, received.method) == ("completed", "completed", out)
+        assert (passed.in_method, passed.out_method, passed.channels) == (in_, out, 3)
+        assert passed.bytes_in == sent.transferred_bytes
+        assert passed.bytes_out == received.transferred_bytes
+        assert (passed.normal_pages, passed.zero_pages) == (sent.normal_pages, sent.zero_pages)
+
+    @pytest.mark.parametrize("between", ["lz4", "qpl", "zstd:level=5"])
+    @pytest.mark.parametrize("dialect", ["9.0", "7.2"])
+    def test_a_pair(self, relay, receiver, image, between, dialect):
+        """Neither end knows the method between the relays."""
+        memory = bytearray(len(image))
+        end = receiver(memory, methods=["none"])
+        second = relay(end.uri)
+        first = relay(second.uri, out_method=between)
+        multifd.send(image, first.uri, "none", channels=2, dialect=dialect)
+        end.join()
+        assert memory == image
+        assert first.join().bytes_out < first.join().bytes_in
+        assert second.join().in_method == between.partition(":")[0]
+
+    def test_unix_sockets_and_a_plain_buffer(self, relay, receiver, image, tmp_path):
+        memory = bytearray(len(image))
+        end = receiver(memory, uri=f"unix:{tmp_path}/to")
+        between = relay(end.uri, f"unix:{tmp_path}/from", out_method="zstd")
+        multifd.send(image, between.uri, "zlib")
+        end.join()
+        between.join()
+        assert memory == image
+
+    def test_the_methods_counters(self, relay, receiver, image):
+        end = receiver(bytearray(len(image)))
+        between = relay(end.uri, out_method="qpl")
+        multifd.send(image, between.uri, "qpl")
+        end.join()
+        result = between.join()
+        assert sum(result.in_stats.values()) > 0
+        assert sum(result.out_stats.values()) > 0
+
+    def test_large_pages(self, relay, receiver, image):
+        """The page size is in main's configuration; without it packets cannot be told apart."""
+        memory = bytearray(len(image))
+        end = receiver(memory)
+        between = relay(end.uri, out_method="zlib")
+        multifd.send(image, between.uri, "none", page_size=16384)
+        end.join()
+        between.join()
+        assert memory == image
+
+    def test_255_channels(self, relay, receiver, image):
+        memory = bytearray(len(image))
+        end = receiver(memory)
+        between = relay(end.uri)
+        multifd.send(image, between.uri, channels=255)
+        end.join()
+        assert between.join().channels == 255
+        assert memory == image
+
+
+class TestWhatPasses:
+    """Packets of real senders, seen byte for byte at the other side."""
+
+    def test_the_announcement(self, ends):
+        between = ends(out_method="zstd")
+        assert between.init == peer.init(0, version=1, name=b"zstd")
+        between.finish()
+
+    def test_the_announcement_with_channels(self, ends):
+        between = ends(out_method="lz4", channels=1)
+        assert between.init == peer.init(0, channels=1, version=1, name=b"lz4")
+        between.finish()
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            peer.sync(),
+            peer.packet([], flags=1, alloc=128, size=113398),  # 7.2: a SYNC with a stale size
+            peer.packet([], flags=0, size=4096, block=b"pc.ram"),  # 7.2: an empty packet after a SYNC on data
+        ],
+    )
+    def test_packets_without_pages_are_untouched(self, ends, data):
+        between = ends(out_method="zlib")
+        between.channel_in.sendall(data + peer.sync())
+        assert read(between.channel_out, len(data)) == data
+        assert read(between.channel_out, 1344) == peer.sync()
+        assert between.finish().packets == 2
+
+    def test_zero_pages_get_the_code_of_the_other_method(self, ends):
+        """A destination of 9.0 or later looks at it even if there is no payload."""
+        between = ends(out_method="zstd")
+        between.channel_in.sendall(peer.packet([], zero=[0, 4096], flags=2))
+        assert read(between.channel_out, 1344) == peer.packet([], zero=[0, 4096], flags=4)
+        result = between.finish()
+        assert (result.normal_pages, result.zero_pages, result.in_method) == (0, 2, "")
+
+    def test_a_sync_on_a_data_packet(self, ends):
+        """Up to 8.2."""
+        between = ends(out_method="zlib")
+        payload = bytes(range(256)) * 32
+        between.channel_in.sendall(peer.packet([8192, 0], payload, flags=1, zero=[4096], number=77))
+        header = read(between.channel_out, 1344)
+        size = int.from_bytes(header[20:24], "big")
+        assert header == peer.packet([8192, 0], flags=1 | 2, zero=[4096], size=size, number=77)
+        assert zlib.decompressobj().decompress(read(between.channel_out, size)) == payload
+        between.finish()
+
+    @pytest.mark.parametrize("size", [4096, 0])
+    def test_none_to_none(self, ends, size):
+        """A size of 0 is what a sender of `none` may say; it goes on as it is meant."""
+        between = ends()
+        payload = bytes(range(256)) * 16
+        between.channel_in.sendall(peer.packet([0], payload, size=size))
+        assert read(between.channel_out, 1344 + 4096) == peer.packet([0], payload)
+        between.finish()
+
+    @pytest.mark.parametrize("nbytes", [0, 10, 3 << 20])
+    def test_device_state_packets(self, ends, nbytes):
+        """QEMU 10.0 with a vfio device: 276 bytes of header, and any number of bytes."""
+        between = ends(out_method="zstd")
+        header = struct.pack(">III256sII", 0x11223344, 1, 0x40, b"0000:00:02.0/vfio", 0, nbytes)
+        data = header + bytes(nbytes) + peer.sync()
+        sender = threading.Thread(target=between.channel_in.sendall, args=(data,))
+        sender.start()
+        assert read(between.channel_out, len(data)) == data
+        sender.join()
+        between.finish()
+
+    def test_main_is_not_held_back_in_either_direction(self, ends):
+        """Even bytes that multifd does not understand, such as a section of vfio, go on at once."""
+        between = ends(return_path=True)
+        section = b"\x01" + struct.pack(">I", 9) + b"\x11" + b"0000:00:02.0/vfio" + struct.pack(">II", 0, 1)
+        for piece in (section[:3], section[3:], b"x" * 100000):
+            between.main_in.sendall(piece)
+            assert read(between.main_out, len(piece)) == piece
+        switchover_ack = struct.pack(">HH", 7, 0)
+        for piece in (struct.pack(">HHI", 2, 4, 1), switchover_ack[:1], switchover_ack[1:]):
+            between.main_out.sendall(piece)
+            assert read(between.main_in, len(piece)) == piece
+        between.main_out.close()
+        assert between.main_in.recv(1) == b""
+        between.main_in.close()
+        between.channel_in.close()
+        assert between.relay.join().status == "completed"
+
+    def test_half_closes(self, ends):
+        """The destination's end is the end at the source, and it may still write."""
+        between = ends()
+        end = between.stream["end"] + between.stream["eof"]
+        between.main_in.sendall(end)
+        read(between.main_out, len(end))
+        between.main_out.shutdown(socket.SHUT_WR)
+        assert between.main_in.recv(1) == b""
+        between.main_in.sendall(b"\x06" + struct.pack(">I", 2) + b"{}")
+        assert read(between.main_out, 7)
+        between.main_in.close()
+        between.channel_in.close()
+        assert between.main_out.recv(1) == b""
+        assert between.relay.join().status == "completed"
+
+    def test_a_sync_after_the_destinations_end(self, ends):
+        """9.1 and 9.2 end with a SYNC that has no partner; the destination may be gone by then."""
+        between = ends(return_path=True)
+        end = between.stream["end"] + between.stream["eof"]
+        between.main_in.sendall(end)
+        read(between.main_out, len(end))
+        between.channel_out.close()
+        for _ in range(3):
+            between.channel_in.sendall(peer.sync())
+        between.main_out.sendall(struct.pack(">HHI", 1, 4, 0))
+        assert read(between.main_in, 8) == struct.pack(">HHI", 1, 4, 0)
+        between.main_in.close()
+        between.channel_in.close()
+        between.main_out.close()
+        assert between.relay.join().status == "completed"
+
+
+class TestOrder:
+    def test_main_goes_first_though_it_comes_last(self, relay, destination):
+        """A destination up to 7.2 takes the first connection for main."""
+        between = relay(destination.uri)
+        stream = peer.main_stream([(b"ram", BLOCK)])
+        with peer.Peer(between.uri) as source:
+            source.connect(peer.init(1) + peer.sync())
+            source.connect(peer.init(0) + peer.sync())
+            main = source.connect(b"QE")
+            whole = stream["header"] + stream["setup"] + stream["end"] + stream["eof"]
+            main.sendall(whole[2:])
+            assert read(destination.accept(), len(whole)) == whole
+            ids = {read(destination.accept(), 64 + 1344)[24] for _ in range(2)}
+            assert ids == {0, 1}
+            source.close()
+            for sock in destination.sockets:
+                assert sock.recv(1) == b""
+            destination.close()
+            assert between.join().channels == 2
+
+    def test_channels_of_a_source_that_gave_up_are_forgotten(self, relay, receiver, image):
+        """A late channel of a migration that failed must not spoil the next one."""
+        memory = bytearray(len(image))
+        end = receiver(memory)
+        between = relay(end.uri)
+        with peer.Peer(between.uri) as source:
+            late = source.connect(peer.init(0) + peer.sync())
+            late.shutdown(socket.SHUT_WR)
+            assert is_closed(late)
+        multifd.send(image, between.uri)
+        end.join()
+        assert between.join().status == "completed"
+        assert memory == image
+
+    def test_strangers_are_closed_and_counted(self, relay, receiver, image):
+        """One of them is silent all the time, and in nobody's way."""
+        end = receiver(bytearray(len(image)))
+        between = relay(end.uri)
+        with peer.Peer(between.uri) as stranger:
+            stranger.connect()
+            assert is_closed(stranger.connect(b"GET / HTTP/1.0\r\n\r\n"))
+            multifd.send(image, between.uri)
+            end.join()
+            assert between.join().strangers == 1
+
+    def test_a_silent_stranger_is_not_kept(self, relay, receiver, image):
+        end = receiver(bytearray(len(image)))
+        between = relay(end.uri, timeout=0.5)
+        with peer.Peer(between.uri) as stranger:
+            assert is_closed(stranger.connect())
+        multifd.send(image, between.uri)
+        end.join()
+        assert between.join().strangers == 1
+
+
+class TestFaults:
+    """One clear error within the timeout, and both sides closed."""
+
+    def check(self, between: Ends, kind: type[BaseException], words: str) -> None:
+        with pytest.raises(kind, match=words) as caught:
+            between.relay.join()
+        assert caught.value.result.status == "failed"
+        for sock in (between.main_in, between.channel_in, between.main_out, between.channel_out):
+            assert is_closed(sock)
+
+    @pytest.mark.parametrize("flags", [2, 4])
+    def test_a_payload_that_does_not_decode(self, ends, flags):
+        between = ends()
+        between.channel_in.sendall(peer.sync() + peer.packet([0], b"\x55" * 500, flags=flags))
+        self.check(between, CodecError, "channel 0, packet 1: (zlib|zstd) payload")
+
+    @pytest.mark.parametrize(
+        ("data", "words"),
+        [
+            (b"\x99" + peer.packet([0])[1:], "packet 0, byte 0: magic 0x99223344"),
+            (peer.packet([0], bytes(4096), flags=0x80), "unknown flags in 0x80"),
+            (peer.packet([0], bytes(4096), alloc=129), "pages_alloc 129, at most 128"),
+            (peer.packet([0] * 3, bytes(4096), alloc=2), "normal_pages 3, at most 2"),
+            (peer.packet([0], bytes(4096), size=4095), "next_packet_size 4095, expected 4096"),
+            (peer.packet([0], b"x", flags=2, size=1 << 24), "next_packet_size 16777216, at most 1048576"),
+            (peer.packet([0], b"x", flags=0x3E), "method code 0x3e"),
+            (peer.packet([0], bytes(4096)) + peer.packet([0], b"x", flags=2), "packet 1.*code 0x2, expected 0x0"),
+        ],
+    )
+    def test_damaged_packets(self, ends, data, words):
+        between = ends()
+        between.channel_in.sendall(data)
+        self.check(between, (RemoteWireError, PeerMismatch), words)
+
+    def test_another_method_than_told(self, ends):
+        between = ends(in_method="zlib")
+        between.channel_in.sendall(peer.packet([0], bytes(4096)))
+        self.check(between, PeerMismatch, "that of none; --in here allows zlib")
+
+    def test_another_method_than_announced(self, relay, receiver, image):
+        end = receiver(bytearray(len(image)), timeout=1)
+        between = relay(end.uri, in_method="zstd")
+        with pytest.raises((ChannelError, OutcomeUnknown)):
+            multifd.send(image, between.uri, "zlib")
+        with pytest.raises(PeerMismatch, match="'zlib', --in here allows zstd"):
+            between.join()
+        with pytest.raises(ChannelError):
+            end.join()
+
+    def test_a_channel_more_than_told(self, relay, destination):
+        between = relay(destination.uri, channels=2)
+        with peer.Peer(between.uri) as source:
+            sock = source.connect(peer.init(2))
+            with pytest.raises(PeerMismatch, match="--channels 3"):
+                between.join()
+            assert is_closed(sock)
+
+    def test_valid_magic_bad_content(self, relay, destination):
+        between = relay(destination.uri)
+        with peer.Peer(between.uri) as source:
+            sock = source.connect(struct.pack(">II", 0x11223344, 7) + bytes(56))
+            with pytest.raises(RemoteWireError, match="version 7"):
+                between.join()
+            assert is_closed(sock)
+
+    def test_the_source_dies_in_a_packet(self, ends):
+        between = ends()
+        between.channel_in.sendall(peer.packet([0], bytes(4096))[:3000])
+        between.channel_in.close()
+        between.main_in.close()
+        with pytest.raises(ChannelError, match=r"the source's (channel 0|main) .* closed the connection"):
+            between.relay.join()
+        assert is_closed(between.main_out)
+        assert is_closed(between.channel_out)
+
+    def test_the_source_dies_between_packets(self, ends):
+        between = ends()
+        between.channel_in.close()
+        between.main_in.close()
+        with pytest.raises(ChannelError, match=r"the source's main .* before all of RAM"):
+            between.relay.join()
+        assert is_closed(between.main_out)
+
+    @pytest.mark.parametrize("which", ["main_out", "channel_out"])
+    def test_the_destination_dies(self, ends, which):
+        """It is noticed though nothing is being sent."""
+        between = ends()
+        getattr(between, which).close()
+        with pytest.raises(ChannelError, match=r"the destination's .* closed the connection before it had everything"):
+            between.relay.join()
+        assert is_closed(between.main_in)
+        assert is_closed(between.channel_in)
+
+    def test_the_destination_dies_while_pages_flow(self, ends):
+        between = ends()
+        between.channel_out.close()
+        with pytest.raises(OSError):  # noqa: PT012 - which of them fails depends on buffers
+            while True:
+                between.channel_in.sendall(peer.packet([0], bytes(4096)))
+        with pytest.raises(ChannelError, match=r"the destination's channel 0"):
+            between.relay.join()
+
+    def test_the_destination_says_that_it_failed(self, ends):
+        between = ends(return_path=True)
+        between.main_out.sendall(struct.pack(">HHI", 1, 4, 1))
+        assert read(between.main_in, 8) == struct.pack(">HHI", 1, 4, 1)
+        between.main_out.close()
+        self.check_sides(between, PeerFailed, "the destination reports that it failed")
+
+    def check_sides(self, between: Ends, kind: type[BaseException], words: str) -> None:
+        with pytest.raises(kind, match=words):
+            between.relay.join()
+        assert is_closed(between.main_in)
+        assert is_closed(between.channel_in)
+
+    def test_the_destination_ends_without_a_confirmation(self, ends):
+        between = ends(return_path=True)
+        end = between.stream["end"] + between.stream["eof"]
+        between.main_in.sendall(end)
+        read(between.main_out, len(end))
+        between.main_out.close()
+        self.check_sides(between, ChannelError, "without a confirmation")
+
+    def test_nobody_listens(self, relay):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            uri = f"tcp:127.0.0.1:{free.getsockname()[1]}"
+        between = relay(uri, connect_timeout=0.2)
+        with peer.Peer(between.uri) as source:
+            main = source.connect(peer.main_stream([(b"ram", BLOCK)])["header"])
+            with pytest.raises(ChannelError, match="cannot connect to"):
+                between.join()
+            assert is_closed(main)
+
+    @pytest.mark.parametrize("first", [peer.init(0), peer.main_stream([(b"ram", BLOCK)])["header"]])
+    def test_the_rest_does_not_come(self, relay, destination, first):
+        between = relay(destination.uri, timeout=0.5)
+        with peer.Peer(between.uri) as source:
+            sock = source.connect(first)
+            with pytest.raises(ChannelError, match=r"no byte moved .*; main is (not )?connected, [01] channels are"):
+                between.join()
+            assert is_closed(sock)
+
+    def test_a_half_closed_end_has_a_deadline(self, ends):
+        between = ends(timeout=0.5)
+        end = between.stream["end"] + between.stream["eof"]
+        between.main_in.sendall(end)
+        between.main_in.close()
+        between.channel_in.close()
+        self.check_sides_out(between)
+
+    def check_sides_out(self, between: Ends) -> None:
+        with pytest.raises(ChannelError, match="no byte moved"):
+            between.relay.join()
+        assert is_closed(between.main_out)
+        assert is_closed(between.channel_out)
+
+    def test_a_slow_destination_holds_the_source_back(self, ends):
+        """What is under way is what the sockets hold, and one packet; not what the source would send."""
+        between = ends()
+        between.channel_in.settimeout(1)
+        data = peer.packet([i * 4096 for i in range(64)], bytes(BLOCK))
+        sent = 0
+        with pytest.raises(TimeoutError):  # noqa: PT012 - how many fit is what is asked
+            for _ in range(1 << 12):  # 1 GiB
+                between.channel_in.sendall(data)
+                sent += len(data)
+        assert sent < 256 << 20
+        between.main_out.close()
+        with pytest.raises(ChannelError):
+            between.relay.join()
+
+    @pytest.mark.parametrize(
+        ("options", "kind"),
+        [
+            ({"in_method": "nonesuch"}, MethodNotFound),
+            ({"out_method": "nonesuch"}, MethodNotFound),
+            ({"channels": 256}, UsageError),
+            ({"timeout": 0}, UsageError),
+        ],
+    )
+    def test_arguments(self, options, kind):
+        with pytest.raises(kind):
+            relay_call("tcp:127.0.0.1:0", "tcp:127.0.0.1:1", **options)
+
+
+class TestCommand:
+    def test_one_after_another(self, cli, receiver, image, tmp_path):
+        """The second fails, which does not end the relay; the third succeeds."""
+        to = f"unix:{tmp_path}/to"
+        command = cli("relay", "tcp:127.0.0.1:0", to, "--out", "zstd", "--json", "--connect-timeout", "0.3")
+        uri = command.listening()
+        documents = []
+        for attempt in range(3):
+            memory = bytearray(len(image))
+            if attempt == 1:
+                with pytest.raises((ChannelError, OutcomeUnknown)):
+                    multifd.send(image, uri)
+            else:
+                end = receiver(memory, uri=to)
+                multifd.send(image, uri)
+                end.join()
+                assert memory == image
+            documents.append(json.loads(command.process.stdout.readline()))
+        assert [d["status"] for d in documents] == ["completed", "failed", "completed"]
+        assert documents[0]["in_method"] == "none"
+        assert "cannot connect" in documents[1]["error"]
+        command.signal(signal.SIGINT)
+        out, err = command.wait(130)
+        assert json.loads(out)["status"] == "cancelled"
+        assert err.count("cannot connect") == 1
+
+    def test_the_next_source_may_come_early(self, cli, destination):
+        """The first source is done, its destination not yet: the next one waits, it is not turned away."""
+        command = cli("relay", "tcp:127.0.0.1:0", destination.uri, "--json")
+        stream = peer.main_stream([(b"ram", BLOCK)])
+        whole = stream["header"] + stream["setup"] + stream["end"] + stream["eof"]
+        with peer.Peer(command.listening()) as source:
+            source.connect(whole).close()
+            first = destination.accept()
+            assert read(first, len(whole)) == whole
+            assert first.recv(1) == b""
+            second = source.connect(whole)
+            assert is_closed(source.connect(b"GET / HTTP/1.0\r\n\r\n"))
+            first.close()
+            assert json.loads(command.process.stdout.readline())["status"] == "completed"
+            second_out = destination.accept()
+            assert read(second_out, len(whole)) == whole
+            second.close()
+            second_out.close()
+        assert json.loads(command.process.stdout.readline())["status"] == "completed"
+        command.signal(signal.SIGINT)
+        command.wait(130)
+
+    def test_once(self, cli, receiver, image):
+        end = receiver(bytearray(len(image)))
+        command = cli("relay", "tcp:127.0.0.1:0", end.uri, "--in", "zlib", "--out", "zstd", "--channels", 2, "--once")
+        multifd.send(image, command.listening(), "zlib")
+        end.join()
+        out, _ = command.wait()
+        assert out.startswith("zlib to zstd: completed, 2 channels, ")
+
+    def test_once_with_a_failure(self, cli):
+        command = cli("relay", "tcp:127.0.0.1:0", "tcp:127.0.0.1:1", "--once", "--json", "--connect-timeout", "0.2")
+        with peer.Peer(command.listening()) as source:
+            source.connect(peer.main_stream([(b"ram", BLOCK)])["header"])
+            document = command.json(5)
+        assert document["status"] == "failed"
+        assert "cannot connect" in document["error"]
+        assert document["bytes_in"] > 0
+
+    def test_a_private_method_from_another_host_must_be_named(self, cli, receiver, image, tmp_path):
+        """The listener's address decides, so every address of this host counts as another host."""
+        command = cli("relay", "tcp::0", f"unix:{tmp_path}/nobody", "--once")
+        uri = f"tcp:127.0.0.1:{command.listening().rpartition(':')[2]}"
+        with pytest.raises((ChannelError, OutcomeUnknown)):
+            multifd.send(image, uri, "lz4")
+        _, err = command.wait(4)
+        assert "needs --in lz4" in err
+        end = receiver(bytearray(len(image)))
+        command = cli("relay", "tcp::0", end.uri, "--once", "--in", "lz4")
+        uri = f"tcp:127.0.0.1:{command.listening().rpartition(':')[2]}"
+        multifd.send(image, uri, "lz4")
+        end.join()
+        command.wait()
