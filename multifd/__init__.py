@@ -1,8 +1,8 @@
 """Move guest memory between hosts in pages, over many connections, by a method chosen by name.
 
-`send` and `receive` are the two ends of a migration on QEMU's own multifd wire; an `Arena` is memory that
-is sent while it is written, a `Canceller` cancels; `load_method` gives
-a method by name; a method of your own is a subclass of `multifd.method.MultifdMethods`.
+`send` and `receive` are the two ends of a migration on QEMU's own multifd wire. What is sent is an `Image` in a
+file, a `MemoryImage` in a buffer, or `Live` memory, an `Arena` that is written meanwhile. A `Canceller` cancels;
+`load_method` gives a method by name; a method of your own is a subclass of `multifd.method.MultifdMethods`.
 """
 
 from __future__ import annotations
@@ -13,18 +13,21 @@ from typing import TYPE_CHECKING
 from multifd._version import __version__
 
 if TYPE_CHECKING:
-    from multifd.api import receive, send
+    from multifd.api import Image, Live, MemoryImage, receive, send
     from multifd.engine.canceller import Canceller
     from multifd.live.arena import Arena
     from multifd.registry import load_method
 
-__all__ = ["Arena", "Canceller", "__version__", "load_method", "receive", "send"]
+__all__ = ["Arena", "Canceller", "Image", "Live", "MemoryImage", "__version__", "load_method", "receive", "send"]
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
     "Arena": "multifd.live.arena",
     "Canceller": "multifd.engine.canceller",
+    "Image": "multifd.api",
+    "Live": "multifd.api",
+    "MemoryImage": "multifd.api",
     "load_method": "multifd.registry",
     "receive": "multifd.api",
     "send": "multifd.api",

@@ -1,4 +1,4 @@
-"""The library's calls: `send`, `receive` and `relay`."""
+"""The library's calls, `send`, `receive` and `relay`, and what can be sent."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from uuid import UUID
 
 from multifd.engine.canceller import Canceller
 from multifd.engine.receiver import ReceiveConfig, Receiver
 from multifd.engine.relay import Relay, RelayConfig
 from multifd.engine.sender import SendConfig, Sender
-from multifd.errors import ChannelError, MultifdError, UsageError
+from multifd.engine.still import send_still
+from multifd.errors import Cancelled, ChannelError, MultifdError, UsageError, about
 from multifd.live.arena import Arena, ArenaTarget
-from multifd.live.driver import LiveSchedule, LiveSource
+from multifd.live.driver import Controls, LiveDriver, LiveSource
 from multifd.live.precopy import Decision, Limits
 from multifd.method import MultifdMethods
 from multifd.pages import Buffer
@@ -25,7 +27,7 @@ from multifd.ram.mapped_source import MappedRamSource, VerbatimSource
 from multifd.ram.mapped_target import MappedRamTarget
 from multifd.ram.memory import MemorySource, MemoryTarget
 from multifd.ram.raw import RawImageSource, RawImageTarget
-from multifd.registry import describe, load_method
+from multifd.registry import load_method
 from multifd.stats import RelayResult, Result
 from multifd.transport.accept import Acceptor
 from multifd.transport.address import Uri
@@ -33,109 +35,169 @@ from multifd.transport.listen import Listener
 from multifd.wire.dialect import DIALECTS, Dialect, dialect_of
 
 Progress = Callable[[Result], None]
+
 _LOG = logging.getLogger(__name__)
+_PAGE_SIZES = (4096, 8192, 16384, 32768, 65536)
+_AT_MAX_ROUNDS = {"fail": Decision.GIVE_UP, "switch-over": Decision.SWITCH_OVER}
+
+
+@dataclass(frozen=True)
+class Image:
+    """RAM in a file: a capture, or a raw image."""
+
+    path: str | os.PathLike[str]
+    format: str = "auto"
+    """mapped-ram, raw, or auto: mapped-ram if the file starts as a QEMU stream does."""
+    page_size: int = 4096
+    """Bytes, of a raw image; a capture knows its own."""
+
+
+@dataclass(frozen=True)
+class MemoryImage:
+    """RAM in a buffer of this process that nobody writes while it is sent."""
+
+    buffer: Buffer
+    page_size: int = 4096
+    """Bytes, a power of two from 4096 to 65536."""
+
+
+@dataclass(frozen=True)
+class Live:
+    """An `Arena`, which may be written all the time, and what may be done to its writers.
+
+    What `pause`, `resume` and `throttle` raise ends the migration and comes out of `send`. All are called in the
+    thread that called it.
+    """
+
+    arena: Arena
+    pause: Callable[[], object]
+    """Makes everything that writes to it stand still, and returns when it does. Called once, when what is left fits
+    the downtime."""
+    resume: Callable[[], object]
+    """Lets it go on. Called once if the migration fails after `pause` was called (also if `pause` itself raised), and
+    never otherwise. After success and when the outcome is unknown the source stays paused: both ends running is
+    worse."""
+    throttle: Callable[[int], object] | None = None
+    """Called with a percentage, 20 at first, up to 99, by which the writers should slow down because they write faster
+    than pages can be moved; with 0 after a failure."""
+    tracker: str | None = None
+    """write-protect, soft-dirty or comparison; None takes the best that works here."""
+    page_size: int = 4096
+    """Bytes, a power of two from 4096 to 65536."""
+    downtime_limit: float = 0.3
+    """Seconds that the source may stand still."""
+    max_rounds: int = 30
+    """After so many, what does not fit the limit is given up."""
+    at_max_rounds: str = "fail"
+    """Or switch-over: stand still for as long as it takes."""
 
 
 def send(
-    ram: str | os.PathLike[str] | Buffer | Arena,
+    source: str | os.PathLike[str] | Buffer | Image | MemoryImage | Live,
     uri: str,
     method: str | MultifdMethods = "none",
     *,
     channels: int = 2,
-    page_size: int = 4096,
     max_bandwidth: int = 0,
     connect_timeout: float = 10.0,
     timeout: float = 60.0,
     dialect: str | None = None,
     uuid: str | None = None,
-    source_format: str = "auto",
     on_progress: Progress | None = None,
-    handle: Canceller | None = None,
-    pause: Callable[[], object] | None = None,
-    resume: Callable[[], object] | None = None,
-    throttle: Callable[[int], object] | None = None,
-    tracker: str | None = None,
-    downtime_limit: float = 0.3,
-    max_rounds: int = 30,
-    at_max_rounds: str = "fail",
+    canceller: Canceller | None = None,
 ) -> Result:
     """Migrate RAM to a destination that listens, or will within `connect_timeout`.
 
     Args:
-        ram: the path of a capture (QEMU's mapped-ram file) or of a raw image, or a buffer of this process that
-            nobody writes meanwhile, or an `Arena`, which may be written all the time.
+        source: what is sent; a path is short for `Image`, a buffer for `MemoryImage`.
         uri: ``tcp:HOST:PORT`` or ``unix:PATH``.
         method: a name, a name with options (``zstd:level=3``), or a method from `load_method`.
         channels: connections besides main, 1 to 255.
-        page_size: bytes, a power of two from 4096 to 65536; a capture knows its own.
         max_bandwidth: bytes each second; 0 is unlimited.
         connect_timeout: seconds to wait for the destination to listen.
         timeout: seconds that all connections may be silent.
         dialect: the QEMU release whose machine type the destination has: 9.0, 8.1 or 7.2. None: a capture's machine
             type says it, otherwise 9.0.
         uuid: the destination's, instead of the captured guest's; all zero for a destination without one.
-        source_format: raw, mapped-ram, or auto: mapped-ram if the file starts as a QEMU stream does.
         on_progress: called in this thread with the figures so far, about ten times a second.
-        handle: cancels this call from another thread.
-        pause: of an arena, needed: make everything that writes to it stand still, and return when it does. Called
-            once, in this thread, when what is left fits the downtime.
-        resume: of an arena, needed: let it go on. Called once, in this thread, if the migration fails after `pause`
-            was called (also if `pause` itself raised), and never otherwise. After success and when the outcome is
-            unknown the source stays paused: both ends running is worse.
-        throttle: of an arena: called with a percentage, 20 at first, up to 99, by which the writers should slow
-            down because they write faster than pages can be moved; with 0 after a failure.
-        tracker: of an arena: write-protect, soft-dirty or comparison; None takes the best that works here.
-        downtime_limit: seconds that the source of an arena may stand still.
-        max_rounds: after which an arena that does not fit the limit is given up.
-        at_max_rounds: fail, or switch-over: stand still for as long as it takes.
-
-    What `pause`, `resume`, `throttle` and `on_progress` raise ends the migration and comes out of this call.
+        canceller: cancels this call from another thread.
 
     Returns:
         The figures; the destination has confirmed that everything is in place.
 
     Raises:
-        MultifdError: see `multifd.errors`; its ``result`` has the figures up to then.
+        MultifdError: see `multifd.errors`; its ``result`` has the figures up to then, and says by its status where
+            the memory is. Whatever else is raised, an interrupt or what a callback raised, has that ``result``, too.
     """
     if dialect is not None and dialect not in DIALECTS:
-        raise UsageError(f"dialect {dialect!r}, expected one of {', '.join(DIALECTS)}")
-    if page_size not in (4096, 8192, 16384, 32768, 65536):
-        raise UsageError(f"page size {page_size}, expected a power of two from 4096 to 65536")
+        raise about(UsageError(f"dialect {dialect!r}, expected one of {', '.join(DIALECTS)}"), "dialect")
+    address = Uri.parse(uri)
     loaded = load_method(method) if isinstance(method, str) else method
-    with contextlib.ExitStack() as stack:
-        schedule: LiveSchedule | None = None
-        if isinstance(ram, Arena):
-            limits = Limits(downtime_limit, max_rounds, _at_max_rounds(at_max_rounds))
-            if pause is None or resume is None:
-                raise UsageError("an arena is sent while it is written: pause and resume are needed")
-            live = LiveSource(ram, page_size, tracker)
-            schedule = LiveSchedule(live, limits, pause, resume, throttle)
-            source: Source = live
-        elif pause or resume or throttle or tracker:
-            raise UsageError("pause, resume, throttle and tracker are for an arena")
-        else:
-            source = _source(ram, page_size, source_format, loaded)
-        stack.callback(source.close)
-        if uuid is not None:
-            source.machine = dataclasses.replace(source.machine, uuid=_uuid_bytes(uuid))
-        config = SendConfig(
-            Uri.parse(uri), channels, _dialect(source, dialect), max_bandwidth, connect_timeout, timeout
+    if not isinstance(source, Image | MemoryImage | Live):
+        source = Image(source) if isinstance(source, str | os.PathLike) else MemoryImage(_buffer(source))
+    if source.page_size not in _PAGE_SIZES:
+        raise about(
+            UsageError(f"page size {source.page_size}, expected a power of two from 4096 to 65536"), "page_size"
         )
-        return _run(Sender(source, loaded, config, on_progress, schedule, handle))
+    limits = _limits(source) if isinstance(source, Live) else None
+    with _opened(source, loaded) as opened:
+        if uuid is not None:
+            opened.machine = dataclasses.replace(opened.machine, uuid=_uuid_bytes(uuid))
+        config = SendConfig(address, channels, _dialect(opened, dialect), max_bandwidth, connect_timeout, timeout)
+        sender = Sender(opened, loaded, config, on_progress, canceller)
+        if isinstance(source, Live) and isinstance(opened, LiveSource) and limits is not None:
+            controls = Controls(source.pause, source.resume, source.throttle)
+            return LiveDriver(sender, opened, limits, controls).run()
+        return send_still(sender, opened)
 
 
-def _at_max_rounds(text: str) -> Decision:
-    allowed = {"fail": Decision.GIVE_UP, "switch-over": Decision.SWITCH_OVER}
-    if text not in allowed:
-        raise UsageError(f"at_max_rounds {text!r}, expected {' or '.join(allowed)}")
-    return allowed[text]
+def _buffer(source: object) -> Buffer:
+    try:
+        return memoryview(source).cast("B")  # type: ignore[arg-type]
+    except TypeError as e:
+        raise about(
+            UsageError(
+                f"cannot send {type(source).__name__}: {e}; expected a path, a contiguous buffer, Image, MemoryImage "
+                "or Live"
+            ),
+            "source",
+        ) from e
+
+
+@contextlib.contextmanager
+def _opened(source: Image | MemoryImage | Live, method: MultifdMethods) -> Iterator[Source]:
+    if isinstance(source, Live):
+        opened: Source = LiveSource(source.arena, source.page_size, source.tracker)
+    elif isinstance(source, MemoryImage):
+        opened = MemorySource(source.buffer, source.page_size)
+    else:
+        opened = _open_image(source, method)
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+def _open_image(image: Image, method: MultifdMethods) -> Source:
+    if image.format not in ("auto", "raw", "mapped-ram"):
+        raise about(UsageError(f"format {image.format!r}, expected auto, raw or mapped-ram"), "format")
+    if image.format == "mapped-ram" or (image.format == "auto" and is_mapped_ram(image.path)):
+        return VerbatimSource(image.path) if method.capabilities.verbatim else MappedRamSource(image.path)
+    return RawImageSource(image.path, image.page_size)
+
+
+def _limits(live: Live) -> Limits:
+    if live.at_max_rounds not in _AT_MAX_ROUNDS:
+        allowed = " or ".join(_AT_MAX_ROUNDS)
+        raise about(UsageError(f"at_max_rounds {live.at_max_rounds!r}, expected {allowed}"), "at_max_rounds")
+    return Limits(live.downtime_limit, live.max_rounds, _AT_MAX_ROUNDS[live.at_max_rounds])
 
 
 def _uuid_bytes(text: str) -> bytes:
     try:
         return UUID(text).bytes
     except ValueError:
-        raise UsageError(f"uuid {text!r}, expected 32 hexadecimal digits") from None
+        raise about(UsageError(f"uuid {text!r}, expected 32 hexadecimal digits"), "uuid") from None
 
 
 def _dialect(source: Source, name: str | None) -> Dialect:
@@ -157,6 +219,7 @@ def receive(
     timeout: float = 60.0,
     on_listening: Callable[[str], None] | None = None,
     on_progress: Progress | None = None,
+    canceller: Canceller | None = None,
 ) -> Result:
     """Wait for a sender, multifd's or QEMU's, and take its RAM.
 
@@ -170,12 +233,14 @@ def receive(
         timeout: seconds that all connections may be silent, and to wait for the first.
         on_listening: called once with the URI that senders can use now, its port filled in.
         on_progress: called in this thread with the figures so far, about ten times a second.
+        canceller: cancels this call from another thread.
 
     Returns:
         The figures; the image is durable and under its name.
 
     Raises:
-        MultifdError: see `multifd.errors`; its ``result`` has the figures up to then.
+        MultifdError: see `multifd.errors`; its ``result`` has the figures up to then, and says by its status where
+            the memory is. Whatever else is raised, an interrupt or what a callback raised, has that ``result``, too.
     """
     parsed = Uri.parse(uri)
     config = ReceiveConfig(channels, tuple(methods), timeout)
@@ -183,10 +248,10 @@ def receive(
     try:
         listener = Listener(parsed)
         try:
-            receiver = Receiver(listener, target, config, on_progress)
+            receiver = Receiver(listener, target, config, on_progress, canceller)
             if on_listening is not None:
-                on_listening(str(listener.uri))
-            return _run(receiver)
+                receiver.announce(on_listening)
+            return receiver.run()
         finally:
             listener.close()
     finally:
@@ -205,6 +270,7 @@ def relay(
     timeout: float = 60.0,
     on_listening: Callable[[str], None] | None = None,
     on_result: Callable[[RelayResult], None] | None = None,
+    canceller: Canceller | None = None,
 ) -> None:
     """Relay one migration after another, until interrupted.
 
@@ -220,59 +286,45 @@ def relay(
         on_listening: called once with the URI that sources can use now, its port filled in.
         on_result: called in this thread with the figures of each migration. Without `once` also of one that
             failed, whose error goes to the log.
+        canceller: ends the relay, and the migration that passes, from another thread.
 
     Raises:
         MultifdError: arguments that cannot be meant, an address that cannot be had; with `once` also what went
             wrong, with the figures as ``result``.
     """
     config = RelayConfig(Uri.parse(to), in_method, out_method, channels, connect_timeout, timeout)
-    describe()  # imports every method now, not while the first packet waits
+    canceller = canceller or Canceller()
     listener = Listener(Uri.parse(listen))
-    arrivals = Acceptor(listener, timeout)
+    acceptor = Acceptor(listener, timeout)
     try:
         if on_listening is not None:
             on_listening(str(listener.uri))
         while True:
-            one = Relay(arrivals, config)
+            one = Relay(acceptor, config, canceller)
             try:
                 result = one.run()
+            except Cancelled:
+                raise
             except MultifdError as e:
-                e.result = result = one.result()
+                result = e.result
                 if once or (isinstance(e, ChannelError) and not one.has_begun):
                     raise
                 _LOG.error("%s", "; ".join([str(e), *getattr(e, "__notes__", ())]))
+            canceller.release()
             if on_result is not None:
                 on_result(result)
             if once:
                 return
     finally:
-        arrivals.close()
+        acceptor.close()
         listener.close()
-
-
-def _source(ram: str | os.PathLike[str] | Buffer, page_size: int, source_format: str, method: MultifdMethods) -> Source:
-    if source_format not in ("auto", "raw", "mapped-ram"):
-        raise UsageError(f"source format {source_format!r}, expected auto, raw or mapped-ram")
-    if not isinstance(ram, str | os.PathLike):
-        return MemorySource(ram, page_size)
-    if source_format == "mapped-ram" or (source_format == "auto" and is_mapped_ram(ram)):
-        return VerbatimSource(ram) if method.capabilities.verbatim else MappedRamSource(ram)
-    return RawImageSource(ram, page_size)
 
 
 def _target(into: str | os.PathLike[str] | Buffer | Arena, format: str) -> Target:
     if format not in ("mapped-ram", "raw"):
-        raise UsageError(f"format {format!r}, expected mapped-ram or raw")
+        raise about(UsageError(f"format {format!r}, expected mapped-ram or raw"), "format")
     if isinstance(into, Arena):
         return ArenaTarget(into)
     if not isinstance(into, str | os.PathLike):
         return MemoryTarget(into)
     return MappedRamTarget(into) if format == "mapped-ram" else RawImageTarget(into)
-
-
-def _run(end: Sender | Receiver) -> Result:
-    try:
-        return end.run()
-    except MultifdError as e:
-        e.result = end.stats.snapshot(0.0)
-        raise

@@ -29,7 +29,7 @@ Status 0 is success and 130 is Ctrl-C. Whatever else leaves the library is a bug
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 
 class MultifdError(Exception):
@@ -38,6 +38,8 @@ class MultifdError(Exception):
     exit_code: ClassVar[int] = 1
     result: Any = None
     """A `multifd.stats.Result`: the figures of the migration that failed, if there was one."""
+    setting: str = ""
+    """The argument of the library's call that the message is about, such as ``timeout``, if it is about one."""
 
 
 class UsageError(MultifdError, ValueError):
@@ -167,6 +169,10 @@ class ChannelError(MultifdError, OSError):
     exit_code = 5
 
 
+class Aborted(ChannelError):
+    """A wait that ended because the migration is being torn down: a consequence, which never leaves an engine."""
+
+
 class RamError(MultifdError):
     """A RAM source or destination cannot be used as asked: not RAM, full disk, wrong size."""
 
@@ -193,6 +199,15 @@ class Cancelled(MultifdError):
     """The caller cancelled the migration; the source keeps its memory."""
 
     exit_code = 130
+
+
+_Error = TypeVar("_Error", bound=MultifdError)
+
+
+def about(error: _Error, setting: str) -> _Error:
+    """The error, marked as one about an argument of the library's call: see `MultifdError.setting`."""
+    error.setting = setting
+    return error
 
 
 def note_others(error: BaseException, others: Sequence[BaseException]) -> None:

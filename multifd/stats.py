@@ -10,6 +10,7 @@ migration_calculate_complete).
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -24,19 +25,6 @@ class ChannelStats:
     zero_pages: int = 0
     counters: dict[str, int] = field(default_factory=dict)
     """The method's own, ``p.counters``."""
-
-
-@dataclass(slots=True)
-class LiveStats:
-    """What a live migration adds; written by the thread of its caller alone."""
-
-    tracker: str = ""
-    tracker_reason: str = ""
-    rounds: int = 0
-    dirty_pages: int = 0
-    dirty_pages_rate: int = 0
-    expected_downtime_ms: float | None = None
-    throttle_percent: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,6 +70,8 @@ class Result:
     throttle_percent: int = 0
     """How much the source was asked to slow down (QEMU's cpu-throttle-percentage)."""
     error: str | None = None
+    notes: tuple[str, ...] = ()
+    """What else is to be said of an error, above all where the memory is; also of a migration that completed."""
 
     def as_dict(self) -> dict[str, Any]:
         """A dict of plain values, in the order of the fields."""
@@ -93,7 +83,7 @@ class RelayResult:
     """The figures of one migration through a relay; `as_dict` is the command line's JSON."""
 
     status: str
-    """active, completed, failed or cancelled."""
+    """active, completed, failed, cancelled, or unknown (the stream's end was passed on, its confirmation was not)."""
     in_method: str = ""
     """The source's; empty as long as no packet with pages came."""
     out_method: str = ""
@@ -104,17 +94,19 @@ class RelayResult:
     """Of all kinds, over all channels."""
     normal_pages: int = 0
     zero_pages: int = 0
-    """In packets; those that an old source sends on main are not counted."""
+    """In packets, and on main as a source of older machine types sends them."""
     bytes_in: int = 0
     """From the source, main and all channels."""
     bytes_out: int = 0
     """To the destination, main and all channels."""
-    strangers: int = 0
+    rejected: int = 0
     """Connections that were not a migration's and were closed."""
     in_stats: dict[str, int] = field(default_factory=dict)
     out_stats: dict[str, int] = field(default_factory=dict)
     """The methods' own counters, summed over channels."""
     error: str | None = None
+    notes: tuple[str, ...] = ()
+    """What else is to be said of an error, above all where the memory is."""
 
     def as_dict(self) -> dict[str, Any]:
         """A dict of plain values, in the order of the fields."""
@@ -138,8 +130,10 @@ class MigrationStats:
         """ZERO words that were received; a sender counts those of each channel in its own figures."""
         self.wire_bytes = 0
         """Bytes of all connections: init packets, headers, payload; counted by the engine before it asks."""
-        self.live = LiveStats()
+        self.live: dict[str, Any] = {}
+        """The fields of `Result` that a live source adds; written by the thread of its caller alone."""
         self.error: str | None = None
+        self.notes: tuple[str, ...] = ()
         self._start = now
         self._setup_end: float | None = None
         self._switchover: float | None = None
@@ -154,6 +148,11 @@ class MigrationStats:
         self.channels.append(channel)
         return channel
 
+    def begin(self, now: float) -> None:
+        """The migration began only `now`, not when this object was made: a receiver waits for its sender."""
+        self._start = now
+        self._window = (now, 0, 0)
+
     def setup_done(self, now: float) -> None:
         """SETUP is on its way."""
         self._setup_end = now
@@ -162,11 +161,12 @@ class MigrationStats:
         """The source stands still from now on."""
         self._switchover = now
 
-    def finish(self, now: float, status: str, error: str | None = None) -> None:
-        """The migration ended; later calls change nothing."""
+    def finish(self, now: float, status: str, error: str | None = None, notes: Iterable[str] = ()) -> None:
+        """The migration ended; later calls change nothing but the words."""
         if self._end is None:
             self.tick(now)
-            self._end, self.status, self.error = now, status, error
+            self._end = now
+        self.status, self.error, self.notes = status, error, tuple(notes)
 
     def tick(self, now: float) -> bool:
         """Close the window if 100 ms have passed; returns whether it did."""
@@ -209,6 +209,7 @@ class MigrationStats:
             ram_bytes=self.ram_bytes,
             dirty_sync_count=self.dirty_sync_count,
             method_stats=dict(method_stats),
-            **asdict(self.live),
+            **self.live,
             error=self.error,
+            notes=self.notes,
         )

@@ -9,27 +9,30 @@ from multifd.errors import Cancelled, UsageError
 
 
 class Canceller:
-    """Cancels one `multifd.send` from another thread.
+    """Cancels one `multifd.send`, `multifd.receive` or `multifd.api.relay` from another thread, or a signal handler.
 
     ::
 
-        handle = multifd.Canceller()
-        threading.Thread(target=multifd.send, args=(...), kwargs={"handle": handle}).start()
-        handle.cancel()
+        canceller = multifd.Canceller()
+        threading.Thread(target=multifd.send, args=(...), kwargs={"canceller": canceller}).start()
+        canceller.cancel()
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._stop: Callable[[], None] | None = None
+        # Reentrant: a signal handler may call while this thread is inside.
+        self._lock = threading.RLock()
+        self._stop: Callable[[], object] | None = None
+        self._hurry: Callable[[], object] | None = None
         self._is_cancelled = False
         self._is_too_late = False
+        self._is_released = False
 
     def cancel(self) -> bool:
-        """Ask for it, from any thread; `multifd.send` then raises `Cancelled`, and a live source is resumed.
+        """Ask for it, from any thread; the call then raises `Cancelled`, and a live source is resumed.
 
         Returns:
-            Whether it was in time. Once the stream's end is on its way the destination decides, and this changes
-            nothing.
+            Whether it was in time. Once the destination may have the memory this changes nothing: the call returns, or
+            raises, what becomes of it.
         """
         with self._lock:
             if self._is_too_late:
@@ -40,22 +43,34 @@ class Canceller:
                     self._stop()
             return True
 
-    def begin(self, stop: Callable[[], None]) -> None:
-        """For the sender: what to call, once, to cancel.
+    def stop_waiting(self) -> None:
+        """After a `cancel` that came too late: end soon, within about 5 s, though the outcome may be unknown then."""
+        with self._lock:
+            if self._hurry is not None:
+                self._hurry()
+
+    def begin(self, stop: Callable[[], object], hurry: Callable[[], object]) -> None:
+        """For the engine: what to call, once, to cancel; and to stop waiting.
 
         Raises:
             Cancelled: that was asked for already.
-            UsageError: the handle belongs to another migration.
+            UsageError: the canceller belongs to another call.
         """
         with self._lock:
-            if self._stop is not None:
-                raise UsageError("a handle is for one migration")
-            self._stop = stop
+            if self._stop is not None and not self._is_released:
+                raise UsageError("a canceller is for one call")
+            self._is_released = False
+            self._stop, self._hurry = stop, hurry
             if self._is_cancelled:
                 raise Cancelled("the migration was cancelled before it began")
 
-    def hand_over(self) -> None:
-        """For the sender: from now on it is too late.
+    def release(self) -> None:
+        """For a call of several migrations: one is over, the next may begin."""
+        with self._lock:
+            self._is_released = True
+
+    def close(self) -> None:
+        """For the engine: from now on it is too late.
 
         Raises:
             Cancelled: it was in time.

@@ -1,59 +1,52 @@
 """The destination's end: connections in any order, everything validated, success only when durable.
 
-Rules of this file: the caller's thread accepts, watches time and finishes; one thread reads main, one
-each channel. They meet in `Barrier` (sync points) and `Negotiation` (channels and method).
-The first error wins: it stops everything, is raised here with the others as notes, and no thread or
-socket outlives the call.
+Rules of this file: the caller's thread accepts, watches time and finishes; one thread reads main, one each channel,
+one keeps the disk busy. They meet in `Barrier` (sync points) and `Negotiation` (channels and method). Whatever ends
+the migration goes through `_settle`, where the first error is chosen and `Fate` says where the memory is.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import mmap
-import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from multifd.engine.canceller import Canceller
+from multifd.engine.crew import JOIN_S, Crew
+from multifd.engine.disk import Disk
+from multifd.engine.fate import RECEIVER, Custody, Fate, attach
+from multifd.engine.muster import Muster
 from multifd.engine.negotiation import Negotiation
-from multifd.engine.payload import receive_payload
+from multifd.engine.recv_channel import RecvChannel
+from multifd.engine.recv_main import RecvMain, Rejected
+from multifd.engine.sender import check_channels, check_timeout
 from multifd.engine.sync import Barrier
-from multifd.errors import (
-    ChannelError,
-    CodecError,
-    HookError,
-    MultifdError,
-    RemoteWireError,
-    StreamError,
-    UsageError,
-    note_others,
-)
-from multifd.method import MultifdMethods, RecvParams, run_hook
+from multifd.errors import Cancelled, ChannelError, HookError, MultifdError, StreamError
 from multifd.pages import Geometry
-from multifd.ram.block import Staging, Target, TargetBlock
-from multifd.stats import ChannelStats, MigrationStats, Result
-from multifd.transport.accept import Acceptor
+from multifd.ram.block import Target, TargetBlock
+from multifd.stats import MigrationStats, Result
+from multifd.transport.accept import Acceptor, Arrival
 from multifd.transport.connection import Connection
 from multifd.transport.idle import IdleTimer
 from multifd.transport.listen import Listener
-from multifd.wire import return_path, stream
-from multifd.wire.packet import INIT_BYTES, PREFIX_BYTES, InitPacket, Packet, check_prefix, decode_packet, header_bytes
-from multifd.wire.reader import MainStreamReader
+from multifd.wire.packet import INIT_BYTES, InitPacket
+from multifd.wire.return_path import PONG
+from multifd.wire.stream import MAGIC_BYTES, Machine
 
 _LOG = logging.getLogger(__name__)
 _POLL_S = 0.05
-_JOIN_S = 10.0
 _PONG_S = 5.0
 """How often the sender hears from us while the disk takes its time."""
-_FLUSH_S = 0.02
 _DRAIN_S = 5.0
+_MAX_CANDIDATES = 8
+"""Connections that may claim to be main at the same time."""
 
 
 @dataclass(frozen=True)
 class ReceiveConfig:
-    """How to receive; the command line's and `multifd.receive`'s arguments, checked."""
+    """How to receive; `multifd.receive`'s arguments, checked."""
 
     channels: int | None = None
     """None: what the sender announces, else 2."""
@@ -63,20 +56,19 @@ class ReceiveConfig:
     """How long all connections may be silent, and how long to wait for the first."""
 
     def __post_init__(self) -> None:
-        if self.channels is not None and not 1 <= self.channels <= 255:
-            raise UsageError(f"channels: got {self.channels}, expected 1 to 255")
-        if self.timeout_s <= 0:
-            raise UsageError("the timeout must be positive")
+        check_channels(self.channels)
+        check_timeout(self.timeout_s, "timeout")
 
 
 class Receiver:
     """One migration into this process; use once.
 
     Args:
-        listener: where the sender connects; the caller closes it.
+        listener: where the sender connects; closed as soon as nobody else can belong to the migration.
         target: where RAM goes; committed or discarded when `run` is over.
         config: how.
         on_progress: called in the caller's thread with the figures so far, about ten times a second.
+        canceller: to cancel it with.
     """
 
     def __init__(
@@ -85,328 +77,297 @@ class Receiver:
         target: Target,
         config: ReceiveConfig,
         on_progress: Callable[[Result], None] | None = None,
+        canceller: Canceller | None = None,
     ) -> None:
-        self._target, self._config = target, config
-        self._on_progress = on_progress
-        self._silence = IdleTimer(config.timeout_s, self._describe_connections)
-        self._agreement = Negotiation(config.methods, config.channels, is_local=listener.is_local)
-        self._barrier = Barrier()
+        self._listener, self._target, self._on_progress = listener, target, on_progress
+        self._canceller = canceller or Canceller()
+        self._idle = IdleTimer(config.timeout_s, self._describe_connections)
+        self._negotiation = Negotiation(config.methods, config.channels, is_local=listener.is_local)
+        self._acceptor = Acceptor(listener, config.timeout_s)
+        self._muster = Muster(self._acceptor, self._negotiation)
+        self._crew = Crew(self._idle, self._acceptor.wake)
+        self._disk = Disk(target, self._crew)
+        self._candidates: list[RecvMain] = []
+        self._electing = threading.Lock()
+        self._main: RecvMain | None = None
         self._ready = threading.Event()  # geometry and blocks are known, or all is over
-        self._flusher: threading.Thread | None = None
-        self._flush_over = threading.Event()
-        self._arrivals = Acceptor(listener, config.timeout_s)
-        self._main: Connection | None = None
-        self._has_return_path = False
-        self._has_device_state = False
-        self._main_ended = False
         self._geometry = Geometry.of(4096)
-        self._blocks: dict[str, TargetBlock] = {}
-        self._channels: dict[int, Connection] = {}
-        self._threads: list[threading.Thread] = []
-        self._errors: list[BaseException] = []
+        self._blocks: Mapping[str, TargetBlock] = {}
+        self._channels: list[RecvChannel] = []
+        self._stop_at = float("inf")
+        self.barrier = Barrier()
+        self.fate = Fate(RECEIVER)
         self.stats = MigrationStats(time.monotonic())
 
     @property
-    def strangers(self) -> int:
-        """Connections that were not a migration's and were closed."""
-        return self._arrivals.strangers
+    def result(self) -> Result:
+        """The figures so far, or of the end."""
+        if self._negotiation.method is not None:
+            self.stats.method = self._negotiation.method.name
+        self.stats.wire_bytes = sum(c.bytes_received for c in self._connections())
+        return self.stats.snapshot(time.monotonic())
+
+    def announce(self, on_listening: Callable[[str], None]) -> None:
+        """Tell the caller where senders can connect; what it raises leaves nothing behind."""
+        try:
+            on_listening(str(self._listener.uri))
+        except BaseException:
+            self._tear_down()
+            raise
 
     def run(self) -> Result:
         """Wait for a sender and take everything it sends.
 
         Raises:
-            MultifdError: what went wrong first; nothing remains of the target then, `stats` has the figures.
+            MultifdError: what went wrong first, with ``result``; nothing remains of the target unless that says
+                completed.
             KeyboardInterrupt: passes through, after everything was torn down.
         """
         try:
-            while not self._main_ended:
+            self._canceller.begin(self._cancel, self._stop_waiting)
+            while self._main is None or not self._main.has_ended:
                 self._serve(_POLL_S)
             self._finish()
-        except BaseException as e:
-            error = self._errors[0] if self._errors and isinstance(e, MultifdError) else e
-            note_others(error, self._errors)
-            error.add_note("what was received is not kept: the good copy is the sender's")
-            self._tear_down(failed=True)
-            status = "cancelled" if isinstance(error, KeyboardInterrupt) else "failed"
-            self._count_bytes()
-            self.stats.finish(time.monotonic(), status, str(error) or type(error).__name__)
-            if error is e:
+        except BaseException as error:
+            told = error
+            try:
+                told = self._settle(error)
+                self._tear_down()
+            except BaseException as e:  # another interrupt: what is known of the memory is said of it, too
+                told = self.fate.conclude(e)
+                self._target.discard()
+            self._record(told)
+            if told is error:
                 raise
-            raise error from None
-        self._count_bytes()
+            raise told from told.__cause__
+        self._tear_down()
         self.stats.finish(time.monotonic(), "completed")
-        self._tear_down(failed=False)
-        if self.strangers:
-            _LOG.info("%d connections that were no migration's were closed", self.strangers)
-        return self.stats.snapshot(time.monotonic())
+        if rejected := self._acceptor.rejected:
+            _LOG.info("%d connections that were no migration's were closed", rejected)
+        return self.result
 
     # -- the caller's thread ----------------------------------------------------------------------
 
     def _serve(self, timeout_s: float) -> None:
         """One turn: accept, notice errors and silence, report."""
-        self._admit(timeout_s)
-        if self._errors:
-            raise self._errors[0]
-        self._silence.check()
-        self._count_bytes()
+        self._accept(timeout_s)
+        self._crew.check()
+        self._idle.check()
+        result = self.result
         if self.stats.tick(time.monotonic()) and self._on_progress is not None:
-            self._on_progress(self.stats.snapshot(time.monotonic()))
+            self._on_progress(result)
 
-    def _admit(self, timeout_s: float) -> None:
-        for sock, peer, init in self._arrivals.wait(timeout_s):
-            if init is not None:
-                self._start_channel(sock, peer, init)
-            elif self._main is None:
-                self._start_main(sock, peer)
+    def _accept(self, timeout_s: float) -> None:
+        for arrival in self._muster.poll(timeout_s):
+            if arrival[2] is None:
+                self._start_candidate(arrival)
             else:
-                self._arrivals.dismiss(sock)
+                self._start_channel(arrival, arrival[2])
+        if self._main is not None and self._muster.is_complete and self._negotiation.is_announced:
+            # Nobody else can belong to this migration: the next who connects is refused by the kernel.
+            self._listener.close()
 
-    def _count_bytes(self) -> None:
-        main = () if self._main is None else (self._main,)
-        self.stats.wire_bytes = sum(c.bytes_received for c in (*main, *self._channels.values()))
+    def _start_candidate(self, arrival: Arrival) -> None:
+        sock, peer, _ = arrival
+        if self._main is not None or len(self._candidates) >= _MAX_CANDIDATES:
+            self._acceptor.dismiss(sock)
+            return
+        candidate = RecvMain(Connection(sock, self._idle, peer), self)
+        candidate.connection.bytes_received = len(MAGIC_BYTES)
+        self._idle.touch()
+        self._candidates.append(candidate)
+        self._crew.start("multifdrecv_main", self._run_candidate, candidate)
+
+    def _run_candidate(self, candidate: RecvMain) -> None:
+        try:
+            candidate.run()
+        except (Rejected, StreamError, ChannelError) as e:
+            if candidate is self._main or (self._main is None and self._is_a_source(candidate, e)):
+                raise
+            _LOG.info("%s was not the migration's main: %s", candidate.connection.peer, e)
+            self._candidates.remove(candidate)
+            self._acceptor.rejected += 1
+            candidate.connection.close()
+
+    def _is_a_source(self, candidate: RecvMain, error: Exception) -> bool:
+        """Whether a candidate that failed before its list of blocks was what this end has waited for."""
+        alone = self._candidates == [candidate]
+        return alone and candidate.has_configuration and isinstance(error, StreamError)
+
+    def _start_channel(self, arrival: Arrival, init: InitPacket) -> None:
+        sock, peer, _ = arrival
+        if not self._channels:
+            self.barrier.expect(self._negotiation.expected())
+            self.stats.method = init.method
+        connection = Connection(sock, self._idle, f"channel {init.id} ({peer})")
+        connection.bytes_received = INIT_BYTES
+        self._idle.touch()
+        channel = RecvChannel(
+            init.id, connection, self.barrier, self._negotiation.method_of, self._has_ended, self.stats.add_channel()
+        )
+        self._channels.append(channel)
+        self._crew.start(f"multifdrecv_{init.id}", self._run_channel, channel)
+
+    def _connections(self) -> list[Connection]:
+        mains = self._candidates if self._main is None else [self._main]
+        return [*(channel.connection for channel in self._channels), *(main.connection for main in mains)]
+
+    def _has_ended(self) -> bool:
+        return self._main is not None and self._main.has_ended
 
     def _describe_connections(self) -> str:
-        if self._main is None and not self._channels:
-            return f"; no sender connected{self._describe_strangers()}"
-        if self._has_device_state:
+        turned_away = ""
+        if rejected := self._acceptor.rejected:
+            turned_away = f", {rejected} connections that were no migration's were closed"
+        if not self._candidates and not self._muster.present:
+            return f"; no sender connected{turned_away}"
+        if self._main is not None and self._main.has_device_state:
             return (
                 "; all of RAM is here, but the end of the devices' state was not seen: machine types up to 2.2 do not "
                 "mark it, switch capability return-path off at the source"
             )
-        main = "connected" if self._main else "not connected"
+        main = "connected" if self._candidates else "not connected"
         return (
-            f"; main is {main}, {len(self._channels)} of {self._agreement.channels} channels are "
-            f"(--channels must be the sender's){self._describe_strangers()}"
+            f"; main is {main}, {self._muster.present} of {self._negotiation.expected()} channels are "
+            f"(the channel count must be the sender's){turned_away}"
         )
 
-    def _describe_strangers(self) -> str:
-        return f", {self.strangers} connections that were no migration's were closed" if self.strangers else ""
-
-    def _start_main(self, sock: socket.socket, peer: str) -> None:
-        self._main = Connection(sock, self._silence, peer)
-        self._main.bytes_received = len(stream.MAGIC_BYTES)
-        self._silence.touch()
-        self.stats = self._restarted_stats()
-        self._start_thread("multifdrecv_main", self._run_main, self._main)
-
-    def _restarted_stats(self) -> MigrationStats:
-        """Total time counts from the sender's main connection, not from the start of listening."""
-        stats = MigrationStats(time.monotonic())
-        stats.channels, stats.method = self.stats.channels, self.stats.method
-        return stats
-
-    def _start_channel(self, sock: socket.socket, peer: str, init: InitPacket) -> None:
-        connection = Connection(sock, self._silence, f"channel {init.id} ({peer})")
-        try:
-            self._agreement.admit(init)
-        except BaseException:
-            connection.close()
-            raise
-        self._silence.touch()
-        connection.bytes_received = INIT_BYTES
-        if not self._channels:
-            self._barrier.expect(self._agreement.channels)
-            self.stats.method = init.method
-        self._channels[init.id] = connection
-        self._start_thread(f"multifdrecv_{init.id}", self._run_channel, init.id, connection, self.stats.add_channel())
-
-    def _start_thread(self, name: str, run: Callable[..., None], *args: object) -> threading.Thread:
-        def guarded() -> None:
-            try:
-                run(*args)
-            except BaseException as e:
-                self._errors.append(e)
-            self._arrivals.wake()
-
-        thread = threading.Thread(target=guarded, name=name, daemon=True)
-        self._threads.append(thread)
-        thread.start()
-        return thread
-
     def _finish(self) -> None:
-        """Main has ended: nothing may be missing, then make it durable and say so."""
-        self._barrier.end()
-        self._flush_over.set()
-        for connection in self._channels.values():
-            connection.shutdown_read()
-        # Not the disk's: that may take its time, and `_commit` waits for it.
-        threads = [thread for thread in self._threads if thread is not self._flusher]
-        self._join(threads)
-        if busy := [thread.name for thread in threads if thread.is_alive()]:
-            raise HookError(f"{', '.join(busy)}: still busy {_JOIN_S:g} s after the last sync point")
-        for _ in range(3):  # accept; the magic; the rest of an init packet
-            self._admit(0)
-        if self._errors:
-            raise self._errors[0]
-        self._commit()
+        """Main has ended: nothing may be missing, then make it durable and say so.
+
+        The order matters: the channels end before anything is committed, so no page comes late; a channel that was
+        turned away is looked for after that, since its pages would be lost; cancelling ends before the commit begins.
+        """
         main = self._main
-        assert main is not None
-        with contextlib.suppress(ChannelError):
-            if self._has_return_path:
-                main.send([return_path.encode_answer(return_path.SHUT, 0)])
-            self._drain(main)
+        if main is None:
+            raise MultifdError("a migration ended that had no main connection")
+        self.barrier.end()
+        self._disk.stop()
+        for channel in self._channels:
+            channel.connection.shutdown_read()
+        late = self._crew.join([t for t in self._crew.threads if t is not self._disk.flusher])
+        if late:
+            raise HookError(f"{', '.join(late)}: still busy {JOIN_S:g} s after the last sync point")
+        for _ in range(4):  # accept; the magic; the rest of an init packet; what follows it
+            self._accept(0)
+        self._crew.check()
+        if self._muster.surplus is not None:
+            raise self._muster.surplus
+        self._commit(main)
+        main.say_shut(0)
+        self._drain(main)
 
-    def _commit(self) -> None:
+    def _commit(self, main: RecvMain) -> None:
         """Commit in a thread of its own; a slow disk is no silence, so PONGs go out meanwhile."""
-        thread = self._start_thread("multifd_commit", self._make_durable)
+        self._canceller.close()
+        self.fate.hand_over()
+        thread = self._disk.commit(self._negotiation.uuid)
+        pong_at = time.monotonic() + _PONG_S
         while thread.is_alive():
-            thread.join(_PONG_S)
-            if thread.is_alive() and self._has_return_path and self._main is not None:
-                with contextlib.suppress(ChannelError):
-                    self._main.send([return_path.encode_answer(return_path.PONG, 0)])
-        if self._errors:
-            raise self._errors[0]
+            thread.join(_POLL_S)
+            if time.monotonic() >= self._stop_at:
+                raise Cancelled("the receiver was told to stop while it made the memory durable")
+            if time.monotonic() >= pong_at:
+                pong_at += _PONG_S
+                try:
+                    main.answer(PONG, 0)
+                except ChannelError as e:
+                    _LOG.info("the sender does not hear that the disk is at work: %s", e)
+        self._crew.check()
+        self.fate.commit()
 
-    def _drain(self, main: Connection) -> None:
+    def _drain(self, main: RecvMain) -> None:
         """Read what is left until the sender closes: closing before would reset its connection."""
         deadline = time.monotonic() + _DRAIN_S
-        while (left := deadline - time.monotonic()) > 0:
-            if not main.wait_readable(left if self._has_return_path else min(left, 0.2)):
-                return
-            if main.recv_available() == b"":
-                return
+        connection = main.connection
+        try:
+            while (left := min(deadline, self._stop_at) - time.monotonic()) > 0:
+                if not connection.wait_readable(min(left, _POLL_S if main.has_return_path else 0.2)):
+                    if not main.has_return_path:
+                        return
+                elif connection.recv_available() == b"":
+                    return
+        except ChannelError as e:
+            _LOG.info("the sender closed without reading the last word: %s", e)
 
-    def _make_durable(self) -> None:
-        if self._flusher is not None:
-            self._flusher.join()
-        if not self._errors:
-            self._target.commit(self._agreement.uuid)
+    def _cancel(self) -> None:
+        """From `Canceller.cancel`, in any thread: what blocks ends, the caller's thread raises `Cancelled`."""
+        self._crew.fail(Cancelled("the migration was cancelled"))
+        self._idle.stop()
+        self._acceptor.wake()
 
-    def _join(self, threads: Sequence[threading.Thread]) -> None:
-        deadline = time.monotonic() + _JOIN_S
-        for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+    def _stop_waiting(self) -> None:
+        self._stop_at = time.monotonic()
 
-    def _tear_down(self, *, failed: bool) -> None:
-        self._silence.stop()
-        if failed and self._has_return_path and self._main is not None:
-            with contextlib.suppress(MultifdError):
-                self._main.send([return_path.encode_answer(return_path.SHUT, 1)])
-        self._barrier.end()
+    # -- the end ------------------------------------------------------------------------------------
+
+    def _settle(self, error: BaseException) -> BaseException:
+        """Decide what happened, tell the sender; returns what to raise."""
+        if self.fate.custody is Custody.HANDED_OVER:
+            # The commit has begun. Either this prevents it or it was quicker: the target knows.
+            self._target.discard()
+            if self._target.is_committed:
+                self.fate.commit()
+            else:
+                self.fate.take_back()
+        if self._main is not None:
+            self._main.say_shut(0 if self.fate.custody is Custody.COMMITTED else 1)
+        elif self._candidates:
+            self._candidates[0].say_shut(1)
+        told = self._crew.first_error(error)
+        objection = self._muster.surplus or self._muster.objection
+        if objection is not None and isinstance(told, ChannelError):
+            # The sender broke off because one of its channels was turned away.
+            objection.add_note(str(told))
+            told = objection
+        return self.fate.conclude(told)
+
+    def _record(self, told: BaseException) -> None:
+        text, notes = str(told) or type(told).__name__, getattr(told, "__notes__", ())
+        _ = self.result  # the bytes as they are at the end
+        self.stats.finish(time.monotonic(), self.fate.status(told), text, notes)
+        attach(told, self.result)
+
+    def _tear_down(self) -> None:
+        self._idle.stop()
+        self.barrier.end()
         self._ready.set()
-        self._flush_over.set()
-        connections = [c for c in (*self._channels.values(), self._main) if c is not None]
-        for connection in connections:
+        self._disk.stop()
+        for connection in self._connections():
             connection.shutdown()
-        self._join(self._threads)
-        self._arrivals.close()
-        for connection in connections:
+        if late := self._crew.join():
+            _LOG.warning("%s: still busy %g s after the end", ", ".join(late), JOIN_S)
+        self._muster.dismiss_others()
+        self._acceptor.close()
+        for connection in self._connections():
             connection.close()
         self._target.discard()
 
-    # -- the thread of main -----------------------------------------------------------------------
+    # -- in the threads of main's candidates (see `recv_main.Host`) and of the channels ---------------
 
-    def _run_main(self, main: Connection) -> None:
-        reader = MainStreamReader()
-        buffer = memoryview(bytearray(1 << 16))
-        reader.feed(stream.MAGIC_BYTES)
-        while not self._main_ended:
-            got = main.recv_into([buffer], at_least=1)
-            if not got:
-                try:
-                    reader.end()
-                except StreamError as e:
-                    raise ChannelError(f"{main.peer} closed the main connection: {e}") from e
-                self._main_ended = True
-                return
-            for event in reader.feed(buffer[:got]):
-                self._handle(event, main)
+    def elect(self, main: RecvMain, machine: Machine) -> Mapping[str, TargetBlock]:
+        """See `multifd.engine.recv_main.Host`."""
+        with self._electing:
+            if self._main is not None:
+                raise Rejected("another connection is main")
+            self._main = main
+        self.stats.begin(main.connected_at)
+        self._geometry = Geometry.of(machine.page_size)
+        self._blocks = self._target.allocate(machine)
+        self.stats.ram_bytes = sum(b.used_length for b in machine.blocks)
+        self.stats.setup_done(time.monotonic())
+        self._ready.set()
+        self._disk.start()
+        for other in self._candidates:
+            if other is not main:
+                other.connection.shutdown()
+        return self._blocks
 
-    def _handle(self, event: stream.Event, main: Connection) -> None:
-        match event:
-            case stream.Machine():
-                self._geometry = Geometry.of(event.page_size)
-                self._blocks.update(self._target.allocate(event))
-                self.stats.ram_bytes = sum(b.used_length for b in event.blocks)
-                self.stats.setup_done(time.monotonic())
-                self._ready.set()
-                self._flusher = self._start_thread("multifd_flush", self._run_flush)
-            case stream.ZeroPages():
-                self._blocks[event.idstr].clear(event.offsets)
-                self.stats.zero_pages_on_main += len(event.offsets)
-            case stream.SyncPoint():
-                self._barrier.reach()
-                self.stats.dirty_sync_count += 1
-            case stream.ReturnPathOpened():
-                self._has_return_path = True
-            case stream.Ping():
-                main.send([return_path.encode_answer(return_path.PONG, event.value)])
-            case stream.DeviceState():
-                self._has_device_state = True
-                self._target.add_device_state(event.data)
-            case stream.StreamEnd():
-                self._main_ended = True
+    def add_device_state(self, data: bytes) -> None:
+        """See `multifd.engine.recv_main.Host`."""
+        self._target.add_device_state(data)
 
-    # -- the thread of the disk ------------------------------------------------------------------
-
-    def _run_flush(self) -> None:
-        """Keep the disk busy while pages arrive: a source with a return path stands still during `commit`."""
-        while not self._flush_over.wait(_FLUSH_S):
-            self._target.flush()
-
-    # -- channel threads --------------------------------------------------------------------------
-
-    def _run_channel(self, i: int, connection: Connection, stats: ChannelStats) -> None:
-        self._ready.wait()
-        self._silence.check()
-        geometry = self._geometry
-        staging = Staging(geometry)
-        p = RecvParams(i, geometry, self._silence.abort, staging.pages(0), counters=stats.counters)
-        header = memoryview(bytearray(header_bytes(geometry)))
-        lengths = {name: block.used_length for name, block in self._blocks.items()}
-        payload = memoryview(b"")
-        method: MultifdMethods | None = None
-        code = -1
-        number = 0
-        try:
-            unsynced = False
-            while got := connection.recv_into([header], at_least=PREFIX_BYTES):
-                if got < len(header):
-                    check_prefix(header)  # what is no packet may be shorter than one
-                    connection.recv_exactly([header[got:]])
-                packet = decode_packet(header, geometry, lengths)
-                if len(packet.normal):
-                    if method is None:
-                        method = self._agreement.method_of(packet.code)
-                        self.stats.method = method.name
-                        payload = memoryview(mmap.mmap(-1, method.capabilities.max_payload))
-                        run_hook(method, "recv_setup", p)
-                        code = packet.code
-                    if packet.code != code:
-                        self._agreement.method_of(packet.code)  # raises
-                    self._receive_pages(packet, connection, method, p, staging, payload)
-                    stats.normal_pages += len(packet.normal)
-                if len(packet.zero):
-                    self._blocks[packet.ramblock].clear(packet.zero)
-                    stats.zero_pages += len(packet.zero)
-                has_pages = bool(len(packet.normal) or len(packet.zero))
-                unsynced = not packet.is_sync and (unsynced or has_pages)
-                if packet.is_sync:
-                    self._barrier.arrive(i)
-                number += 1
-            if unsynced:
-                what = "pages after the last sync point: they may be incomplete"
-                if not self._main_ended:
-                    raise ChannelError(f"{connection.peer} closed the connection: {what}")
-                raise RemoteWireError(what)
-            self._barrier.leave(i)
-        except (RemoteWireError, CodecError) as e:
-            e.channel, e.packet = i, number
-            raise
-        finally:
-            if method is not None:
-                run_hook(method, "recv_cleanup", p)
-
-    def _receive_pages(
-        self,
-        packet: Packet,
-        connection: Connection,
-        method: MultifdMethods,
-        p: RecvParams,
-        staging: Staging,
-        payload: memoryview,
-    ) -> None:
-        block = self._blocks[packet.ramblock]
-        pages = block.place(packet.normal, staging)
-        receive_payload(connection, method, p, pages, packet.next_packet_size, payload)
-        block.store(packet.normal, staging)
+    def _run_channel(self, channel: RecvChannel) -> None:
+        self._ready.wait()  # the end of everything sets it, too
+        self._idle.check()
+        channel.run(self._geometry, self._blocks, self._idle)

@@ -1,57 +1,52 @@
-"""The source's end: channels pull packets from one shared round, a SYNC on each ends the round.
+"""The source's end, driven from outside: open, rounds, switch over, finish.
 
-Rules of this file: the caller's thread owns main, the return path, progress and time; each channel
-has one thread, which owns its connection, its `SendParams` and its `Staging`. They meet in `Rounds`
-alone. The first error wins: it stops everything, is raised here with the others as notes, and no
-thread or socket outlives the call.
+Rules of this file: the caller's thread owns main, the return path, progress and time; each channel has one thread.
+They meet in `Rounds` and `SourceMain` alone. Whatever ends the migration leaves by `Sender.__exit__`, where the first
+error is chosen, everything is torn down and `Fate` says where the memory is.
 """
 
 from __future__ import annotations
 
 import itertools
-import threading
+import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
 
 from multifd.engine.canceller import Canceller
-from multifd.engine.payload import prepare_payload
-from multifd.engine.sync import OneRound, Packet, Rounds, Schedule
-from multifd.errors import (
-    Cancelled,
-    ChannelError,
-    MultifdError,
-    OutcomeUnknown,
-    PeerFailed,
-    RamError,
-    StreamError,
-    UsageError,
-    note_others,
-)
-from multifd.method import MultifdMethods, SendParams, run_hook
+from multifd.engine.crew import JOIN_S, Crew
+from multifd.engine.fate import SENDER, Custody, Fate, attach
+from multifd.engine.send_channel import SendChannel
+from multifd.engine.session import SendSession
+from multifd.engine.source_main import SourceMain
+from multifd.engine.sync import Packet, Rounds
+from multifd.errors import Aborted, Cancelled, ChannelError, MultifdError, PeerFailed, StreamError, UsageError, about
+from multifd.method import MultifdMethods
 from multifd.pages import Geometry
-from multifd.ram.block import Source, Staging
-from multifd.stats import ChannelStats, MigrationStats, Result
+from multifd.ram.block import Source
+from multifd.stats import MigrationStats, Result
 from multifd.transport.address import Uri
 from multifd.transport.connect import connect
 from multifd.transport.connection import Connection
 from multifd.transport.idle import IdleTimer
 from multifd.transport.limit import RateLimit
-from multifd.wire import return_path, stream, writer
+from multifd.wire import stream, writer
 from multifd.wire.dialect import Dialect
-from multifd.wire.packet import NO_OFFSETS, PRIVATE_CODE, InitPacket, PacketEncoder
+from multifd.wire.packet import InitPacket
 
+_LOG = logging.getLogger(__name__)
 _POLL_S = 0.05
-_JOIN_S = 10.0
 _GRACE_S = 0.5
 """How long a broken channel waits for the destination's own word on what went wrong."""
-_STATUS = {OutcomeUnknown: "unknown", KeyboardInterrupt: "cancelled", Cancelled: "cancelled"}
-_LOOK = "It may hold the memory: look there before the source runs again"
+_LAST_WAIT_S = 5.0
+"""How long a sender that was told to stop waiting still waits for the destination's confirmation."""
 
 
 @dataclass(frozen=True)
 class SendConfig:
-    """How to send; the command line's and `multifd.send`'s arguments, checked."""
+    """How to send; `multifd.send`'s arguments, checked."""
 
     uri: Uri
     channels: int
@@ -63,22 +58,47 @@ class SendConfig:
     """How long all connections may be silent."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.channels <= 255:
-            raise UsageError(f"channels: got {self.channels}, expected 1 to 255")
-        if self.max_bandwidth < 0 or self.timeout_s <= 0 or self.connect_timeout_s <= 0:
-            raise UsageError("max-bandwidth and the timeouts must not be negative")
+        check_channels(self.channels)
+        if self.max_bandwidth < 0:
+            raise about(UsageError(f"a bandwidth of {self.max_bandwidth} bytes/s, expected 0 or more"), "max_bandwidth")
+        check_timeout(self.connect_timeout_s, "connect_timeout")
+        check_timeout(self.timeout_s, "timeout")
+
+
+def check_channels(channels: int | None) -> None:
+    """Raise `UsageError` unless that many channels can be, or None is said."""
+    # multifd-channels, qapi/migration.json, QEMU 10.0: 1 to 255
+    if channels is not None and not 1 <= channels <= 255:
+        raise about(UsageError(f"{channels} channels, expected 1 to 255"), "channels")
+
+
+def check_timeout(seconds: float, setting: str) -> None:
+    """Raise `UsageError` unless `seconds` is a time that can be waited for: above 0, at most a year."""
+    if not 0 < seconds <= 365 * 86400:
+        raise about(UsageError(f"a timeout of {seconds:g} s, expected above 0 and at most a year"), setting)
 
 
 class Sender:
-    """One migration out of this process; use once.
+    """One migration out of this process; use once, as a context manager.
+
+    ::
+
+        with Sender(source, method, config) as sender:
+            sender.open()
+            sender.round(packets)
+            sender.switch_over()
+            sender.finish(())
+        sender.result
+
+    Whatever is raised inside comes out with everything torn down, ``result`` set, and a note on where the memory is.
+    Thread rule: one thread, but for `Canceller`.
 
     Args:
         source: what is sent; the caller closes it.
         method: ready for one migration.
         config: where to and how.
         on_progress: called in the caller's thread with the figures so far, about ten times a second.
-        schedule: which pages go in which round; None: all at once.
-        handle: to cancel it with.
+        canceller: to cancel it with.
     """
 
     def __init__(
@@ -87,302 +107,280 @@ class Sender:
         method: MultifdMethods,
         config: SendConfig,
         on_progress: Callable[[Result], None] | None = None,
-        schedule: Schedule | None = None,
-        handle: Canceller | None = None,
+        canceller: Canceller | None = None,
     ) -> None:
         self._source, self._method, self._config = source, method, config
         self._on_progress = on_progress
-        self._geometry = Geometry.of(source.machine.page_size)
-        self._schedule = schedule or OneRound(source.blocks, self._geometry)
-        self._handle = handle or Canceller()
-        self._code = PRIVATE_CODE if method.wire_code is None else method.wire_code
-        self._silence = IdleTimer(config.timeout_s)
-        self._limit = RateLimit(config.max_bandwidth, self._silence.stopped) if config.max_bandwidth else None
+        self._canceller = canceller or Canceller()
+        self._idle = IdleTimer(config.timeout_s)
+        self._limit = RateLimit(config.max_bandwidth, self._idle.stopped) if config.max_bandwidth else None
+        self._crew = Crew(self._idle)
         self._rounds = Rounds(config.channels)
-        self._packet_nums = itertools.count(1)
-        self._answers = return_path.ReturnPathReader()
-        self._ping, self._pong = 1, 0  # PING 1 goes out with the return path's opening
-        self.is_handed_over = False
-        """The destination has the memory, or may have it; the source must not run."""
-        self._main: Connection | None = None
-        self._main_lock = threading.Lock()
-        self._channels: list[Connection] = []
-        self._threads: list[threading.Thread] = []
-        self._errors: list[BaseException] = []
+        self._main: SourceMain | None = None
+        self._connections: list[Connection] = []
+        self._give_up_at = float("inf")
+        self._settled: tuple[BaseException, BaseException] | None = None
+        self.fate = Fate(SENDER)
         self.stats = MigrationStats(time.monotonic())
         self.stats.method = method.name
         self.stats.ram_bytes = sum(b.used_length for b in source.blocks)
 
-    def run(self) -> Result:
-        """Send everything and wait until the destination has it.
-
-        Raises:
-            MultifdError: what went wrong first; `stats` has the figures up to then.
-            KeyboardInterrupt: passes through, after everything was torn down.
-        """
-        try:
-            self._handle.begin(self._cancel)
-            with self._schedule.recovery(self):
-                self._migrate()
-        except BaseException as e:
-            error = self._first_error(e)
-            status = _STATUS.get(type(error), "failed")
-            self._tear_down(graceful=False)
-            self._count_bytes()
-            self.stats.finish(time.monotonic(), status, str(error) or type(error).__name__)
-            if error is e:
-                raise
-            raise error from None
-        self._count_bytes()
-        self.stats.finish(time.monotonic(), "completed")
-        self._tear_down(graceful=True)
+    @property
+    def result(self) -> Result:
+        """The figures so far, or of the end."""
+        self.stats.wire_bytes = sum(c.bytes_sent for c in self._connections)
         return self.stats.snapshot(time.monotonic())
 
-    # -- the caller's thread ----------------------------------------------------------------------
+    # -- the migration, step by step -----------------------------------------------------------------
 
-    def _migrate(self) -> None:
+    def open(self) -> None:
+        """Connect, announce the machine and its blocks, and have every channel synced.
+
+        Raises:
+            MultifdError: what went wrong.
+        """
+        self._canceller.begin(self._cancel, self._stop_waiting)
         machine = self._source.machine
         self._connect()
-        self._write(writer.encode_ram_start(machine) + b"".join(map(writer.encode_block, machine.blocks)))
+        start = writer.encode_ram_start(machine) + b"".join(map(writer.encode_block, machine.blocks))
+        self._write(start)
         self._round(())
         self.stats.setup_done(time.monotonic())
-        for packets in self._schedule.rounds(self):
-            self._write(writer.encode_ram_next(stream.PART, machine.ram_section_id))
-            self._round(packets)
-        self.stats.switchover(time.monotonic())
-        left = self._schedule.last(self)
-        self._write(writer.encode_ram_next(stream.END, machine.ram_section_id))
-        self._round(left)
-        last = b""
-        for piece in self._source.device_state():
-            self._write(last)
-            last = piece
-        self._hand_over(last)
-        self._await_shut()
+
+    def round(self, packets: Iterable[Packet]) -> None:
+        """Send packets, each page at most once, while the source may run.
+
+        Raises:
+            MultifdError: what went wrong; the round's end is not announced then.
+        """
+        self._write(writer.encode_ram_next(stream.PART, self._source.machine.ram_section_id))
+        self._round(packets)
 
     def confirm(self) -> None:
-        """Return when the destination has everything of the rounds so far in place: a PING, and its PONG."""
-        main = self._main
-        assert main is not None
-        self._ping += 1
-        self._write(writer.encode_ping(self._ping))
+        """Return when the destination has everything of the rounds so far in place: a PING, and its PONG.
+
+        Raises:
+            MultifdError: what went wrong.
+        """
+        main = self._opened()
+        main.ping()
         self._watch()
-        while self._pong < self._ping:
-            main.wait_readable(_POLL_S)
+        while main.is_pong_due():
+            main.wait(_POLL_S)
             self._watch()
 
-    def lift_limit(self) -> None:
-        """The bandwidth limit ends: the source stands still (migration/migration.c, migration_completion)."""
+    def switch_over(self) -> None:
+        """The source stands still from here on: its downtime begins, the bandwidth limit ends.
+
+        Source: migration/migration.c, migration_completion, QEMU 10.0, which lifts the limit.
+        """
+        self.stats.switchover(time.monotonic())
         if self._limit is not None:
             self._limit.lift()
 
-    def _cancel(self) -> None:
-        """From `Canceller.cancel`, in any thread: what blocks ends, the caller's thread raises `Cancelled`."""
-        self._errors.append(Cancelled("the migration was cancelled"))
-        self._rounds.close()
-        self._silence.stop()
+    def finish(self, left: Iterable[Packet]) -> None:
+        """Send what is left, and the devices' state, and wait until the destination has everything.
 
-    def _hand_over(self, end: bytes) -> None:
-        """The stream's last piece: once any of it is out, only the destination knows how this ends."""
-        main = self._main
-        assert main is not None
-        self._handle.hand_over()
-        before, self.is_handed_over = main.bytes_sent, True
-        try:
-            self._write(end)
-        except ChannelError as e:
-            if main.bytes_sent != before:
-                raise OutcomeUnknown(f"the connection broke with the last bytes: {e}. {_LOOK}") from e
-            self.is_handed_over = False
-            raise
+        Raises:
+            OutcomeUnknown: on leaving the context; the destination may have it.
+            MultifdError: what else went wrong.
+        """
+        self._write(writer.encode_ram_next(stream.END, self._source.machine.ram_section_id))
+        self._round(left)
+        last = b""
+        for piece in self._source.device_state():
+            if last:
+                self._write(last)
+            last = piece
+        self._hand_over(last)
+        self._await_confirmation()
+
+    # -- the caller's thread ----------------------------------------------------------------------
+
+    def _opened(self) -> SourceMain:
+        if self._main is None:
+            raise UsageError("a sender is opened before anything else")
+        return self._main
 
     def _connect(self) -> None:
-        config = self._config
-        self._main = connect(
-            config.uri, self._silence, timeout_s=config.connect_timeout_s, limit=self._limit, retry=True
-        )
+        config, machine = self._config, self._source.machine
+        self._main = main = SourceMain(self._new_connection(retry=True))
         # Main first, with its magic: a destination up to 7.2 takes the first connection for main.
-        self._write(writer.encode_header(self._source.machine))
-        self._write(writer.encode_return_path())
+        self._write(writer.encode_header(machine))
+        main.open_return_path()
+        geometry, packet_nums = Geometry.of(machine.page_size), itertools.count(1)
         for i in range(config.channels):
-            connection = connect(config.uri, self._silence, timeout_s=config.connect_timeout_s, limit=self._limit)
-            self._channels.append(connection)
+            connection = self._new_connection(retry=False)
             method = self._method
-            init = InitPacket(i, self._source.machine.uuid, config.channels, method.wire_version, method.name)
+            init = InitPacket(i, machine.uuid, config.channels, method.wire_version, method.name)
             connection.send([init.encode()])
-            thread = threading.Thread(
-                target=self._run_channel,
-                args=(i, connection, self.stats.add_channel()),
-                name=f"multifdsend_{i}",  # QEMU's name for it
-                daemon=True,
+            figures = self.stats.add_channel()
+            session = SendSession(method, i, geometry, self._idle, figures.counters)
+            channel = SendChannel(
+                connection, session, main, self._rounds, packet_nums, geometry, config.dialect, figures, self.fate
             )
-            self._threads.append(thread)
-            thread.start()
+            self._crew.start(f"multifdsend_{i}", channel.run)  # QEMU's name for it
+
+    def _new_connection(self, *, retry: bool) -> Connection:
+        config = self._config
+        connection = connect(config.uri, self._idle, timeout_s=config.connect_timeout_s, limit=self._limit, retry=retry)
+        self._connections.append(connection)
+        return connection
 
     def _write(self, data: bytes) -> None:
-        """Bytes of the main stream; channel threads write ZERO words between ours."""
-        main = self._main
-        assert main is not None
-        with self._main_lock:
-            main.send([data])
+        self._opened().write(data)
 
     def _round(self, packets: Iterable[Packet]) -> None:
         """Hand out the packets, wait until every channel has synced, end the section."""
         self._rounds.start(packets)
         while not self._rounds.wait_synced(_POLL_S):
             self._watch()
-        self._raise_errors()
+        # A round that was cut short has raised: only a complete one gets its end.
         if self._config.dialect.flush_words:
             self._write(writer.encode_flush())
         self._write(writer.encode_eos(self._source.machine))
 
     def _watch(self) -> None:
         """Errors, silence, the destination's word, progress: what the caller's thread waits for."""
-        self._raise_errors()
-        self._silence.check()
-        if self._read_answers():
+        self._crew.check()
+        self._idle.check()
+        main = self._opened()
+        main.read()
+        if main.has_confirmed:
             raise ChannelError("the destination confirmed before it had everything")
-        self._count_bytes()
+        result = self.result
         if self.stats.tick(time.monotonic()) and self._on_progress is not None:
-            self._on_progress(self.stats.snapshot(time.monotonic()))
+            self._on_progress(result)
 
-    def _count_bytes(self) -> None:
-        main = () if self._main is None else (self._main,)
-        self.stats.wire_bytes = sum(c.bytes_sent for c in (*main, *self._channels))
-
-    def _raise_errors(self) -> None:
-        if self._errors:
-            raise self._errors[0]
-
-    def _read_answers(self) -> bool:
-        """Whether SHUT(0) has arrived.
-
-        Raises:
-            PeerFailed: SHUT with another value.
-            ChannelError: the connection ended.
-        """
-        main = self._main
-        assert main is not None
-        while (data := main.recv_available()) is not None:
-            if not data:
-                raise ChannelError(f"{main.peer} closed the main connection")
-            for kind, value in self._answers.feed(data):
-                if kind == return_path.PONG:
-                    self._pong = max(self._pong, value)
-                elif kind == return_path.SHUT:
-                    if value:
-                        self.is_handed_over = False
-                        raise PeerFailed(
-                            "the destination reports that it failed; its own message says why. "
-                            "The memory here is intact and the good copy"
-                        )
-                    return True
-        return False
-
-    def _await_shut(self) -> None:
-        main = self._main
-        assert main is not None
+    def _hand_over(self, end: bytes) -> None:
+        """The stream's last piece: once any of it is out, only the destination knows how this ends."""
+        self._canceller.close()
+        connection = self._opened().connection
+        before = connection.bytes_sent
+        # Before the first byte leaves, so that no moment is told too well.
+        self.fate.hand_over()
         try:
-            while not self._read_answers():
-                main.wait_readable(_POLL_S)
-                self._silence.check()
-        except (ChannelError, StreamError) as e:
-            raise OutcomeUnknown(f"everything was sent, but the destination did not confirm: {e}. {_LOOK}") from e
-        except KeyboardInterrupt as e:
-            e.add_note(f"everything was sent and the destination had not confirmed yet. {_LOOK}")
+            self._write(end)
+        except ChannelError:
+            if connection.bytes_sent == before:
+                self.fate.take_back()
             raise
 
-    def _first_error(self, caught: BaseException) -> BaseException:
-        """What to raise: the destination's own word if it comes, else the first error, with notes."""
-        self._silence.stop()
-        self._rounds.close()
-        is_first = not isinstance(caught, MultifdError) or isinstance(caught, OutcomeUnknown | PeerFailed)
-        error = caught if is_first or not self._errors else self._errors[0]
-        if isinstance(error, ChannelError) and self._main is not None:
-            deadline = time.monotonic() + _GRACE_S
-            try:
-                while (left := deadline - time.monotonic()) > 0 and self._main.wait_readable(left):
-                    self._read_answers()  # a PONG may come before the word
-            except PeerFailed as e:
-                e.add_note(str(error))
-                error = e
-            except (ChannelError, StreamError):
-                pass
-        note_others(error, self._errors)
-        if isinstance(error, ChannelError) and self._channels and not self._pong:
-            error.add_note(
-                "if the destination is a QEMU: it closes at once on another uuid than its own (--uuid), on another "
+    def _await_confirmation(self) -> None:
+        main = self._opened()
+        while not main.has_confirmed:
+            if time.monotonic() > self._give_up_at:
+                raise ChannelError("the wait for its word was cut short")
+            main.wait(_POLL_S)
+            self._idle.check()
+        self.fate.commit()
+
+    def _cancel(self) -> None:
+        """From `Canceller.cancel`, in any thread: what blocks ends, the caller's thread raises `Cancelled`."""
+        self._crew.fail(Cancelled("the migration was cancelled"))
+        self._rounds.cut()
+        self._idle.stop()
+
+    def _stop_waiting(self) -> None:
+        self._give_up_at = min(self._give_up_at, time.monotonic() + _LAST_WAIT_S)
+
+    # -- the end ------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        return self
+
+    def settle(self, error: BaseException) -> BaseException:
+        """Find out what `error`, raised between the steps, means for the memory; `fate` is final afterwards.
+
+        A driver that must act on it, such as by letting the source go on, calls this first: it takes at most half a
+        second, the tear-down that follows may take longer.
+
+        Returns:
+            What will leave the context; the driver may add notes to it.
+        """
+        if self._settled is None or self._settled[0] is not error:
+            self._rounds.cut()
+            self._settled = error, self.fate.conclude(self._explain(error))
+        return self._settled[1]
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if error is None:
+            self._complete()
+            return
+        told: BaseException = error
+        try:
+            told = self.settle(error)
+            self._tear_down()
+        except BaseException as e:  # an interrupt: what is known of the memory is said of it, too
+            told = self.fate.conclude(e)
+        self._record(told)
+        if told is not error:
+            raise told from told.__cause__
+
+    def _complete(self) -> None:
+        """The destination has confirmed: let the channels end."""
+        try:
+            self._rounds.end()
+            late = self._crew.join()
+            self._crew.check()
+            if late:
+                raise MultifdError(f"{', '.join(late)}: still busy {JOIN_S:g} s after the end")
+        except MultifdError as e:
+            # The memory is where it should be; what failed after that, such as a clean-up, is said, not raised.
+            _LOG.warning("%s", e)
+            self.stats.finish(time.monotonic(), "completed", notes=[str(e)])
+        except BaseException as e:
+            self._record(self.fate.conclude(e))
+            raise
+        finally:
+            self._close()
+        self.stats.finish(time.monotonic(), "completed", notes=self.stats.notes)
+
+    def _explain(self, error: BaseException) -> BaseException:
+        """The error to tell: the destination's own word if it comes, else the first."""
+        told = self._crew.first_error(error)
+        if isinstance(told, ChannelError) and not isinstance(told, Aborted):
+            told = self._last_word(told)
+        if isinstance(told, PeerFailed):
+            self.fate.take_back()
+        if isinstance(told, ChannelError) and self._main is not None and not self._main.has_answered:
+            told.add_note(
+                "if the destination is a QEMU: it closes at once on another uuid than its own, on another "
                 "machine type, and without capability multifd; its own stderr says which"
             )
-        if not isinstance(error, OutcomeUnknown | PeerFailed | RamError | KeyboardInterrupt):
-            error.add_note("the memory here is intact and the good copy")
+        return told
+
+    def _last_word(self, error: ChannelError) -> BaseException:
+        """What the destination says of a connection that broke; `error` if nothing."""
+        if self._main is None:
+            return error
+        deadline = time.monotonic() + _GRACE_S
+        try:
+            while (left := deadline - time.monotonic()) > 0 and not self._main.has_confirmed:
+                self._main.wait(left)  # a PONG may come before the word
+            if self._main.has_confirmed and self.fate.custody is Custody.HANDED_OVER:
+                self.fate.commit()
+        except PeerFailed as e:
+            e.add_note(str(error))
+            return e
+        except (ChannelError, StreamError):
+            pass
         return error
 
-    def _tear_down(self, *, graceful: bool) -> None:
-        self._rounds.close()
-        if not graceful:
-            self._silence.stop()
-        connections = [c for c in (*self._channels, self._main) if c is not None]
-        for connection in connections:
-            if not graceful:
-                connection.shutdown()
-        deadline = time.monotonic() + _JOIN_S
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-        for connection in connections:
+    def _record(self, told: BaseException) -> None:
+        _ = self.result  # the bytes as they are at the end
+        text = str(told) or type(told).__name__
+        notes = getattr(told, "__notes__", ())
+        self.stats.finish(time.monotonic(), self.fate.status(told), text, notes)
+        attach(told, self.result)
+
+    def _tear_down(self) -> None:
+        self._idle.stop()
+        for connection in self._connections:
+            connection.shutdown()
+        self._crew.join()
+        self._close()
+
+    def _close(self) -> None:
+        for connection in self._connections:
             connection.close()
-
-    # -- channel threads --------------------------------------------------------------------------
-
-    def _run_channel(self, i: int, connection: Connection, stats: ChannelStats) -> None:
-        method = self._method
-        staging = Staging(self._geometry)
-        p = SendParams(i, self._geometry, self._silence.abort, staging.pages(0), counters=stats.counters)
-        encoder = PacketEncoder(self._geometry)
-        try:
-            try:
-                run_hook(method, "send_setup", p)
-                for number in itertools.count(1):
-                    if not self._rounds.wait_next(number):
-                        return
-                    while (packet := self._rounds.take()) is not None:
-                        self._send_packet(packet, connection, p, encoder, staging, stats)
-                    connection.send([encoder.sync(next(self._packet_nums))])
-                    self._rounds.synced()
-            finally:
-                run_hook(method, "send_cleanup", p)
-        except BaseException as e:
-            self._errors.append(e)
-            self._rounds.close()
-
-    def _send_packet(
-        self,
-        packet: Packet,
-        connection: Connection,
-        p: SendParams,
-        encoder: PacketEncoder,
-        staging: Staging,
-        stats: ChannelStats,
-    ) -> None:
-        block, offsets = packet
-        pages = block.load(offsets, staging)
-        normal, zero, payload = NO_OFFSETS, offsets, 0
-        p.iov.clear()
-        if pages is not None:
-            mask = pages.zero_mask()
-            if mask is None:
-                zero, normal = NO_OFFSETS, offsets
-            else:
-                zero, normal = offsets[mask], offsets[~mask]
-                pages = pages.select(~mask)
-            if len(normal):
-                payload = prepare_payload(self._method, p, pages)
-        if not self._config.dialect.zero_pages_in_packets and len(zero):
-            self._write(writer.encode_zero_pages(block.idstr, zero))
-            stats.zero_pages += len(zero)
-            zero = NO_OFFSETS
-        if len(normal) or len(zero):
-            header = encoder.data(self._code, next(self._packet_nums), block.idstr, normal, zero, payload)
-            connection.send([header, *p.iov])
-        stats.normal_pages += len(normal)
-        stats.zero_pages += len(zero)

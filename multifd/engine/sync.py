@@ -2,65 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Iterable, Iterator
-from typing import Protocol
 
-from multifd.errors import ChannelError
+from multifd.errors import Aborted, ChannelError
 from multifd.pages import Geometry, Offsets
 from multifd.ram.block import SourceBlock
-from multifd.stats import MigrationStats
 
 Packet = tuple[SourceBlock, Offsets]
-
-
-class Rounds:
-    """Where the caller's thread and the channels' meet: a round is handed out, used up, synced."""
-
-    def __init__(self, channels: int) -> None:
-        self._changed = threading.Condition()
-        self._taking = threading.Lock()
-        self._channels = channels
-        self._number = 0
-        self._packets: Iterator[Packet] = iter(())
-        self._synced = 0
-        self._closed = False
-
-    def start(self, packets: Iterable[Packet]) -> None:
-        """Begin a round (caller's thread)."""
-        with self._changed:
-            self._packets, self._synced = iter(packets), 0
-            self._number += 1
-            self._changed.notify_all()
-
-    def wait_synced(self, timeout_s: float) -> bool:
-        """Whether every channel has written its SYNC, after at most `timeout_s` (caller's thread)."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self._synced == self._channels or self._closed, timeout_s)
-
-    def close(self) -> None:
-        """No more rounds; channels end when they have used up this one."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-    def wait_next(self, number: int) -> bool:
-        """Wait for round `number`; false if there is none (channel threads; `close` ends the wait)."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._number >= number or self._closed)
-            return not self._closed
-
-    def take(self) -> Packet | None:
-        """The round's next packet, None when it is used up (channel threads)."""
-        with self._taking:
-            return None if self._closed else next(self._packets, None)
-
-    def synced(self) -> None:
-        """This channel wrote its SYNC (channel threads)."""
-        with self._changed:
-            self._synced += 1
-            self._changed.notify_all()
 
 
 def all_pages(blocks: Iterable[SourceBlock], geometry: Geometry) -> Iterator[Packet]:
@@ -70,66 +19,96 @@ def all_pages(blocks: Iterable[SourceBlock], geometry: Geometry) -> Iterator[Pac
             yield block, offsets
 
 
-class Engine(Protocol):
-    """What a schedule may ask of the sender, in the thread of its caller."""
+class Rounds:
+    """A sender's rounds: one is handed out, used up, synced by every channel; then comes the next.
 
-    stats: MigrationStats
-    is_handed_over: bool
-    """The destination has the memory, or may have it; the source must not run."""
-
-    def confirm(self) -> None:
-        """Return when the destination has everything of the rounds so far in place."""
-        ...
-
-    def lift_limit(self) -> None:
-        """The bandwidth limit ends."""
-        ...
-
-
-class Schedule(Protocol):
-    """Which pages go in which round; called in the thread of the sender's caller."""
-
-    def rounds(self, engine: Engine) -> Iterator[Iterable[Packet]]:
-        """The rounds while the source runs; it is resumed when all channels have synced the one before."""
-        ...
-
-    def last(self, engine: Engine) -> Iterable[Packet]:
-        """The source stands still from here on: what is left of it."""
-        ...
-
-    def recovery(self, engine: Engine) -> contextlib.AbstractContextManager[None]:
-        """Around all of it: what happens to the source if it fails; the failure passes through."""
-        ...
-
-
-class OneRound:
-    """For memory that nobody writes: everything at once.
+    A round that was cut short is a state of its own: nobody can take it for one that is used up, so its SYNC is never
+    written and its end never announced.
 
     Args:
-        blocks: what is sent.
-        geometry: the migration's.
+        channels: how many there are.
     """
 
-    def __init__(self, blocks: Iterable[SourceBlock], geometry: Geometry) -> None:
-        self._blocks, self._geometry = blocks, geometry
+    def __init__(self, channels: int) -> None:
+        self._changed = threading.Condition()
+        self._taking = threading.Lock()
+        self._channels = channels
+        self._number = 0
+        self._packets: Iterator[Packet] = iter(())
+        self._synced = channels
+        self._is_cut = False
+        self._is_over = False
 
-    def rounds(self, engine: Engine) -> Iterator[Iterable[Packet]]:
-        """See `Schedule`."""
-        engine.stats.dirty_sync_count += 1
-        yield all_pages(self._blocks, self._geometry)
+    def start(self, packets: Iterable[Packet]) -> None:
+        """Begin a round (caller's thread); the one before must be synced.
 
-    def last(self, engine: Engine) -> Iterable[Packet]:
-        """See `Schedule`."""
-        engine.stats.dirty_sync_count += 1
-        return ()
+        Raises:
+            Aborted: it was cut short.
+        """
+        with self._changed:
+            self._check()
+            self._packets, self._synced = iter(packets), 0
+            self._number += 1
+            self._changed.notify_all()
 
-    def recovery(self, engine: Engine) -> contextlib.AbstractContextManager[None]:
-        """See `Schedule`: the source is only read."""
-        return contextlib.nullcontext()
+    def wait_synced(self, timeout_s: float) -> bool:
+        """Whether every channel has written its SYNC, after at most `timeout_s` (caller's thread).
+
+        Raises:
+            Aborted: the round was cut short.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._synced == self._channels or self._is_cut, timeout_s)
+            self._check()
+            return self._synced == self._channels
+
+    def cut(self) -> None:
+        """Something went wrong: this round and all later ones are cut short. From any thread, again and again."""
+        with self._changed:
+            self._is_cut = True
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        """There are no more rounds: channels may leave (caller's thread)."""
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
+
+    def wait_next(self, number: int) -> bool:
+        """Wait for round `number`; false if there is none (channel threads; `cut` and `end` end the wait).
+
+        Raises:
+            Aborted: the rounds were cut short.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._number >= number or self._is_over or self._is_cut)
+            self._check()
+            return self._number >= number
+
+    def take(self) -> Packet | None:
+        """The round's next packet, None when it is used up (channel threads).
+
+        Raises:
+            Aborted: the round was cut short.
+        """
+        with self._taking:
+            if self._is_cut:
+                self._check()
+            return next(self._packets, None)
+
+    def synced(self) -> None:
+        """This channel wrote its SYNC (channel threads)."""
+        with self._changed:
+            self._synced += 1
+            self._changed.notify_all()
+
+    def _check(self) -> None:
+        if self._is_cut:
+            raise Aborted("the round was cut short")
 
 
 class Barrier:
-    """Sync points: the k-th on main belongs to the k-th SYNC of every channel.
+    """A receiver's sync points: the k-th on main belongs to the k-th SYNC of every channel.
 
     A channel that has read a SYNC reads nothing more until main has reached the sync point, so no
     page of a later round overtakes one of an earlier.
@@ -149,7 +128,7 @@ class Barrier:
             self._changed.notify_all()
 
     def arrive(self, channel: int) -> None:
-        """A SYNC was read: wait for main (channel threads)."""
+        """A SYNC was read: wait for main (channel threads; `end` ends the wait)."""
         with self._changed:
             self._arrived[channel] += 1
             mine = self._arrived[channel]
@@ -163,7 +142,7 @@ class Barrier:
             self._changed.notify_all()
 
     def reach(self) -> None:
-        """Main is at its next sync point: wait for all channels, let them go on (main thread).
+        """Main is at its next sync point: wait for all channels, let them go on (main thread; `end` ends the wait).
 
         Raises:
             ChannelError: a channel ended without the SYNC that belongs here.

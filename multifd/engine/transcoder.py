@@ -7,22 +7,22 @@ their order stay the source's; block and offsets are the destination's to check.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from multifd.engine.negotiation import Negotiation
-from multifd.engine.payload import prepare_payload, receive_payload, verbatim_bytes
+from multifd.engine.session import RecvSession, SendSession, verbatim_bytes, wire_code
 from multifd.engine.splice import Splice
 from multifd.errors import CodecError, RemoteWireError
-from multifd.method import MultifdMethods, RecvParams, SendParams, run_hook
+from multifd.method import MultifdMethods
 from multifd.pages import Geometry
-from multifd.ram.block import Staging
 from multifd.transport.connection import Connection
+from multifd.transport.idle import IdleTimer
 from multifd.wire.packet import (
     DEVICE_STATE_BYTES,
     FLAG_DEVICE_STATE,
     PREFIX_BYTES,
-    PRIVATE_CODE,
     Counts,
     decode_counts,
     device_state_bytes,
@@ -54,9 +54,9 @@ class Transcoder:
     Args:
         channel: its id.
         geometry: the migration's.
-        agreement: which method the source uses.
+        method_of: gives the source's method by a packet's code, or raises.
         out: the method towards the destination.
-        abort: the migration's abort flag, for the hooks.
+        idle: the migration's.
         figures: where to count.
     """
 
@@ -64,21 +64,17 @@ class Transcoder:
         self,
         channel: int,
         geometry: Geometry,
-        agreement: Negotiation,
+        method_of: Callable[[int], MultifdMethods],
         out: MultifdMethods,
-        abort: bytearray,
+        idle: IdleTimer,
         figures: ChannelFigures,
     ) -> None:
-        self._geometry, self._agreement, self._out, self._figures = geometry, agreement, out, figures
-        self._out_code = PRIVATE_CODE if out.wire_code is None else out.wire_code
-        self._staging = Staging(geometry)
-        pages = self._staging.pages(0)
-        self._recv = RecvParams(channel, geometry, abort, pages, counters=figures.in_counters)
-        self._send = SendParams(channel, geometry, abort, pages, counters=figures.out_counters)
-        self._in: MultifdMethods | None = None  # known from the first packet with normal pages
-        self._in_code = -1
-        self._ahead = memoryview(mmap.mmap(-1, _AHEAD_BYTES))
-        self._payload = memoryview(b"")
+        self._channel, self._geometry, self._out, self._figures = channel, geometry, out, figures
+        self._in = RecvSession(method_of, channel, geometry, idle, figures.in_counters)
+        self._send = SendSession(out, channel, geometry, idle, figures.out_counters)
+        self._sessions = contextlib.ExitStack()
+        self._is_set_up = False
+        self._ahead = memoryview(mmap.mmap(-1, _AHEAD_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
     def run(self, source: Connection, destination: Connection) -> None:
         """Pass packets on until the source closes the channel.
@@ -88,67 +84,54 @@ class Transcoder:
             CodecError: a payload that does not decode.
             ChannelError: a connection broke.
         """
-        passage = Splice(source, destination, self._ahead)
+        splice = Splice(source, destination, self._ahead)
         try:
-            while prefix := passage.peek(PREFIX_BYTES):
-                if packet_flags(prefix) & FLAG_DEVICE_STATE:
-                    # QEMU 10.0, a vfio device: as it is, whatever its size.
-                    payload = device_state_bytes(passage.peek(DEVICE_STATE_BYTES))
-                    passage.pass_on(DEVICE_STATE_BYTES + payload)
-                else:
-                    self._pass_ram(passage)
-                self._figures.packets += 1
-            passage.send()
+            with self._sessions:
+                while prefix := splice.peek(PREFIX_BYTES):
+                    if packet_flags(prefix) & FLAG_DEVICE_STATE:
+                        # QEMU 10.0, a vfio device: as it is, whatever its size.
+                        payload = device_state_bytes(splice.peek(DEVICE_STATE_BYTES))
+                        splice.pass_on(DEVICE_STATE_BYTES + payload)
+                    else:
+                        self._pass_ram(splice)
+                    self._figures.packets += 1
+                splice.send()
         except (RemoteWireError, CodecError) as e:
-            e.channel, e.packet = self._recv.channel, self._figures.packets
+            e.channel, e.packet = self._channel, self._figures.packets
             raise
-        finally:
-            self._clean_up()
 
-    def _pass_ram(self, passage: Splice) -> None:
-        header = passage.peek(header_bytes(self._geometry))
+    def _pass_ram(self, splice: Splice) -> None:
+        header = splice.peek(header_bytes(self._geometry))
         counts = decode_counts(header, self._geometry)
         if counts.normal_pages:
-            self._pass_pages(header, counts, passage)
+            self._pass_pages(header, counts, splice)
         else:
             if counts.zero_pages:
                 # No payload, but a destination of 9.0 or later insists on its method's code.
-                recode_header(header, self._out_code, 0)
-            passage.pass_on(len(header))
+                recode_header(header, wire_code(self._out), 0)
+            splice.pass_on(len(header))
         self._figures.normal_pages += counts.normal_pages
         self._figures.zero_pages += counts.zero_pages
 
-    def _pass_pages(self, header: memoryview, counts: Counts, passage: Splice) -> None:
-        method = self._agree(counts.code)
-        pages = self._staging.pages(counts.normal_pages)
+    def _pass_pages(self, header: memoryview, counts: Counts, splice: Splice) -> None:
+        self._set_up()
+        method = self._in.method(counts.code)
+        pages = self._in.staging.pages(counts.normal_pages)
         if method.capabilities.verbatim and self._out.capabilities.verbatim:
             payload = verbatim_bytes(pages, counts.next_packet_size)
-            recode_header(header, self._out_code, payload)
-            passage.pass_on(len(header) + payload)
+            recode_header(header, wire_code(self._out), payload)
+            splice.pass_on(len(header) + payload)
             return
-        passage.send()  # packets before this one need not wait for its payload
-        passage.pass_on(len(header))
-        receive_payload(passage, method, self._recv, pages, counts.next_packet_size, self._payload)
-        self._send.iov.clear()
-        recode_header(header, self._out_code, prepare_payload(self._out, self._send, pages))
-        passage.send(self._send.iov)
+        splice.send()  # packets before this one need not wait for its payload
+        splice.pass_on(len(header))
+        self._in.receive(splice, counts.code, pages, counts.next_packet_size)
+        iov, payload = self._send.prepare(pages)
+        recode_header(header, wire_code(self._out), payload)
+        splice.send(iov)
 
-    def _agree(self, code: int) -> MultifdMethods:
-        """The source's method; sets both methods up at the first packet with pages."""
-        if self._in is None:
-            method = self._agreement.method_of(code)
-            self._in, self._in_code = method, code
-            self._payload = memoryview(mmap.mmap(-1, method.capabilities.max_payload))
-            run_hook(method, "recv_setup", self._recv)
-            run_hook(self._out, "send_setup", self._send)
-        if code != self._in_code:
-            self._agreement.method_of(code)  # raises
-        return self._in
-
-    def _clean_up(self) -> None:
-        if self._in is None:
-            return
-        try:
-            run_hook(self._in, "recv_cleanup", self._recv)
-        finally:
-            run_hook(self._out, "send_cleanup", self._send)
+    def _set_up(self) -> None:
+        """Both methods are set up at the first packet with pages."""
+        if not self._is_set_up:
+            self._is_set_up = True
+            self._sessions.enter_context(self._in)
+            self._sessions.enter_context(self._send)

@@ -1,4 +1,4 @@
-"""A live source: which pages go in which round, when it is paused, and that a failure lets it run again.
+"""The driver for live memory: rounds until what is left fits the downtime, then the pause and the rest.
 
 Rules of this file: everything runs in the caller's thread. The log is armed before the first page is read. The
 source is resumed exactly once if anything fails after `pause` was called, and never once the destination may have
@@ -7,11 +7,13 @@ taken over.
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
-from multifd.engine.sync import Engine, Packet
+from multifd.engine.fate import Custody
+from multifd.engine.sender import Sender
+from multifd.engine.sync import Packet
 from multifd.errors import NotConverged
 from multifd.live import ranges
 from multifd.live.arena import Arena
@@ -20,8 +22,21 @@ from multifd.live.precopy import Decision, Limits, Precopy
 from multifd.live.ranges import Ranges
 from multifd.pages import Geometry, Offsets, Pages
 from multifd.ram.block import SourceBlock, Staging, in_order
+from multifd.stats import Result
 from multifd.wire.stream import Block, Machine
 from multifd.wire.writer import encode_end
+
+
+@dataclass(frozen=True)
+class Controls:
+    """What the owner of live memory lets a migration do to its writers; called in the caller's thread."""
+
+    pause: Callable[[], object]
+    """Makes everything that writes to it stand still, and returns when it does."""
+    resume: Callable[[], object]
+    """Lets it go on."""
+    throttle: Callable[[int], object] | None = None
+    """Slows it down by a percentage; 0 is full speed."""
 
 
 class LiveSource:
@@ -66,118 +81,122 @@ class _Untouched:
         return None
 
 
-class LiveSchedule:
-    """Rounds until what is left fits the downtime; see `multifd.engine.sync.Schedule`.
+class LiveDriver:
+    """One live migration; use once.
 
     Args:
-        source: what is sent.
+        sender: not opened yet.
+        source: what it sends.
         limits: of downtime and rounds.
-        pause: makes the source stand still.
-        resume: lets it run again.
-        throttle: slows it down by a percentage.
+        controls: of the memory's writers.
     """
 
-    def __init__(
-        self,
-        source: LiveSource,
-        limits: Limits,
-        pause: Callable[[], object],
-        resume: Callable[[], object],
-        throttle: Callable[[int], object] | None,
-    ) -> None:
-        self._source, self._tracker, self._limits = source, source.tracker, limits
-        self._pause, self._resume, self._throttle = pause, resume, throttle
+    def __init__(self, sender: Sender, source: LiveSource, limits: Limits, controls: Controls) -> None:
+        self._sender, self._source, self._limits, self._controls = sender, source, limits, controls
+        self._tracker = source.tracker
         self._geometry = Geometry.of(source.machine.page_size)
-        self._left: list[Ranges] = []
         self._throttled = 0
-        self._must_resume = False
+        self._is_paused = False
 
-    def rounds(self, engine: Engine) -> Iterator[Iterable[Packet]]:
-        """See `multifd.engine.sync.Schedule`.
+    def run(self) -> Result:
+        """Send it all.
+
+        Returns:
+            The figures; the destination has confirmed that everything is in place, and the source stands still.
 
         Raises:
             NotConverged: after the most rounds that are allowed.
+            MultifdError: what else went wrong.
+            BaseException: what the controls raised.
         """
-        stats = engine.stats
-        stats.live.tracker, stats.live.tracker_reason = self._tracker.name, self._source.tracker_reason
+        sender = self._sender
+        with sender:
+            try:
+                sender.open()
+                dirty = self._rounds()
+                sender.switch_over()
+                self._is_paused = True
+                self._controls.pause()
+                dirty = self._look(dirty)
+                sender.stats.live["dirty_pages"] = sum(map(ranges.count, dirty))
+                sender.finish(self._packets(dirty))
+            except BaseException as error:
+                self._recover(sender.settle(error))
+                raise
+        return sender.result
+
+    def _rounds(self) -> list[Ranges]:
+        """Rounds while the source runs; returns what is dirty when what is left fits the downtime."""
+        sender = self._sender
+        sender.stats.live.update(tracker=self._tracker.name, tracker_reason=self._source.tracker_reason)
         used = self._tracker.arm()
-        stats.dirty_sync_count += 1
+        sender.stats.dirty_sync_count += 1
         precopy = Precopy(self._geometry.page_size, self._limits, time.monotonic())
         packets = self._everything(used)
         while True:
-            sent_before, start = _normal_pages(engine), time.monotonic()
-            yield packets
-            engine.confirm()
+            sent_before, start = self._normal_pages(), time.monotonic()
+            sender.round(packets)
+            sender.confirm()
             scan_start = time.monotonic()
-            precopy.sent(_normal_pages(engine) - sent_before, scan_start - start)
-            self._left = self._tracker.scan()
-            stats.dirty_sync_count += 1
+            precopy.sent(self._normal_pages() - sent_before, scan_start - start)
+            dirty = self._look()
             now = time.monotonic()
-            precopy.scanned(sum(map(ranges.count, self._left)), now, now - scan_start)
-            self._report(engine, precopy)
+            precopy.scanned(sum(map(ranges.count, dirty)), now, now - scan_start)
+            self._report(precopy)
             match precopy.decide():
                 case Decision.SWITCH_OVER:
-                    return
+                    return dirty
                 case Decision.GIVE_UP:
                     raise NotConverged(
                         f"{precopy.explain()}. Slow the source down, allow more downtime or rounds, or choose a "
                         "faster method"
                     )
-            if self._throttle is not None and precopy.throttle_percent != self._throttled:
-                self._throttled = precopy.throttle_percent
-                self._throttle(self._throttled)
-            packets = self._packets(self._left)
+            self._slow_down(precopy.throttle_percent)
+            packets = self._packets(dirty)
 
-    def last(self, engine: Engine) -> Iterable[Packet]:
-        """See `multifd.engine.sync.Schedule`."""
-        engine.lift_limit()
-        self._must_resume = True
-        self._pause()
-        since = self._tracker.scan()
-        engine.stats.dirty_sync_count += 1
-        left = [ranges.union(a, b) for a, b in zip(self._left, since, strict=True)]
-        engine.stats.live.dirty_pages = sum(map(ranges.count, left))
-        return self._packets(left)
+    def _look(self, before: Sequence[Ranges] = ()) -> list[Ranges]:
+        """What was written since the last look, and what was dirty `before`."""
+        dirty = self._tracker.scan()
+        self._sender.stats.dirty_sync_count += 1
+        return [ranges.union(a, b) for a, b in zip(before, dirty, strict=True)] if before else dirty
 
-    @contextlib.contextmanager
-    def recovery(self, engine: Engine) -> Iterator[None]:
-        """See `multifd.engine.sync.Schedule`: the source goes on as if nothing had happened, before all else.
+    def _slow_down(self, percent: int) -> None:
+        if self._controls.throttle is not None and percent != self._throttled:
+            self._throttled = percent
+            self._controls.throttle(percent)
+
+    def _recover(self, error: BaseException) -> None:
+        """The source goes on as if nothing had happened, unless the destination may have taken over.
 
         Raises:
-            BaseException: the failure; or what `resume` or `throttle` raised, with a note.
+            BaseException: what `resume` or `throttle` raised, with a note.
         """
+        if self._sender.fate.custody is not Custody.WITH_SOURCE:
+            error.add_note("the source stays paused")
+            return
         try:
-            yield
-        except BaseException as error:
-            if engine.is_handed_over:
-                error.add_note("the source stays paused")
-                raise
             try:
-                self._recover()
-            except BaseException as e:
-                e.add_note(
-                    f"raised by resume or throttle after the migration failed: {error}. The source may stand still"
-                )
-                raise
+                if self._is_paused:
+                    self._is_paused = False
+                    self._controls.resume()
+            finally:
+                self._slow_down(0)
+        except BaseException as e:
+            e.add_note(f"raised by resume or throttle after the migration failed: {error}. The source may stand still")
             raise
 
-    def _recover(self) -> None:
-        try:
-            if self._must_resume:
-                self._must_resume = False
-                self._resume()
-        finally:
-            if self._throttled and self._throttle is not None:
-                self._throttled = 0
-                self._throttle(0)
-
-    def _report(self, engine: Engine, precopy: Precopy) -> None:
-        live = engine.stats.live
-        live.rounds, live.dirty_pages = precopy.rounds, precopy.dirty_pages
-        live.dirty_pages_rate = round(precopy.dirty_pages_per_s)
-        live.throttle_percent = precopy.throttle_percent if self._throttle is not None else 0
+    def _report(self, precopy: Precopy) -> None:
         expected = precopy.expected_downtime_s
-        live.expected_downtime_ms = None if expected == float("inf") else round(expected * 1e3, 3)
+        self._sender.stats.live.update(
+            rounds=precopy.rounds,
+            dirty_pages=precopy.dirty_pages,
+            dirty_pages_rate=round(precopy.dirty_pages_per_s),
+            throttle_percent=precopy.throttle_percent if self._controls.throttle is not None else 0,
+            expected_downtime_ms=None if expected == float("inf") else round(expected * 1e3, 3),
+        )
+
+    def _normal_pages(self) -> int:
+        return sum(channel.normal_pages for channel in self._sender.stats.channels)
 
     def _everything(self, used: Sequence[Ranges]) -> Iterator[Packet]:
         yield from self._packets(used)
@@ -191,7 +210,3 @@ class LiveSchedule:
         for block, pages in zip(self._tracker.blocks, dirty, strict=True):
             for numbers in ranges.packets(pages, self._geometry.page_count):
                 yield block, numbers * self._geometry.page_size
-
-
-def _normal_pages(engine: Engine) -> int:
-    return sum(channel.normal_pages for channel in engine.stats.channels)

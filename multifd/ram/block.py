@@ -110,6 +110,11 @@ class Source(Protocol):
 class Target(Protocol):
     """Where RAM is received into. Nothing is visible to others before `commit`."""
 
+    @property
+    def is_committed(self) -> bool:
+        """Whether `commit` has done its work; after `discard` this does not change any more."""
+        ...
+
     def allocate(self, machine: Machine) -> Mapping[str, TargetBlock]:
         """Check the sender's list of blocks and make room for them.
 

@@ -84,6 +84,11 @@ class MappedRamTarget:
         """See `Target`."""
         self._file.flush()
 
+    @property
+    def is_committed(self) -> bool:
+        """See `Target`."""
+        return self._file.is_committed
+
     def commit(self, uuid: bytes) -> None:
         """See `Target`."""
         machine = self._machine

@@ -96,6 +96,7 @@ class MemoryTarget:
 
     def __init__(self, buffer: Buffer) -> None:
         self._buffer = buffer
+        self.is_committed = False
 
     def allocate(self, machine: Machine) -> Mapping[str, TargetBlock]:
         """See `Target`."""
@@ -113,6 +114,7 @@ class MemoryTarget:
 
     def commit(self, uuid: bytes) -> None:
         """See `Target`."""
+        self.is_committed = True
 
     def discard(self) -> None:
         """See `Target`."""

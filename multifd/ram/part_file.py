@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import threading
 from pathlib import Path
 
 from multifd.errors import RamError
@@ -25,6 +26,8 @@ class PartFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self.is_committed = False
+        self._publishing = threading.Lock()
         self.part = self.path.with_name(f".{self.path.name}.multifd-part")
         if self.path.exists() and not self.path.is_file():
             raise RamError(f"{self.path}: exists and is not a regular file")
@@ -82,7 +85,11 @@ class PartFile:
         """
         try:
             os.fsync(self.fd)
-            os.replace(self.part, self.path)
+            with self._publishing:
+                if self.fd < 0:
+                    raise RamError(f"{self.path}: discarded before it was complete")
+                os.replace(self.part, self.path)
+                self.is_committed = True
             folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 os.fsync(folder)
@@ -94,10 +101,11 @@ class PartFile:
 
     def discard(self) -> None:
         """Remove it, unless it was committed. Twice is harmless."""
-        if self.fd >= 0:
-            with contextlib.suppress(OSError):
-                os.unlink(self.part)
-            self._close()
+        with self._publishing:
+            if self.fd >= 0 and not self.is_committed:
+                with contextlib.suppress(OSError):
+                    os.unlink(self.part)
+                self._close()
 
     def _close(self) -> None:
         os.close(self.fd)

@@ -75,6 +75,11 @@ class RawImageTarget:
         """See `Target`."""
         self._file.flush()
 
+    @property
+    def is_committed(self) -> bool:
+        """See `Target`."""
+        return self._file.is_committed
+
     def commit(self, uuid: bytes) -> None:
         """See `Target`."""
         self._file.commit()

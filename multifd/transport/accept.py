@@ -6,9 +6,12 @@ closed and counted.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import selectors
 import socket
+import sys
+import termios
 import threading
 import time
 from collections import deque
@@ -39,10 +42,10 @@ class Acceptor:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._wake_lock = threading.Lock()
         self._pending: dict[socket.socket, tuple[bytearray, str, float]] = {}
-        self._kept: deque[Arrival] = deque()
+        self._deferred: deque[Arrival] = deque()
         self._selector.register(listener.sock, selectors.EVENT_READ)
         self._selector.register(self._wake, selectors.EVENT_READ)
-        self.strangers = 0
+        self.rejected = 0
         """Connections that were not a migration's and were closed."""
 
     def wait(self, timeout_s: float) -> Iterator[Arrival]:
@@ -51,7 +54,6 @@ class Acceptor:
         The magic of main, or the init packet, is read; the socket is the caller's from then on.
 
         Raises:
-            RemoteWireError: a channel's init packet is none.
             ChannelError: the listener broke.
         """
         for key, _ in self._selector.select(timeout_s):
@@ -71,27 +73,27 @@ class Acceptor:
             if self._wake >= 0:
                 os.eventfd_write(self._wake, 1)
 
-    def take_kept(self) -> Iterator[Arrival]:
+    def deferred(self) -> Iterator[Arrival]:
         """Those that were kept for this migration, in the order in which they came."""
-        while self._kept:
-            yield self._kept.popleft()
+        while self._deferred:
+            yield self._deferred.popleft()
 
-    def keep(self, arrival: Arrival) -> None:
+    def defer(self, arrival: Arrival) -> None:
         """Take one back: it belongs to the migration after this one."""
-        self._kept.append(arrival)
-        if len(self._kept) > _MAX_PENDING:
-            self.dismiss(self._kept.popleft()[0])
+        self._deferred.append(arrival)
+        if len(self._deferred) > _MAX_PENDING:
+            self.dismiss(self._deferred.popleft()[0])
 
     def dismiss(self, sock: socket.socket) -> None:
         """Close a connection that is not the migration's, and count it."""
         if sock in self._pending:
             self._release(sock)
         sock.close()
-        self.strangers += 1
+        self.rejected += 1
 
     def close(self) -> None:
         """Close whom nobody took; the listener stays open."""
-        for sock in [*self._pending, *(sock for sock, _, _ in self._kept)]:
+        for sock in [*self._pending, *(sock for sock, _, _ in self._deferred)]:
             self.dismiss(sock)
         self._selector.close()
         with self._wake_lock:
@@ -108,8 +110,24 @@ class Acceptor:
             self._selector.register(sock, selectors.EVENT_READ)
 
     def _identify(self, sock: socket.socket) -> Iterator[Arrival]:
-        """Read what a new connection starts with, never more than it takes to know what it is."""
+        """Read what a new connection starts with, never more than it takes to know what it is.
+
+        A channel counts only once something follows its init packet, as on every real one at once: 64 bytes that
+        anybody may have sent are not a channel.
+        """
         start, peer, _ = self._pending[sock]
+        if len(start) == INIT_BYTES:
+            try:
+                init = InitPacket.decode(start)
+            except RemoteWireError:
+                self.dismiss(sock)
+                return
+            if _readable_bytes(sock):
+                self._release(sock)
+                yield sock, peer, init
+            else:  # it was closed
+                self.dismiss(sock)
+            return
         is_channel = start.startswith(MAGIC_BYTES)
         try:
             data = sock.recv((INIT_BYTES if is_channel else len(MAGIC_BYTES)) - len(start))
@@ -123,15 +141,14 @@ class Acceptor:
         elif start == stream.MAGIC_BYTES:
             self._release(sock)
             yield sock, peer, None
-        elif len(start) == INIT_BYTES:
-            try:
-                init = InitPacket.decode(start)
-            except RemoteWireError:
-                self.dismiss(sock)
-                raise
-            self._release(sock)
-            yield sock, peer, init
 
     def _release(self, sock: socket.socket) -> None:
         self._selector.unregister(sock)
         del self._pending[sock]
+
+
+def _readable_bytes(sock: socket.socket) -> int:
+    """What has arrived and was not read: FIONREAD, ioctl_tty(2)."""
+    count = bytearray(4)
+    fcntl.ioctl(sock, termios.FIONREAD, count)
+    return int.from_bytes(count, sys.byteorder)

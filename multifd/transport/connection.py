@@ -15,7 +15,7 @@ import socket
 import struct
 from collections.abc import Sequence
 
-from multifd.errors import ChannelError, RamError
+from multifd.errors import Aborted, ChannelError, RamError
 from multifd.pages import Buffer
 from multifd.transport.idle import IdleTimer
 from multifd.transport.limit import RateLimit
@@ -194,6 +194,6 @@ class Connection:
 
     def _broken(self, doing: str, cause: OSError) -> ChannelError:
         if self._silence.stopped.is_set():
-            return ChannelError("the migration was aborted")
+            return Aborted("the migration was aborted")
         reason = "closed by the peer" if cause.errno in (errno.EPIPE, errno.ECONNRESET) else cause.strerror
         return ChannelError(f"{self.peer}: connection broke while {doing}: {reason}")

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from multifd.errors import ChannelError
+from multifd.errors import Aborted, ChannelError, about
 
 
 class IdleTimer:
@@ -35,11 +35,14 @@ class IdleTimer:
             ChannelError: either.
         """
         if self.stopped.is_set():
-            raise ChannelError("the migration was aborted")
+            raise Aborted("the migration was aborted")
         if time.monotonic() - self._last > self.timeout_s:
-            raise ChannelError(
-                f"no byte moved on any connection for {self.timeout_s:g} s: the peer hangs or is unreachable "
-                f"(a longer --timeout waits longer){self._describe()}"
+            raise about(
+                ChannelError(
+                    f"no byte moved on any connection for {self.timeout_s:g} s: the peer hangs or is unreachable "
+                    f"(a longer timeout waits longer){self._describe()}"
+                ),
+                "timeout",
             )
 
     def stop(self) -> None:

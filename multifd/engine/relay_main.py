@@ -1,0 +1,166 @@
+"""Main of a relay: the source's stream on to the destination, the destination's answers back.
+
+Rules of this file: one thread passes on each direction. Bytes go on untouched as they come, and are only looked at: a
+stream that is not understood goes on all the same. Nothing is sent to the destination before the source has shown that
+it is a QEMU's.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from multifd.engine.fate import Fate
+from multifd.errors import ChannelError, PeerFailed, StreamError
+from multifd.pages import Geometry
+from multifd.transport.connection import Connection
+from multifd.wire import stream
+from multifd.wire.reader import MainStreamReader
+from multifd.wire.return_path import SHUT, ReturnPathReader
+
+_LOG = logging.getLogger(__name__)
+_READ_BYTES = 1 << 16
+
+
+class RelayMain:
+    """Main, from the moment it has started like one.
+
+    Args:
+        source: its connection, the magic already read; the caller closes it.
+        fate: where the memory is.
+    """
+
+    def __init__(self, source: Connection, fate: Fate) -> None:
+        self.source, self._fate = source, fate
+        self.destination: Connection | None = None
+        self.is_out = threading.Event()
+        """The destination has main's first bytes, or all is over."""
+        self.has_geometry = threading.Event()
+        """`geometry` is known, or all is over."""
+        self.geometry = Geometry.of(4096)
+        self.stream_ended = threading.Event()
+        """The destination has all of the stream, or is about to."""
+        self.source_is_done = threading.Event()
+        """Another main now is the next migration's."""
+        self.has_return_path = False
+        self.zero_pages = 0
+        """ZERO words; only those of a stream that is understood."""
+        self._start = bytearray(stream.MAGIC_BYTES)
+        self._reader: MainStreamReader | None = MainStreamReader()  # None: main is not understood
+
+    @property
+    def is_understood(self) -> bool:
+        """Whether the stream was one of RAM and devices so far."""
+        return self._reader is not None
+
+    def read_start(self) -> None:
+        """Read up to the configuration, or the first item: what only a source of a migration sends.
+
+        Raises:
+            StreamError: it is something else.
+            ChannelError: it ended before.
+        """
+        buffer = memoryview(bytearray(_READ_BYTES))
+        self._look(stream.MAGIC_BYTES)
+        while self._reader is not None and not self._reader.has_started:
+            got = self.source.recv_into([buffer], at_least=1)
+            if not got:
+                raise ChannelError(f"{self.source.peer} closed the connection before it said what it is")
+            self._start += buffer[:got]
+            self._look(buffer[:got])
+
+    def run(self, connect: Callable[[], Connection], start_return: Callable[[Connection], object]) -> None:
+        """Pass the source's direction on to its end, after `read_start`.
+
+        Args:
+            connect: makes the destination's main connection.
+            start_return: told when it is there: `run_return` may begin.
+
+        Raises:
+            ChannelError: a connection broke, or the source ended too early.
+        """
+        buffer = memoryview(bytearray(_READ_BYTES))
+        self.destination = destination = connect()
+        # At once: a destination of 8.0 or later stands still until it has seen the first bytes.
+        destination.send([self._start])
+        self.is_out.set()
+        start_return(destination)
+        while got := self.source.recv_into([buffer], at_least=1):
+            self._look(buffer[:got])
+            destination.send([buffer[:got]])
+        if self._reader is not None:
+            try:
+                self._reader.end()
+            except StreamError as e:
+                raise ChannelError(f"{self.source.peer} closed the connection: {e}") from e
+        self._fate.hand_over()
+        self.stream_ended.set()
+        self.source_is_done.set()
+        destination.shutdown_write()
+
+    def run_return(self, destination: Connection) -> None:
+        """Pass the destination's answers on; their end is the destination's end.
+
+        Raises:
+            PeerFailed: the destination said that it failed.
+            ChannelError: a connection broke, or the destination ended too early.
+        """
+        answers: ReturnPathReader | None = ReturnPathReader()
+        shut: int | None = None
+        buffer = memoryview(bytearray(4096))
+        while got := destination.recv_into([buffer], at_least=1):
+            try:
+                for kind, value in answers.feed(bytes(buffer[:got])) if answers else ():
+                    if kind == SHUT:
+                        shut = value
+                        self.source_is_done.set()
+            except StreamError as e:
+                _LOG.info("from here on the return path is passed on without being understood: %s", e)
+                answers = None
+            if shut:
+                self._fate.take_back()  # whether the source still hears it or not
+            self.source.send([buffer[:got]])
+            if shut == 0:
+                self._fate.commit()
+        if shut:
+            raise PeerFailed("the destination reports that it failed; its own message says why")
+        if self.is_understood and not self.stream_ended.is_set():
+            raise ChannelError(f"{destination.peer} closed the connection before it had everything")
+        if self.has_return_path and answers is not None and shut is None:
+            raise ChannelError(f"{destination.peer} closed the connection without a confirmation")
+        self.source.shutdown_write()
+
+    def _look(self, data: bytes | memoryview) -> None:
+        """Look at a piece of main before it goes on: the page size, the return path, the end."""
+        if self._reader is None:
+            return
+        reader = self._reader
+        events: list[stream.Event] = []
+        try:
+            events = reader.feed(data)
+        except StreamError as e:
+            if not reader.has_started:
+                raise
+            _LOG.info("from here on main is passed on without being understood: %s", e)
+            self._reader = None
+            self._fate.hand_over()  # where the end is, nobody here will see
+        for event in events:
+            match event:
+                case stream.ReturnPathOpened():
+                    self.has_return_path = True
+                case stream.ZeroPages():
+                    self.zero_pages += len(event.offsets)
+                case stream.DeviceState():
+                    # RAM is complete: once the devices' state is, too, the destination runs.
+                    self._fate.hand_over()
+                case stream.StreamEnd():
+                    self.stream_ended.set()
+        if (events or self._reader is None) and not self.has_geometry.is_set():
+            self.geometry = Geometry.of(reader.page_size)  # the configuration comes before all else
+            self.has_geometry.set()
+
+    def release(self) -> None:
+        """All is over: nobody waits for anything of main any more."""
+        self.is_out.set()
+        self.has_geometry.set()
