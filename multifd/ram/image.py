@@ -11,6 +11,7 @@ libvirt-raw, -sparse    to be written: a save image with a plain stream, or mapp
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from multifd.ram.plain_source import PlainSource
 from multifd.ram.plain_target import PlainTarget
 from multifd.ram.raw import RawImageSource, RawImageTarget
 from multifd.ram.stored import StoredSource, is_stream
+from multifd.wire.stream import NO_UUID
 
 SOURCE_FORMATS = ("auto", "mapped-ram", "stream", "libvirt", "raw")
 TARGET_FORMATS = ("mapped-ram", "raw", "stream", "libvirt-raw", "libvirt-sparse")
@@ -97,6 +99,8 @@ def open_stored(path: str | os.PathLike[str], *, verbatim: bool = False) -> Stor
     kind = (VerbatimSource if verbatim else MappedRamSource) if is_mapped else PlainSource
     source = kind(path, at)
     source.libvirt = header
+    if header and header.uuid and source.machine.uuid == NO_UUID:
+        source.machine = dataclasses.replace(source.machine, uuid=header.uuid)
     return source
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import UUID
 from xml.etree import ElementTree
 
 from multifd.errors import RamError
@@ -43,8 +44,19 @@ class SaveHeader:
     @property
     def domain(self) -> str | None:
         """The domain's name, None if the XML does not say."""
+        return self._text_of("name")
+
+    @property
+    def uuid(self) -> bytes | None:
+        """The domain's, which its QEMU has too; None if the XML does not say."""
         try:
-            return ElementTree.fromstring(self.xml).findtext("name")
+            return UUID((self._text_of("uuid") or "").strip()).bytes
+        except ValueError:
+            return None
+
+    def _text_of(self, tag: str) -> str | None:
+        try:
+            return ElementTree.fromstring(self.xml).findtext(tag)
         except ElementTree.ParseError:
             return None
 
