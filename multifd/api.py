@@ -22,11 +22,9 @@ from multifd.live.precopy import Decision, Limits
 from multifd.method import MultifdMethods
 from multifd.pages import Buffer
 from multifd.ram.block import Source, Target
-from multifd.ram.mapped_ram import is_mapped_ram
-from multifd.ram.mapped_source import MappedRamSource, VerbatimSource
-from multifd.ram.mapped_target import MappedRamTarget
+from multifd.ram.image import open_source, open_target
 from multifd.ram.memory import MemorySource, MemoryTarget
-from multifd.ram.raw import RawImageSource, RawImageTarget
+from multifd.ram.stored import StoredSource
 from multifd.registry import load_method
 from multifd.stats import RelayResult, Result
 from multifd.transport.accept import Acceptor
@@ -43,11 +41,11 @@ _AT_MAX_ROUNDS = {"fail": Decision.GIVE_UP, "switch-over": Decision.SWITCH_OVER}
 
 @dataclass(frozen=True)
 class Image:
-    """RAM in a file: a capture, or a raw image."""
+    """RAM in a file: a stored machine (a capture, a plain QEMU stream, a libvirt save image), or a raw image."""
 
     path: str | os.PathLike[str]
     format: str = "auto"
-    """mapped-ram, raw, or auto: mapped-ram if the file starts as a QEMU stream does."""
+    """mapped-ram, stream, libvirt, raw, or auto: whichever it is; a file with the mark of anything else is refused."""
     page_size: int = 4096
     """Bytes, of a raw image; a capture knows its own."""
 
@@ -171,19 +169,12 @@ def _opened(source: Image | MemoryImage | Live, method: MultifdMethods) -> Itera
     elif isinstance(source, MemoryImage):
         opened = MemorySource(source.buffer, source.page_size)
     else:
-        opened = _open_image(source, method)
+        verbatim = method.capabilities.verbatim
+        opened = open_source(source.path, format=source.format, page_size=source.page_size, verbatim=verbatim)
     try:
         yield opened
     finally:
         opened.close()
-
-
-def _open_image(image: Image, method: MultifdMethods) -> Source:
-    if image.format not in ("auto", "raw", "mapped-ram"):
-        raise about(UsageError(f"format {image.format!r}, expected auto, raw or mapped-ram"), "format")
-    if image.format == "mapped-ram" or (image.format == "auto" and is_mapped_ram(image.path)):
-        return VerbatimSource(image.path) if method.capabilities.verbatim else MappedRamSource(image.path)
-    return RawImageSource(image.path, image.page_size)
 
 
 def _limits(live: Live) -> Limits:
@@ -201,7 +192,7 @@ def _uuid_bytes(text: str) -> bytes:
 
 
 def _dialect(source: Source, name: str | None) -> Dialect:
-    if not isinstance(source, MappedRamSource):
+    if not isinstance(source, StoredSource):
         return DIALECTS[name or "9.0"]
     # A destination may hold other bytes where a page is zero, such as its own firmware. A QEMU clears a
     # zero page in a packet only if it received that page before, one on main always.
@@ -214,6 +205,7 @@ def receive(
     into: str | os.PathLike[str] | Buffer | Arena,
     *,
     format: str = "mapped-ram",
+    xml: str | os.PathLike[str] | None = None,
     methods: Sequence[str] = (),
     channels: int | None = None,
     timeout: float = 60.0,
@@ -227,7 +219,9 @@ def receive(
         uri: where to listen; port 0 lets the kernel choose.
         into: the path of the file to make (it appears only when complete), or a writable buffer of the right
             length, or an `Arena` with the sender's blocks (either is undefined after a failure).
-        format: of the file: mapped-ram, QEMU's own, which holds everything; or raw, for a single RAM block.
+        format: of the file: mapped-ram, QEMU's own, which holds everything; stream, the same as a plain QEMU stream;
+            libvirt-raw or libvirt-sparse, what ``virsh restore`` takes; or raw, for a single RAM block.
+        xml: of the libvirt formats: a file with the domain's XML.
         methods: the only methods allowed, as names with options; empty: any that the sender may choose.
         channels: None for what the sender announces, else 2.
         timeout: seconds that all connections may be silent, and to wait for the first.
@@ -244,7 +238,7 @@ def receive(
     """
     parsed = Uri.parse(uri)
     config = ReceiveConfig(channels, tuple(methods), timeout)
-    target = _target(into, format)
+    target = _target(into, format, xml)
     try:
         listener = Listener(parsed)
         try:
@@ -320,11 +314,9 @@ def relay(
         listener.close()
 
 
-def _target(into: str | os.PathLike[str] | Buffer | Arena, format: str) -> Target:
-    if format not in ("mapped-ram", "raw"):
-        raise about(UsageError(f"format {format!r}, expected mapped-ram or raw"), "format")
+def _target(into: str | os.PathLike[str] | Buffer | Arena, format: str, xml: str | os.PathLike[str] | None) -> Target:
     if isinstance(into, Arena):
         return ArenaTarget(into)
     if not isinstance(into, str | os.PathLike):
         return MemoryTarget(into)
-    return MappedRamTarget(into) if format == "mapped-ram" else RawImageTarget(into)
+    return open_target(into, format=format, xml=xml)

@@ -94,18 +94,18 @@ def methods(as_json: bool) -> None:
     "--source-format",
     default="auto",
     show_default=True,
-    type=click.Choice(["auto", "mapped-ram", "raw"]),
-    help="What SOURCE is; auto looks at how it starts.",
+    type=click.Choice(["auto", "mapped-ram", "stream", "libvirt", "raw"]),
+    help="What SOURCE is; auto looks at it, and takes a file without any known format's mark for raw.",
 )
 @reporting
 def send(
     source: Path, uri: str, method: str, channels: int, max_bandwidth: int, connect_timeout: float, timeout: float,
     dialect: str | None, uuid: str | None, source_format: str, as_json: bool,
 ) -> None:  # fmt: skip
-    """Send SOURCE, a capture or a raw RAM image, to the destination that listens at URI.
+    """Send SOURCE, a stored machine or a raw RAM image, to the destination that listens at URI.
 
-    A capture is a QEMU mapped-ram file, multifd's or QEMU's own; the destination may be a stock QEMU
-    that was started with -incoming. URI is tcp:HOST:PORT or unix:PATH. Either end may be started first.
+    A stored machine is a capture (a QEMU mapped-ram file, multifd's or QEMU's own), a plain QEMU stream, or
+    a libvirt save image; the destination may be a stock QEMU that was started with -incoming. URI is tcp:HOST:PORT or unix:PATH. Either end may be started first.
     """
     from multifd.api import send as call
 
@@ -127,8 +127,14 @@ def send(
     "format_",
     default="mapped-ram",
     show_default=True,
-    type=click.Choice(["mapped-ram", "raw"]),
-    help="What OUT will be: QEMU's own file with RAM and devices, or a raw image of one RAM block.",
+    type=click.Choice(["mapped-ram", "raw", "stream", "libvirt-raw", "libvirt-sparse"]),
+    help="What OUT will be: QEMU's own file with RAM and devices, a raw image of one RAM block, a plain QEMU stream, or "
+    "what virsh restore takes (sparse: libvirt 11.2 and later).",
+)
+@click.option(
+    "--xml",
+    type=click.Path(path_type=Path),
+    help="Of the libvirt formats: the domain, as virsh dumpxml --migratable prints it.",
 )
 @click.option(
     "--channels",
@@ -152,8 +158,9 @@ def send(
 )
 @reporting
 def receive(
-    uri: str, out: Path, format_: str, channels: int | None, methods: tuple[str, ...], timeout: float, as_json: bool
-) -> None:
+    uri: str, out: Path, format_: str, xml: Path | None, channels: int | None, methods: tuple[str, ...],
+    timeout: float, as_json: bool,
+) -> None:  # fmt: skip
     """Wait at URI for a sender, multifd or QEMU, and write its RAM, and its devices, to OUT.
 
     OUT appears when everything is in place and durable, never before. With port 0 the URI with the
@@ -163,7 +170,7 @@ def receive(
 
     _migrate(
         lambda progress: call(
-            uri, out, format=format_, channels=channels, methods=methods, timeout=timeout, on_progress=progress,
+            uri, out, format=format_, xml=xml, channels=channels, methods=methods, timeout=timeout, on_progress=progress,
             on_listening=lambda chosen: click.echo(f"listening on {chosen}", err=True),
         ),
         as_json=as_json,
@@ -175,7 +182,7 @@ def receive(
 @click.argument("capture", type=click.Path(path_type=Path))
 @reporting
 def info(capture: Path, as_json: bool) -> None:
-    """Show what is in CAPTURE, a mapped-ram file: machine, RAM blocks, devices."""
+    """Show what is in CAPTURE, a mapped-ram file, a plain stream or a libvirt save image: machine, RAM blocks, devices."""
     from multifd.cli import tables
     from multifd.ram.capture import info as call
 
@@ -187,7 +194,7 @@ def info(capture: Path, as_json: bool) -> None:
 @click.argument("capture", type=click.Path(path_type=Path))
 @reporting
 def verify(capture: Path, as_json: bool) -> None:
-    """Check that CAPTURE, a mapped-ram file, is sound: structure, bitmaps, lengths, end.
+    """Check that CAPTURE, a stored machine of any format, is sound: structure, bitmaps, lengths, end.
 
     The format has no checksum, so bytes inside a page are not checked.
     """

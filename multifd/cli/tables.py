@@ -116,6 +116,9 @@ def print_methods(infos: Sequence[MethodInfo]) -> None:
 
 def print_capture(info: CaptureInfo) -> None:
     """What is in a capture: a line each, and a row for each block."""
+    print(f"format: {f'libvirt save image ({info.format})' if info.xml is not None else info.format}")
+    if info.xml is not None:
+        print(f"domain: {info.domain or 'not named'}, {'running' if info.was_running else 'paused'} when saved")
     print(f"machine type: {info.machine or 'not named (2.3 or older)'}")
     print(f"QEMU release: {f'{info.qemu_at_least} or later' if info.qemu_at_least else 'does not show'}")
     print(f"uuid: {info.uuid or 'none'}")
@@ -127,6 +130,8 @@ def print_capture(info: CaptureInfo) -> None:
     print(f"devices' state: {info.device_state_bytes} bytes, {len(info.devices)} devices")
     for device in info.devices:
         print(f"  {device}")
+    if info.xml is not None:
+        print(info.xml)
 
 
 def _table(*columns: str) -> Table:
