@@ -6,6 +6,8 @@ are those of `multifd.errors`.
 
 from __future__ import annotations
 
+import mmap
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,16 +16,13 @@ from typing import TYPE_CHECKING
 import click
 
 from multifd._version import __version__
-from multifd.cli.console import SECONDS, Group, Size, reporting, show
-from multifd.errors import MultifdError
+from multifd.cli import arguments
+from multifd.cli.arguments import CHANNELS, METHOD, FilePath, MethodSpec, Size
+from multifd.cli.console import EPILOG, Group, remark, reporting, say, show, show_one
+from multifd.errors import MethodError
 
 if TYPE_CHECKING:
     from multifd.stats import Result
-_EPILOG = """Exit status: 0 done; 1 a bug in multifd; 2 wrong arguments or options; 3 a method is missing,
-unavailable or broken; 4 the peer broke the protocol, failed, or was configured differently;
-5 a connection was refused, broke, or was silent for too long; 6 a RAM image or a capture cannot
-be read or written, or is not sound; 7 the outcome is unknown: look at the destination before the source runs again;
-8 a live source writes faster than its pages can be moved; 130 interrupted; 143 terminated."""
 
 
 def _migrate(call: Callable[[Callable[[Result], None]], Result], *, as_json: bool, what: str) -> None:
@@ -35,17 +34,7 @@ def _migrate(call: Callable[[Callable[[Result], None]], Result], *, as_json: boo
     show(result.as_dict(), as_json, lambda: tables.print_results([result]))
 
 
-_connect_timeout = click.option(
-    "--connect-timeout",
-    default=10.0,
-    show_default=True,
-    type=SECONDS,
-    metavar="S",
-    help="How long to wait for the destination to listen.",
-)
-
-
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EPILOG)
 @click.version_option(__version__, prog_name="multifd")
 def main() -> None:
     """Migrate guest memory over many connections, by a method chosen by name, on QEMU's own wire."""
@@ -63,10 +52,10 @@ def methods(as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=FilePath())
 @click.argument("uri")
-@click.option("--method", default="none", metavar="NAME[:KEY=VALUE,...]", show_default=True, help="How to compress.")
-@click.option("--channels", default=2, show_default=True, type=click.IntRange(1, 255), help="Connections besides main.")
+@click.option("--method", default="none", type=MethodSpec(), metavar=METHOD, show_default=True, help="How to compress.")
+@arguments.channels
 @click.option(
     "--max-bandwidth",
     default=0,
@@ -74,15 +63,8 @@ def methods(as_json: bool) -> None:
     metavar="SIZE/s",
     help="Over all connections, such as 100M; unlimited if not given.",
 )
-@_connect_timeout
-@click.option(
-    "--timeout",
-    default=60.0,
-    show_default=True,
-    type=SECONDS,
-    metavar="S",
-    help="How long all connections may be silent.",
-)
+@arguments.connect_timeout
+@arguments.timeout("How long all connections may be silent.")
 @click.option(
     "--dialect",
     type=click.Choice(["9.0", "8.1", "7.2"]),
@@ -121,7 +103,7 @@ def send(
 
 @main.command()
 @click.argument("uri")
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=FilePath())
 @click.option(
     "--format",
     "format_",
@@ -132,24 +114,18 @@ def send(
 )
 @click.option(
     "--channels",
-    type=click.IntRange(1, 255),
+    type=CHANNELS,
     help="Must be the sender's; 2 for a sender that does not announce it (QEMU).",
 )
 @click.option(
     "--method",
     "methods",
     multiple=True,
-    metavar="NAME[:KEY=VALUE,...]",
+    type=MethodSpec(),
+    metavar=METHOD,
     help="The only method allowed; may be repeated.",
 )
-@click.option(
-    "--timeout",
-    default=60.0,
-    show_default=True,
-    type=SECONDS,
-    metavar="S",
-    help="How long all connections may be silent, and how long to wait for the sender.",
-)
+@arguments.timeout("How long all connections may be silent, and how long to wait for the sender.")
 @reporting
 def receive(
     uri: str, out: Path, format_: str, channels: int | None, methods: tuple[str, ...], timeout: float, as_json: bool
@@ -164,7 +140,7 @@ def receive(
     _migrate(
         lambda progress: call(
             uri, out, format=format_, channels=channels, methods=methods, timeout=timeout, on_progress=progress,
-            on_listening=lambda chosen: click.echo(f"listening on {chosen}", err=True),
+            on_listening=lambda chosen: remark(f"listening on {chosen}"),
         ),
         as_json=as_json,
         what="receive",
@@ -172,7 +148,7 @@ def receive(
 
 
 @main.command()
-@click.argument("capture", type=click.Path(path_type=Path))
+@arguments.capture
 @reporting
 def info(capture: Path, as_json: bool) -> None:
     """Show what is in CAPTURE, a mapped-ram file: machine, RAM blocks, devices."""
@@ -184,7 +160,7 @@ def info(capture: Path, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("capture", type=click.Path(path_type=Path))
+@arguments.capture
 @reporting
 def verify(capture: Path, as_json: bool) -> None:
     """Check that CAPTURE, a mapped-ram file, is sound: structure, bitmaps, lengths, end.
@@ -194,12 +170,12 @@ def verify(capture: Path, as_json: bool) -> None:
     from multifd.ram.capture import verify as call
 
     found = call(capture)
-    show(found.as_dict(), as_json, lambda: click.echo(f"{capture}: sound"))
+    show(found.as_dict(), as_json, lambda: say(f"{capture}: sound"))
 
 
 @main.command()
-@click.argument("capture", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@arguments.capture
+@click.argument("out", type=FilePath())
 @click.option("--block", metavar="NAME", help="The RAM block, such as pc.ram; needed if there are several.")
 @reporting
 def export(capture: Path, out: Path, block: str | None, as_json: bool) -> None:
@@ -210,7 +186,7 @@ def export(capture: Path, out: Path, block: str | None, as_json: bool) -> None:
     show(
         asdict(found),
         as_json,
-        lambda: click.echo(f"{out}: {found.idstr}, {found.used_length} bytes, {found.zero_pages} pages of holes"),
+        lambda: say(f"{out}: {found.idstr}, {found.used_length} bytes, {found.zero_pages} pages of holes"),
     )
 
 
@@ -220,32 +196,27 @@ def export(capture: Path, out: Path, block: str | None, as_json: bool) -> None:
 @click.option(
     "--in",
     "in_method",
-    metavar="NAME[:KEY=VALUE,...]",
+    type=MethodSpec(),
+    metavar=METHOD,
     help="The only method a source may use; any if not given.",
 )
 @click.option(
     "--out",
     "out_method",
     default="none",
-    metavar="NAME[:KEY=VALUE,...]",
+    type=MethodSpec(),
+    metavar=METHOD,
     show_default=True,
     help="How to compress towards the destination.",
 )
 @click.option(
     "--channels",
-    type=click.IntRange(1, 255),
+    type=CHANNELS,
     help="How many a source must have; as many as come if not given.",
 )
 @click.option("--once", is_flag=True, help="End after one migration.")
-@_connect_timeout
-@click.option(
-    "--timeout",
-    default=60.0,
-    show_default=True,
-    type=SECONDS,
-    metavar="S",
-    help="How long all connections of a migration may be silent.",
-)
+@arguments.connect_timeout
+@arguments.timeout("How long all connections of a migration may be silent.")
 @reporting
 def relay(
     listen_uri: str, to_uri: str, in_method: str | None, out_method: str, channels: int | None, once: bool,
@@ -262,15 +233,23 @@ def relay(
     call(
         listen_uri, to_uri, in_method=in_method, out_method=out_method, channels=channels, once=once,
         connect_timeout=connect_timeout, timeout=timeout,
-        on_listening=lambda chosen: click.echo(f"listening on {chosen}", err=True),
-        on_result=lambda result: show(result.as_dict(), as_json, lambda: tables.print_relay(result)),
+        on_listening=lambda chosen: remark(f"listening on {chosen}"),
+        on_result=lambda result: show_one(result.as_dict(), as_json, lambda: tables.print_relay(result)),
     )  # fmt: skip
 
 
 @main.command()
-@click.option("--size", default=512 << 20, show_default="512M", type=Size(), help="RAM to migrate.")
-@click.option("--channels", default=2, show_default=True, type=click.IntRange(1, 255), help="Connections besides main.")
-@click.option("--method", "methods", multiple=True, metavar="NAME[:KEY=VALUE,...]", help="Only these; may be repeated.")
+@click.option(
+    "--size",
+    default=512 << 20,
+    show_default="512M",
+    type=Size(least=mmap.PAGESIZE, multiple_of=mmap.PAGESIZE),
+    help="RAM to migrate.",
+)
+@arguments.channels
+@click.option(
+    "--method", "methods", multiple=True, type=MethodSpec(), metavar=METHOD, help="Only these; may be repeated."
+)
 @reporting
 def demo(size: int, channels: int, methods: tuple[str, ...], as_json: bool) -> None:
     """Migrate memory full of this machine's own files to a second process, once by each method.
@@ -283,8 +262,10 @@ def demo(size: int, channels: int, methods: tuple[str, ...], as_json: bool) -> N
     with tables.Progress("demo") as progress:
         results = demo.compare(size, methods, channels=channels, on_progress=progress.update, say=progress.say)
     show([r.as_dict() for r in results], as_json, lambda: tables.print_results(results))
-    if any(r.error for r in results):
-        raise MultifdError("not every method succeeded")
+    if failed := [r for r in results if r.error]:
+        # The document has been printed, so what remains is a line and a status.
+        remark(f"multifd: error: {len(failed)} of {len(results)} methods failed: {', '.join(r.method for r in failed)}")
+        sys.exit(MethodError.exit_code)
 
 
 @main.command("new-plugin")
@@ -301,5 +282,5 @@ def new_plugin(name: str, as_json: bool) -> None:
     show(
         {"folder": str(folder)},
         as_json,
-        lambda: click.echo(f"{folder}\nnext: cd {folder.name} && pip install -e '.[test]' && pytest"),
+        lambda: say(f"{folder}\nnext: cd {folder.name} && pip install -e '.[test]' && pytest"),
     )
