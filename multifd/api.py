@@ -20,11 +20,9 @@ from multifd.live.precopy import Decision, Limits
 from multifd.method import MultifdMethods
 from multifd.pages import Buffer
 from multifd.ram.block import Source, Target
-from multifd.ram.mapped_ram import is_mapped_ram
-from multifd.ram.mapped_source import MappedRamSource, VerbatimSource
-from multifd.ram.mapped_target import MappedRamTarget
+from multifd.ram.image import open_source, open_target
 from multifd.ram.memory import MemorySource, MemoryTarget
-from multifd.ram.raw import RawImageSource, RawImageTarget
+from multifd.ram.stored import StoredSource
 from multifd.registry import describe, load_method
 from multifd.stats import RelayResult, Result
 from multifd.transport.accept import Acceptor
@@ -62,8 +60,8 @@ def send(
     """Migrate RAM to a destination that listens, or will within `connect_timeout`.
 
     Args:
-        ram: the path of a capture (QEMU's mapped-ram file) or of a raw image, or a buffer of this process that
-            nobody writes meanwhile, or an `Arena`, which may be written all the time.
+        ram: the path of a stored machine (a capture, a plain QEMU stream, a libvirt save image) or of a raw image,
+            or a buffer of this process that nobody writes meanwhile, or an `Arena`, which may be written all the time.
         uri: ``tcp:HOST:PORT`` or ``unix:PATH``.
         method: a name, a name with options (``zstd:level=3``), or a method from `load_method`.
         channels: connections besides main, 1 to 255.
@@ -74,7 +72,8 @@ def send(
         dialect: the QEMU release whose machine type the destination has: 9.0, 8.1 or 7.2. None: a capture's machine
             type says it, otherwise 9.0.
         uuid: the destination's, instead of the captured guest's; all zero for a destination without one.
-        source_format: raw, mapped-ram, or auto: mapped-ram if the file starts as a QEMU stream does.
+        source_format: mapped-ram, stream, libvirt, raw, or auto: whichever it is; a file with the mark of anything
+            else is refused.
         on_progress: called in this thread with the figures so far, about ten times a second.
         handle: cancels this call from another thread.
         pause: of an arena, needed: make everything that writes to it stand still, and return when it does. Called
@@ -139,7 +138,7 @@ def _uuid_bytes(text: str) -> bytes:
 
 
 def _dialect(source: Source, name: str | None) -> Dialect:
-    if not isinstance(source, MappedRamSource):
+    if not isinstance(source, StoredSource):
         return DIALECTS[name or "9.0"]
     # A destination may hold other bytes where a page is zero, such as its own firmware. A QEMU clears a
     # zero page in a packet only if it received that page before, one on main always.
@@ -152,6 +151,7 @@ def receive(
     into: str | os.PathLike[str] | Buffer | Arena,
     *,
     format: str = "mapped-ram",
+    xml: str | os.PathLike[str] | None = None,
     methods: Sequence[str] = (),
     channels: int | None = None,
     timeout: float = 60.0,
@@ -164,7 +164,9 @@ def receive(
         uri: where to listen; port 0 lets the kernel choose.
         into: the path of the file to make (it appears only when complete), or a writable buffer of the right
             length, or an `Arena` with the sender's blocks (either is undefined after a failure).
-        format: of the file: mapped-ram, QEMU's own, which holds everything; or raw, for a single RAM block.
+        format: of the file: mapped-ram, QEMU's own, which holds everything; stream, the same as a plain QEMU stream;
+            libvirt-raw or libvirt-sparse, what ``virsh restore`` takes; or raw, for a single RAM block.
+        xml: of the libvirt formats: a file with the domain's XML.
         methods: the only methods allowed, as names with options; empty: any that the sender may choose.
         channels: None for what the sender announces, else 2.
         timeout: seconds that all connections may be silent, and to wait for the first.
@@ -179,7 +181,7 @@ def receive(
     """
     parsed = Uri.parse(uri)
     config = ReceiveConfig(channels, tuple(methods), timeout)
-    target = _target(into, format)
+    target = _target(into, format, xml)
     try:
         listener = Listener(parsed)
         try:
@@ -251,23 +253,17 @@ def relay(
 
 
 def _source(ram: str | os.PathLike[str] | Buffer, page_size: int, source_format: str, method: MultifdMethods) -> Source:
-    if source_format not in ("auto", "raw", "mapped-ram"):
-        raise UsageError(f"source format {source_format!r}, expected auto, raw or mapped-ram")
     if not isinstance(ram, str | os.PathLike):
         return MemorySource(ram, page_size)
-    if source_format == "mapped-ram" or (source_format == "auto" and is_mapped_ram(ram)):
-        return VerbatimSource(ram) if method.capabilities.verbatim else MappedRamSource(ram)
-    return RawImageSource(ram, page_size)
+    return open_source(ram, format=source_format, page_size=page_size, verbatim=method.capabilities.verbatim)
 
 
-def _target(into: str | os.PathLike[str] | Buffer | Arena, format: str) -> Target:
-    if format not in ("mapped-ram", "raw"):
-        raise UsageError(f"format {format!r}, expected mapped-ram or raw")
+def _target(into: str | os.PathLike[str] | Buffer | Arena, format: str, xml: str | os.PathLike[str] | None) -> Target:
     if isinstance(into, Arena):
         return ArenaTarget(into)
     if not isinstance(into, str | os.PathLike):
         return MemoryTarget(into)
-    return MappedRamTarget(into) if format == "mapped-ram" else RawImageTarget(into)
+    return open_target(into, format=format, xml=xml)
 
 
 def _run(end: Sender | Receiver) -> Result:

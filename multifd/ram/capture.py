@@ -1,4 +1,4 @@
-"""What is in a capture, whether it is sound, and a block of it as a raw image."""
+"""What is in a stored machine, whether it is sound, and a block of it as a raw image."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from multifd.errors import RamError
 from multifd.pages import Geometry
 from multifd.ram.block import Staging
 from multifd.ram.file_block import FileBlock
-from multifd.ram.mapped_source import MappedBlock, MappedRamSource
+from multifd.ram.image import open_stored
 from multifd.ram.part_file import PartFile
+from multifd.ram.stored import StoredBlock, StoredSource
 from multifd.wire import vmdesc
 from multifd.wire.dialect import release_of
 from multifd.wire.stream import NO_UUID, Block
 
-_MAX_VMDESC = 16 << 20
-"""Bytes at the end of the devices' state in which the vmdesc is looked for."""
 _VMDESC_CONFIGURATION = (8, 2)  # the first release whose vmdesc has the key configuration
 
 
@@ -49,6 +48,14 @@ class CaptureInfo:
     device_state_bytes: int
     devices: tuple[str, ...]
     """Name and instance, in the order of their state; empty without a vmdesc."""
+    format: str = "mapped-ram"
+    """mapped-ram or stream, as `multifd.ram.image` has them."""
+    domain: str | None = None
+    """The name in the domain's XML, of a libvirt save image."""
+    was_running: bool | None = None
+    """Of a libvirt save image: whether ``virsh restore`` lets the guest run."""
+    xml: str | None = None
+    """The domain's, of a libvirt save image."""
 
     def as_dict(self) -> dict[str, Any]:
         """A dict of plain values, in the order of the fields."""
@@ -59,18 +66,18 @@ def info(path: str | os.PathLike[str]) -> CaptureInfo:
     """What is in a capture.
 
     Args:
-        path: a mapped-ram file, multifd's or QEMU's.
+        path: a file that `multifd.ram.image.open_stored` takes.
 
     Raises:
         RamError: it is none, or is not sound up to the end of RAM.
     """
-    with contextlib.closing(MappedRamSource(path)) as source:
+    with contextlib.closing(open_stored(path)) as source:
         return _info(source)
 
 
-def _info(source: MappedRamSource) -> CaptureInfo:
-    machine = source.machine
-    description = vmdesc.find(_last_bytes(source)) or {}
+def _info(source: StoredSource) -> CaptureInfo:
+    machine, header = source.machine, source.libvirt
+    description = vmdesc.find(source.end_of_device_state()) or {}
     evidence = [release_of(machine.name), _VMDESC_CONFIGURATION if "configuration" in description else None]
     release = max((r for r in evidence if r), default=None)
     return CaptureInfo(
@@ -81,19 +88,16 @@ def _info(source: MappedRamSource) -> CaptureInfo:
         blocks=tuple(_block_info(block) for block in source.blocks),
         device_state_bytes=source.nbytes - source.device_state_offset,
         devices=tuple(vmdesc.devices(description)),
+        format=source.form,
+        domain=header.domain if header else None,
+        was_running=header.was_running if header else None,
+        xml=header.xml if header else None,
     )
 
 
-def _block_info(block: MappedBlock) -> BlockInfo:
+def _block_info(block: StoredBlock) -> BlockInfo:
     present = block.count_present()
     return BlockInfo(block.idstr, block.used_length, present, block.page_count - present)
-
-
-def _last_bytes(source: MappedRamSource) -> bytes:
-    last = b""
-    for piece in source.device_state():
-        last = (last + piece)[-_MAX_VMDESC:]
-    return last
 
 
 def verify(path: str | os.PathLike[str]) -> CaptureInfo:
@@ -102,7 +106,7 @@ def verify(path: str | os.PathLike[str]) -> CaptureInfo:
     The format has no checksum: bytes inside a page, or in the middle of the devices' state, are not checked.
 
     Args:
-        path: a mapped-ram file, multifd's or QEMU's.
+        path: a file that `multifd.ram.image.open_stored` takes.
 
     Returns:
         What is in it.
@@ -110,16 +114,8 @@ def verify(path: str | os.PathLike[str]) -> CaptureInfo:
     Raises:
         RamError: what is wrong first.
     """
-    with contextlib.closing(MappedRamSource(path)) as source:
-        for block in source.blocks:
-            if stray := block.stray_bits():
-                raise RamError(f"{path}: block {block.idstr!r}: {stray} bits set behind the last page in its bitmap")
-        last = _last_bytes(source)
-        if not vmdesc.may_end(last, has_footers=bool(source.machine.name)):
-            raise RamError(
-                f"{path}: the devices' state, {source.nbytes - source.device_state_offset} bytes from "
-                f"{source.device_state_offset} on, does not end as a stream does: it was cut short or damaged"
-            )
+    with contextlib.closing(open_stored(path)) as source:
+        source.check()
         return _info(source)
 
 
@@ -127,14 +123,14 @@ def export(path: str | os.PathLike[str], out: str | os.PathLike[str], idstr: str
     """Write a block as a raw image: byte X of the file is byte X of the block; zero pages are holes.
 
     Args:
-        path: a mapped-ram file, multifd's or QEMU's.
+        path: a file that `multifd.ram.image.open_stored` takes.
         out: the file to make or replace; it appears only when complete.
         idstr: the block, such as ``pc.ram``; None if the capture has only one.
 
     Raises:
         RamError: there is no such block, or a file cannot be read or written.
     """
-    with contextlib.closing(MappedRamSource(path)) as source:
+    with contextlib.closing(open_stored(path)) as source:
         names = [block.idstr for block in source.blocks]
         if idstr is None and len(names) > 1:
             raise RamError(f"{path}: has several blocks, name one with --block: {', '.join(names)}")

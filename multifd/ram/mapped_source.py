@@ -6,23 +6,23 @@ Thread rule: blocks may be used by all channels at once, each with its own `Stag
 from __future__ import annotations
 
 import mmap
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from multifd.errors import RamError, StreamError
+from multifd.errors import RamError
 from multifd.pages import Memory, Offsets, Pages
 from multifd.ram.block import Staging
-from multifd.ram.file import open_regular, read_exactly
+from multifd.ram.file import read_exactly
 from multifd.ram.file_block import FileBlock
-from multifd.ram.mapped_ram import FileStream, bitmap_bytes
+from multifd.ram.file_stream import MappedPlace, StreamLayout
+from multifd.ram.mapped_ram import bitmap_bytes
+from multifd.ram.stored import StoredSource, portions
 from multifd.wire.stream import Block
 
 _WINDOW = 1 << 20  # pages whose bits are looked at together
-_PIECE = 1 << 20  # bytes of device state read together
 _MAPPED = 16 << 20
 """About how many bytes of a file's map may be resident at once."""
 Bits = npt.NDArray[np.uint8]
@@ -60,13 +60,14 @@ class MappedBlock(FileBlock):
         last = np.unpackbits(self._bits[self.page_count // 8 :], bitorder="little")
         return int(np.count_nonzero(last[self.page_count % 8 :]))
 
+    def check(self) -> None:
+        """See `StoredBlock`."""
+        if stray := self.stray_bits():
+            raise RamError(f"{self._path}: block {self.idstr!r}: {stray} bits set behind the last page in its bitmap")
+
     def portions(self, page_count: int) -> Iterator[Offsets]:
         """See `SourceBlock`: full packets of pages that are present, and of zero pages."""
-        for i, window in enumerate(self.present()):
-            for chosen in (window, ~window):
-                offsets = (np.flatnonzero(chosen) + i * _WINDOW) * self._page_size
-                for start in range(0, len(offsets), page_count):
-                    yield offsets[start : start + page_count]
+        return portions(self.present(), self._page_size, page_count)
 
     def load(self, offsets: Offsets, staging: Staging) -> Pages | None:
         """See `SourceBlock`; a slot whose bit is clear may hold old bytes and is not read."""
@@ -108,49 +109,22 @@ class _VerbatimBlock(MappedBlock):
         return _PagesForTheKernel(self._memory, offsets, staging.scratch)
 
 
-class MappedRamSource:
-    """A mapped-ram file, to be sent or looked at.
+class MappedRamSource(StoredSource):
+    """A mapped-ram file, to be sent or looked at. See `StoredSource`."""
 
-    Args:
-        path: a capture, or a file that QEMU wrote.
-
-    Raises:
-        RamError: it is not a sound mapped-ram file up to the end of RAM.
-    """
-
+    form = "mapped-ram"
     _block_type = MappedBlock
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self._fd, self.nbytes = open_regular(self.path)
-        try:
-            stream = FileStream(self._fd, self.nbytes, self.path)
-            try:
-                self.machine, self.device_state_offset = stream.parse()
-            except StreamError as e:
-                raise RamError(f"{self.path}: {e}") from e
-            self.blocks = tuple(self._block(*place) for place in stream.places)
-        except BaseException:
-            self.close()
-            raise
+    def _open_blocks(self, layout: StreamLayout) -> Sequence[MappedBlock]:
+        if not layout.is_mapped:
+            raise RamError(f"{self.path}: not a mapped-ram file: its pages are in the stream, or went over channels")
+        return tuple(self._block(place) for place in layout.places)
 
-    def _block(self, block: Block, bitmap_offset: int, pages_offset: int) -> MappedBlock:
-        bits = np.empty(bitmap_bytes(block.used_length, self.machine.page_size), np.uint8)
-        read_exactly(self._fd, bits.data.cast("B"), bitmap_offset, self.path)
-        return self._block_type(block, self.machine.page_size, self._fd, pages_offset, bits, self.path)
-
-    def device_state(self) -> Iterator[bytes]:
-        """See `Source`."""
-        for start in range(self.device_state_offset, self.nbytes, _PIECE):
-            data = bytearray(min(_PIECE, self.nbytes - start))
-            read_exactly(self._fd, memoryview(data), start, self.path)
-            yield bytes(data)
-
-    def close(self) -> None:
-        """See `Source`."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+    def _block(self, place: MappedPlace) -> MappedBlock:
+        page_size = self.machine.page_size
+        bits = np.empty(bitmap_bytes(place.block.used_length, page_size), np.uint8)
+        read_exactly(self._fd, bits.data.cast("B"), place.bitmap_offset, self.path)
+        return self._block_type(place.block, page_size, self._fd, place.pages_offset, bits, self.path)
 
 
 class VerbatimSource(MappedRamSource):

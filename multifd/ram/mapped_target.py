@@ -15,7 +15,7 @@ from multifd.pages import Offsets
 from multifd.ram.block import TargetBlock
 from multifd.ram.file import write
 from multifd.ram.file_block import FileBlock
-from multifd.ram.mapped_ram import _HEADER, _VERSION, CAPABILITY, bitmap_bytes
+from multifd.ram.mapped_ram import CAPABILITY, HEADER, VERSION, bitmap_bytes
 from multifd.ram.part_file import PartFile
 from multifd.wire import stream, vmdesc, writer
 from multifd.wire.stream import NO_UUID, Machine
@@ -40,12 +40,14 @@ class MappedRamTarget:
 
     Args:
         path: the file to make or replace; see `PartFile`.
+        prefix: what comes before the stream in the file.
 
     Raises:
         RamError: it cannot be written there.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], prefix: bytes = b"") -> None:
+        self._prefix = prefix
         self._file = PartFile(path)
         self._machine = Machine("", 4096, ())
         self._blocks: list[tuple[_CapturedBlock, int]] = []
@@ -55,12 +57,12 @@ class MappedRamTarget:
     def allocate(self, machine: Machine) -> Mapping[str, TargetBlock]:
         """See `Target`. The uuid comes at the end: room for it is left in front of the first block."""
         self._machine = machine
-        position = len(_stream_start(dataclasses.replace(machine, uuid=b"\1" * 16)))
+        position = len(self._prefix) + len(_stream_start(dataclasses.replace(machine, uuid=b"\1" * 16)))
         for block in machine.blocks:
             bitmap_end = (
                 position
                 + len(writer.encode_block(block))
-                + _HEADER.size
+                + HEADER.size
                 + bitmap_bytes(block.used_length, machine.page_size)
             )
             pages_offset = -(-bitmap_end // _ALIGNMENT) * _ALIGNMENT
@@ -91,11 +93,11 @@ class MappedRamTarget:
             self.add_device_state(vmdesc.encode(machine.page_size))
         if machine.uuid == NO_UUID:
             machine = dataclasses.replace(machine, uuid=uuid)
-        data, position = _stream_start(machine), 0
+        data, position = self._prefix + _stream_start(machine), 0
         for (captured, pages_offset), block in zip(self._blocks, machine.blocks, strict=True):
             data += writer.encode_block(block)
-            bitmap_offset = position + len(data) + _HEADER.size
-            data += _HEADER.pack(_VERSION, machine.page_size, bitmap_offset, pages_offset) + captured.bitmap()
+            bitmap_offset = position + len(data) + HEADER.size
+            data += HEADER.pack(VERSION, machine.page_size, bitmap_offset, pages_offset) + captured.bitmap()
             write(self._file.fd, data, position, self._file.part)
             data, position = b"", pages_offset + block.used_length
         self._file.commit()

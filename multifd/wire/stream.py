@@ -1,6 +1,6 @@
 """QEMU's main stream, sans-IO: its words, what a reader says of it, and how it is written.
 
-Rules of this file: values in, bytes out; no connection, no clock. `mainstream_reader` reads.
+Rules of this file: values in, bytes out; no connection, no clock. `multifd.wire.grammar` reads.
 
 Grammar (migration/savevm.c, migration/ram.c, QEMU 7.2.0 and 10.0; confirmed on recorded streams)::
 
@@ -25,6 +25,7 @@ EOF, START, PART, END, FULL, SUBSECTION, VMDESC, CONFIGURATION, COMMAND, FOOTER 
 )  # fmt: skip
 # Words of the ram section, migration/ram.c
 ZERO, MEM_SIZE, PAGE, EOS, CONTINUE, FLUSH = 0x02, 0x04, 0x08, 0x10, 0x20, 0x200
+XBZRLE, HOOK, COMPRESS_PAGE = 0x40, 0x80, 0x100
 # Commands, migration/savevm.c, and messages of the return path, migration/migration.h
 OPEN_RETURN_PATH, PING, SWITCHOVER_START = 1, 2, 11
 NO_UUID = bytes(16)
@@ -64,6 +65,16 @@ class ZeroPages:
     offsets: Offsets
 
 
+@dataclass(frozen=True, eq=False)
+class StoredPages:
+    """Pages of one block that are in the stream itself, as without multifd."""
+
+    idstr: str
+    offsets: Offsets
+    positions: Offsets
+    """Of each page's first byte in the stream."""
+
+
 @dataclass(frozen=True)
 class SyncPoint:
     """Every channel has one SYNC that belongs here."""
@@ -93,4 +104,4 @@ class StreamEnd:
     """The last item was seen; with a return path the source now waits for SHUT."""
 
 
-Event = Machine | ZeroPages | SyncPoint | ReturnPathOpened | Ping | DeviceState | StreamEnd
+Event = Machine | ZeroPages | StoredPages | SyncPoint | ReturnPathOpened | Ping | DeviceState | StreamEnd

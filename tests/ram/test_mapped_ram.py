@@ -21,9 +21,8 @@ from mapped_files import DEVICES, MIB, PAGE, VMDESC_TEXT, build
 
 from multifd.errors import RamError
 from multifd.pages import Geometry
-from multifd.ram import capture, mapped_ram
+from multifd.ram import capture, file_stream
 from multifd.ram.block import Staging
-from multifd.ram.mapped_ram import is_mapped_ram
 from multifd.ram.mapped_source import MappedRamSource, VerbatimSource
 from multifd.ram.mapped_target import MappedRamTarget
 from multifd.wire.stream import NO_UUID, Block, Machine
@@ -199,17 +198,10 @@ class TestReads:
             os.truncate(tmp_path / "f", 2 * MIB + PAGE)
             return places
 
-        parse = mapped_ram.FileStream.parse
-        monkeypatch.setattr(mapped_ram.FileStream, "parse", cut)
+        parse = file_stream.FileStream.parse
+        monkeypatch.setattr(file_stream.FileStream, "parse", cut)
         with pytest.raises(RamError, match="cannot be mapped"):
             VerbatimSource(tmp_path / "f")
-
-    @pytest.mark.parametrize("start", [b"", b"QEVM", b"QEVM\0\0\0\x02", bytes(100)])
-    def test_is_mapped_ram(self, tmp_path, start):
-        (tmp_path / "f").write_bytes(start)
-        assert not is_mapped_ram(tmp_path / "f")
-        (tmp_path / "f").write_bytes(b"QEVM\0\0\0\x03")
-        assert is_mapped_ram(tmp_path / "f")
 
     def test_no_descriptor_is_left(self, tmp_path):
         (tmp_path / "f").write_bytes(build(TWO))
@@ -240,8 +232,8 @@ class TestRefuses:
     @pytest.mark.parametrize(
         ("data", "words"),
         [
-            (b"", "in the middle"),
-            (build(TWO, capabilities=()), "not a mapped-ram file"),
+            (SMALL[:70], "in the middle"),
+            (build(TWO, capabilities=()), "main stream"),  # the headers are no plain stream
             (build(TWO, capabilities=(b"x-ignore-shared",)), "capability 'x-ignore-shared'"),
             (with_header(version=2), "mapped-ram version 2"),
             (with_header(page=8192), "pages of 8192 bytes, expected 1 and 4096"),

@@ -1,0 +1,161 @@
+"""A plain main stream that is received into a file: pages one after the other, as a source without multifd sends them.
+
+A QEMU takes it by ``-incoming "exec:cat FILE"``, libvirt behind its header as a save image.
+
+Thread rule: blocks may be used by all channels at once, each with its own `Staging`.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections.abc import Mapping
+
+import numpy as np
+
+from multifd.errors import RamError
+from multifd.pages import Offsets, Pages
+from multifd.ram.block import Staging, TargetBlock
+from multifd.ram.file import write
+from multifd.ram.part_file import PartFile
+from multifd.wire import stream, vmdesc, writer
+from multifd.wire.stream import Block, Machine
+
+_ZEROS_AT_ONCE = 1 << 16  # zero pages encoded together
+
+
+class _Log:
+    """Where the next record goes: records are appended, a page that comes again is written over its first."""
+
+    def __init__(self, file: PartFile) -> None:
+        self.file = file
+        self.end = 0
+        self._lock = threading.Lock()
+
+    def take(self, nbytes: int) -> int:
+        """Room for `nbytes`; its place in the file."""
+        with self._lock:
+            self.end += nbytes
+            return self.end - nbytes
+
+
+class _LoggedBlock:
+    """A block whose pages are records in the file."""
+
+    def __init__(self, block: Block, page_size: int, log: _Log) -> None:
+        self.idstr, self.used_length = block.idstr, block.used_length
+        self._page_size, self._log = page_size, log
+        try:
+            # Where each page is in the file; 0: nowhere, it is zero. Touched only where pages come.
+            self._positions = np.zeros(block.used_length // page_size, np.int64)
+        except MemoryError:
+            raise RamError(f"block {block.idstr!r} of {block.used_length} bytes: no memory for it") from None
+
+    def place(self, offsets: Offsets, staging: Staging) -> Pages:
+        """See `TargetBlock`."""
+        return staging.pages_by_offset(offsets)
+
+    def store(self, offsets: Offsets, staging: Staging) -> None:
+        """See `TargetBlock`."""
+        page_size, file = self._page_size, self._log.file
+        offsets = np.sort(offsets)
+        positions = self._positions[offsets // page_size]
+        pages = staging.data.view
+        for i in positions.nonzero()[0].tolist():
+            write(file.fd, pages[i * page_size : (i + 1) * page_size], int(positions[i]), file.part)
+        new = (positions == 0).nonzero()[0]
+        if not len(new):
+            return
+        # The first record names the block: those before it in the file may be another channel's.
+        name = writer.name_bytes(self.idstr)
+        records = np.empty(len(new), [("word", ">u8"), ("page", np.uint8, page_size)])
+        records["word"] = offsets[new] | (stream.PAGE | stream.CONTINUE)
+        records["page"] = staging.data.array[new].reshape(len(new), page_size)
+        first = (int(offsets[new[0]]) | stream.PAGE).to_bytes(8, "big") + name
+        data = records.tobytes()[8:]
+        at = self._log.take(len(first) + len(data))
+        write(file.fd, first, at, file.part)
+        write(file.fd, data, at + len(first), file.part)
+        places = at + len(first) + np.arange(len(new), dtype=np.int64) * records.itemsize
+        self._positions[offsets[new] // page_size] = places
+
+    def clear(self, offsets: Offsets) -> None:
+        """See `TargetBlock`; pages that never came are zero already."""
+        positions = self._positions[offsets // self._page_size]
+        for position in positions[positions != 0].tolist():
+            write(self._log.file.fd, bytes(self._page_size), position, self._log.file.part)
+
+    def write_zero_pages(self) -> None:
+        """Append the pages that never came: a destination may hold other bytes there, such as its firmware."""
+        zero = np.flatnonzero(self._positions == 0) * self._page_size
+        for start in range(0, len(zero), _ZEROS_AT_ONCE):
+            data = writer.encode_zero_pages(self.idstr, zero[start : start + _ZEROS_AT_ONCE])
+            write(self._log.file.fd, data, self._log.take(len(data)), self._log.file.part)
+
+
+class PlainTarget:
+    """A plain stream with everything a machine sends, as from a source without multifd.
+
+    Args:
+        path: the file to make or replace; see `PartFile`.
+        prefix: what comes before the stream in the file.
+
+    Raises:
+        RamError: it cannot be written there.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], prefix: bytes = b"") -> None:
+        self._prefix = prefix
+        self._file = PartFile(path)
+        self._log = _Log(self._file)
+        self._machine = Machine("", 4096, ())
+        self._blocks: list[_LoggedBlock] = []
+        # Records may come as long as the channels run, so the devices' state waits elsewhere.
+        self._devices = tempfile.TemporaryFile(dir=self._file.path.parent)  # noqa: SIM115
+
+    def allocate(self, machine: Machine) -> Mapping[str, TargetBlock]:
+        """See `Target`."""
+        # A uuid that only the channels told is not put into the configuration: nothing in front of the records moves,
+        # and a destination has the domain's own.
+        self._machine = machine
+        data = self._prefix + writer.encode_header(machine) + writer.encode_ram_start(machine)
+        data += b"".join(map(writer.encode_block, machine.blocks))
+        data += writer.encode_eos(machine) + writer.encode_ram_next(stream.PART, machine.ram_section_id)
+        write(self._file.fd, data, self._log.take(len(data)), self._file.part)
+        self._blocks = [_LoggedBlock(block, machine.page_size, self._log) for block in machine.blocks]
+        return {block.idstr: block for block in self._blocks}
+
+    def add_device_state(self, data: bytes) -> None:
+        """See `Target`."""
+        try:
+            self._devices.write(data)
+        except OSError as e:
+            raise RamError(f"{self._file.path}: cannot write the devices' state beside it: {e.strerror}") from e
+
+    def flush(self) -> None:
+        """See `Target`."""
+        self._file.flush()
+
+    def commit(self, uuid: bytes) -> None:
+        """See `Target`."""
+        machine, file = self._machine, self._file
+        for block in self._blocks:
+            block.write_zero_pages()
+        data = writer.encode_eos(machine) + writer.encode_ram_next(stream.END, machine.ram_section_id)
+        data += writer.encode_eos(machine)
+        write(file.fd, data, self._log.take(len(data)), file.part)
+        self._devices.seek(0)
+        nbytes = 0
+        while piece := self._devices.read(1 << 20):
+            nbytes += len(piece)
+            write(file.fd, piece, self._log.take(len(piece)), file.part)
+        if nbytes == 1:  # EOF alone: a machine without devices
+            piece = vmdesc.encode(machine.page_size)
+            write(file.fd, piece, self._log.take(len(piece)), file.part)
+        file.commit()
+
+    def discard(self) -> None:
+        """See `Target`."""
+        self._devices.close()
+        self._file.discard()
