@@ -28,30 +28,61 @@ Status 0 is success and 130 is Ctrl-C. Whatever else leaves the library is a bug
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
+
+_LONGEST = 2000  # characters of a message; a plugin or a peer may hand over any number
+
+
+def printable(text: str) -> str:
+    """A text that cannot move a terminal's cursor, break a line or turn its direction.
+
+    What comes from a file, a peer or a plugin goes through here before it is shown. Whatever is not a visible
+    character or a space (controls, escape sequences, bidirectional marks, lone surrogates) becomes its backslash
+    escape, and what is longer than 2000 characters is cut. To do it twice changes nothing.
+
+    Args:
+        text: any string.
+    """
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 
 class MultifdError(Exception):
-    """Base of everything multifd raises on purpose; ``exit_code`` is the command line's status."""
+    """Base of everything multifd raises on purpose; ``exit_code`` is the command line's status.
+
+    The message and the notes are printable, whatever text of a peer, a file or a plugin they quote.
+    """
 
     exit_code: ClassVar[int] = 1
+    meaning: ClassVar[str] = "a bug in multifd"
+    """Of the exit status, for the command line's help; a class with a status of its own says it."""
     result: Any = None
     """A `multifd.stats.Result`: the figures of the migration that failed, if there was one."""
     setting: str = ""
     """The argument of the library's call that the message is about, such as ``timeout``, if it is about one."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+    def add_note(self, note: str) -> None:
+        """Attach a line to the message."""
+        super().add_note(printable(note))
 
 
 class UsageError(MultifdError, ValueError):
     """An argument of a call or a command that cannot be meant."""
 
     exit_code = 2
+    meaning = "wrong arguments or options"
 
 
 class MethodError(MultifdError):
     """A method cannot be had, or broke its contract."""
 
     exit_code = 3
+    meaning = "a method is missing, unavailable or broken"
 
 
 class MethodNotFound(MethodError, LookupError):
@@ -99,7 +130,7 @@ class OptionError(MethodError, ValueError):
 
     def __str__(self) -> str:
         where = f"method {self.method!r}: " if self.method else ""
-        return f"{where}option {self.option!r}: got {self.value!r}, {self.allowed}"
+        return printable(f"{where}option {self.option!r}: got {self.value!r}, {self.allowed}")
 
 
 class _Located(MultifdError):
@@ -111,6 +142,7 @@ class _Located(MultifdError):
     """
 
     exit_code = 4
+    meaning = "the peer broke the protocol, failed, or was configured differently"
 
     def __init__(self, what: str, *, offset: int | None = None) -> None:
         super().__init__(what)
@@ -124,7 +156,7 @@ class _Located(MultifdError):
             for name, value in (("channel", self.channel), ("packet", self.packet), ("byte", self.offset))
             if value is not None
         ]
-        return f"{', '.join(place)}: {self.what}" if place else self.what
+        return printable(f"{', '.join(place)}: {self.what}" if place else self.what)
 
 
 class CodecError(_Located, MethodError):
@@ -167,6 +199,7 @@ class ChannelError(MultifdError, OSError):
     """A connection was refused, closed early, or silent for longer than the timeout."""
 
     exit_code = 5
+    meaning = "a connection was refused, broke, or was silent for too long"
 
 
 class Aborted(ChannelError):
@@ -177,6 +210,7 @@ class RamError(MultifdError):
     """A RAM source or destination cannot be used as asked: not RAM, full disk, wrong size."""
 
     exit_code = 6
+    meaning = "a RAM image or a capture cannot be read or written, or is not sound"
 
 
 class OutcomeUnknown(MultifdError):
@@ -187,18 +221,21 @@ class OutcomeUnknown(MultifdError):
     """
 
     exit_code = 7
+    meaning = "the outcome is unknown: look at the destination before the source runs again"
 
 
 class NotConverged(MultifdError):
     """A live source writes faster than its pages can be moved; the message has the figures. It runs on."""
 
     exit_code = 8
+    meaning = "a live source writes faster than its pages can be moved"
 
 
 class Cancelled(MultifdError):
     """The caller cancelled the migration; the source keeps its memory."""
 
     exit_code = 130
+    meaning = "interrupted"
 
 
 _Error = TypeVar("_Error", bound=MultifdError)
@@ -215,3 +252,15 @@ def note_others(error: BaseException, others: Sequence[BaseException]) -> None:
     for other in others:
         if other is not error and str(other) not in str(error):
             error.add_note(f"also: {other}")
+
+
+def exit_statuses() -> Mapping[int, str]:
+    """What each exit status of the command line means, in ascending order: the one place that says it."""
+    own = {cls.exit_code: cls.meaning for cls in _classes(MultifdError) if "meaning" in vars(cls)}
+    return dict(sorted({0: "done", **own, 143: "terminated"}.items()))
+
+
+def _classes(base: type[MultifdError]) -> Iterator[type[MultifdError]]:
+    yield base
+    for cls in base.__subclasses__():
+        yield from _classes(cls)

@@ -1,11 +1,13 @@
-"""What every command shares: JSON or text, errors as one line and an exit status, sizes."""
+"""What every command shares: JSON or text on stdout, errors as one line on stderr and an exit status.
+
+Rules of this file: stdout gets exactly one JSON document with ``--json`` (a relay: one a line), however the command
+ends. Every line for a person goes through `multifd.errors.printable`; JSON is exact, and escapes by itself.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-import re
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -13,50 +15,43 @@ from typing import Any, NoReturn
 
 import click
 
-from multifd.errors import MultifdError
+from multifd.cli import signals
+from multifd.errors import MultifdError, OutcomeUnknown, exit_statuses, printable
 
-
-class Size(click.ParamType[int]):
-    """Bytes, with a binary suffix: 512K, 100M, 2G, and ``/s`` if it is a rate."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?(?:/s)?", value, re.IGNORECASE)
-        if not match:
-            self.fail(f"{value!r}: expected bytes such as 1048576, 512K, 100M or 2G", param, ctx)
-        return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
-
-
-class _Terminated(BaseException):
-    """SIGTERM, turned into an exception so that everything is cleaned up as after Ctrl-C."""
-
-
-def _terminate(*_: object) -> NoReturn:
-    raise _Terminated("terminated")
+_Command = Callable[..., None]
+_INTERRUPTED, _TERMINATED = 130, 143
+_EXPECTED = (MultifdError, KeyboardInterrupt, signals.Terminated)
+"""What may leave a command; anything else is a bug, wherever the memory is."""
+EPILOG = "Exit status: " + "; ".join(f"{status} {meaning}" for status, meaning in exit_statuses().items()) + "."
 
 
 class Group(click.Group):
-    """A group whose usage errors are a JSON document too, if --json is given."""
+    """A group whose usage errors are one line, and a JSON document too if --json is given."""
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
         """Run a command; see `click.Command.main`."""
-        words = sys.argv[1:] if args is None else list(args)
+        if args is None:
+            signals.install()
+            return self._run(sys.argv[1:], *rest, **options)
+        with signals.raising():
+            return self._run(list(args), *rest, **options)
+
+    def _run(self, words: list[str], *rest: Any, **options: Any) -> Any:
         try:
             return super().main(words, *rest, **{**options, "standalone_mode": False})
         except click.exceptions.Exit as e:
             sys.exit(e.exit_code)
-        except click.ClickException as e:
-            if "--json" in words:
-                print(json.dumps({"status": "failed", "error": e.format_message()}))
+        except click.exceptions.NoArgsIsHelpError as e:
             e.show()
             sys.exit(e.exit_code)
-
-
-SECONDS = click.FloatRange(min=0, min_open=True)
-_Command = Callable[..., None]
+        except click.ClickException as e:
+            signals.ignore()
+            message = e.format_message()
+            if isinstance(e, click.UsageError) and e.ctx is not None:
+                message += f" ({e.ctx.command_path} --help)"
+            _fail(message, e.exit_code, {"status": "failed"} if "--json" in words else None)
+        except click.Abort:
+            _fail("interrupted", _INTERRUPTED, {"status": "cancelled"} if "--json" in words else None)
 
 
 def reporting(command: _Command) -> _Command:
@@ -66,53 +61,115 @@ def reporting(command: _Command) -> _Command:
     @click.option("-v", "--verbose", count=True, help="Say more on stderr; -vv with tracebacks.")
     @wraps(command)
     def wrapper(as_json: bool, verbose: int, **arguments: Any) -> None:
-        logging.basicConfig(
-            stream=sys.stderr,
-            level=[logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)],
-            format="multifd: %(message)s",
-        )
-        signal.signal(signal.SIGTERM, _terminate)
+        _start_log(verbose)
         try:
             command(as_json=as_json, **arguments)
-        except MultifdError as e:
-            _fail(e, e.exit_code, as_json=as_json, verbose=verbose)
-        except KeyboardInterrupt as e:
-            _fail(e, 130, as_json=as_json, verbose=verbose)
-        except _Terminated as e:
-            _fail(e, 143, as_json=as_json, verbose=verbose)
         except BrokenPipeError:
             sys.stderr.close()
             sys.exit(1)
-        except (Exception, MemoryError) as e:
-            _fail(e, 1, as_json=as_json, verbose=verbose)
+        except (Exception, KeyboardInterrupt, signals.Terminated) as e:
+            signals.ignore()
+            status = _status_of(e)
+            if verbose > 1:
+                import traceback
+
+                traceback.print_exception(e)
+            document = _document(e, status) if as_json else None
+            _fail(_words_of(e, status), status, document, getattr(e, "__notes__", ()))
 
     return wrapper
 
 
-def _fail(error: BaseException, status: int, *, as_json: bool, verbose: int) -> NoReturn:
-    text = str(error) or "interrupted"
-    if status == 1:
-        text = f"a bug in multifd, please report it with -vv: {type(error).__name__}: {error}"
-    if as_json:
-        from multifd.stats import Result
-
-        result = getattr(error, "result", None) or Result(status="failed")
-        document = result.as_dict()
-        if status in (130, 143):
-            document["status"] = "cancelled"
-        print(json.dumps({**document, "error": text}))
-    if verbose > 1:
-        import traceback
-
-        traceback.print_exception(error)
-    click.echo(f"multifd: error: {text}", err=True)
-    for note in getattr(error, "__notes__", ()):
-        click.echo(f"multifd: {note}", err=True)
-    sys.exit(status)
-
-
 def show(document: Any, as_json: bool, render: Callable[[], None]) -> None:
+    """Print a command's result. A signal changes nothing from here on: what happened has happened."""
+    signals.ignore()
+    _print(document, as_json, render)
+
+
+def show_one(document: Any, as_json: bool, render: Callable[[], None]) -> None:
+    """Print one result of several; a signal waits until it is out."""
+    with signals.held():
+        _print(document, as_json, render)
+
+
+def say(text: str) -> None:
+    """A line on stdout."""
+    print(printable(text), flush=True)
+
+
+def remark(text: str) -> None:
+    """A line on stderr."""
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+def _print(document: Any, as_json: bool, render: Callable[[], None]) -> None:
     if as_json:
         print(json.dumps(document), flush=True)
     else:
         render()
+
+
+def _status_of(error: BaseException) -> int:
+    """The exit status. Where the memory is counts more than what went wrong on the way."""
+    match getattr(getattr(error, "result", None), "status", ""):
+        case "unknown":
+            return OutcomeUnknown.exit_code
+        case "completed":
+            return 0
+    match error:
+        case MultifdError():
+            return error.exit_code
+        case KeyboardInterrupt():
+            return _INTERRUPTED
+        case signals.Terminated():
+            return _TERMINATED
+    return 1
+
+
+def _words_of(error: BaseException, status: int) -> str:
+    if status == 1 or not isinstance(error, _EXPECTED):
+        return f"a bug in multifd, please report it with -vv: {type(error).__name__}: {error}"
+    return (str(error) or "interrupted") + _option_of(getattr(error, "setting", None))
+
+
+def _option_of(setting: str | None) -> str:
+    """The command's option for an argument of the library, in brackets; empty if it has none."""
+    context = click.get_current_context(silent=True)
+    for param in context.command.params if context and setting else ():
+        if isinstance(param, click.Option) and (param.name or "").rstrip("_") == setting:
+            return f" ({param.opts[0]})"
+    return ""
+
+
+def _document(error: BaseException, status: int) -> dict[str, Any]:
+    from multifd.stats import Result
+
+    result = getattr(error, "result", None)
+    if result is None:
+        result = Result(status="cancelled" if status in (_INTERRUPTED, _TERMINATED) else "failed")
+    document: dict[str, Any] = result.as_dict()
+    return {**document, "notes": list(getattr(error, "__notes__", ()))}
+
+
+def _fail(message: str, status: int, document: dict[str, Any] | None, notes: Sequence[str] = ()) -> NoReturn:
+    """One document if one is wanted, one line and the notes, and the end."""
+    if document is not None:
+        print(json.dumps({**document, "error": printable(message)}), flush=True)
+    remark(f"multifd: error: {message}")
+    for note in notes:
+        remark(f"multifd: {note}")
+    sys.exit(status)
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(printable, super().format(record).split("\n")))
+
+
+def _start_log(verbose: int) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal need not be able to show every name
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter("multifd: %(message)s"))
+    logging.basicConfig(level=[logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)], handlers=[handler])

@@ -10,14 +10,16 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 from multifd import registry
-from multifd.api import Progress, send
+from multifd.api import Live, Progress, send
 from multifd.cli.workload import Workload
-from multifd.errors import MultifdError, RamError
+from multifd.errors import ChannelError, MultifdError, RamError, UsageError
 from multifd.live.arena import Arena
 from multifd.stats import Result
 
@@ -28,6 +30,8 @@ _PIECE = 1 << 20
 _PACKED = {".bz2", ".gif", ".gz", ".jar", ".jpg", ".png", ".ttf", ".whl", ".woff2", ".xz", ".zip", ".zst"}
 _CHILD_S = 30.0
 """How long the receiving process may take to start, and to end after the sender has."""
+_LONGEST_LINE = 4096
+_LISTENING = "listening on "
 
 
 def write_image(path: Path, size: int, seed: int = 1) -> None:
@@ -113,7 +117,13 @@ def compare(
 
     Returns:
         The figures of each; ``error`` is set if it failed or the destination differs.
+
+    Raises:
+        MultifdError: a method cannot be had; it cannot be tried at all on this machine.
     """
+    _check_room(size)
+    for spec in methods:
+        registry.load_method(spec)
     if not methods:
         infos = registry.describe()
         for info in infos:
@@ -151,6 +161,12 @@ def _load(image: Path, size: int) -> mmap.mmap:
     return memory
 
 
+def _check_room(size: int) -> None:
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory:
+        raise UsageError(f"{size} bytes of RAM to migrate, this machine has {memory}")
+
+
 def _roomy_folder(need: int) -> str | None:
     """Memory where there is room, so that the disk is not what is measured; else the default."""
     shm = "/dev/shm"
@@ -162,31 +178,81 @@ def _roomy_folder(need: int) -> str | None:
 def _migrate(
     arena: Arena, workload: Workload, out: Path, spec: str, channels: int, on_progress: Progress | None
 ) -> Result:
-    command = [sys.executable, "-m", "multifd", "receive", "tcp:127.0.0.1:0", str(out), "--format", "raw"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as child:
-        assert child.stderr is not None
+    with _ReceivingProcess(out, spec) as child:
         try:
-            first = child.stderr.readline()
-            uri = first.removeprefix("listening on ").strip()
-            if not first.startswith("listening on "):
-                raise MultifdError(f"the receiving process did not start: {first}{child.stderr.read()}")
-            result = send(
-                arena, uri, spec, channels=channels, page_size=_PAGE, on_progress=on_progress, pause=workload.pause,
-                resume=workload.resume,
-            )  # fmt: skip
-            child.communicate(timeout=_CHILD_S)
+            live = Live(arena, workload.pause, workload.resume, page_size=_PAGE)
+            result = send(live, child.uri(), spec, channels=channels, on_progress=on_progress)
+            child.wait()
         except MultifdError as e:
-            child.terminate()
-            words = child.communicate(timeout=_CHILD_S)[1].strip().splitlines()
-            said = f" (the receiver: {words[-1]})" if words else ""
             if e.result is None:
                 raise
+            child.stop()
+            said = f" (the receiver: {child.last_line})" if child.last_line else ""
             failed: Result = e.result
             return replace(failed, error=f"{e}{said}")
-        except BaseException:
-            child.kill()
-            raise
     return result
+
+
+class _ReceivingProcess:
+    """``multifd receive`` into a raw image, at a port of the kernel's choice; ended by the context's end.
+
+    A thread reads all that it says, so that it never waits for room in the pipe, and keeps the last line.
+    """
+
+    def __init__(self, out: Path, spec: str) -> None:
+        self.last_line = ""
+        self._uri = ""
+        self._said = threading.Event()  # its first line, or that there will be none
+        # Named: over TCP a private method may not be chosen by the sender alone.
+        method = ["--method", spec.partition(":")[0]]
+        command = [sys.executable, "-m", "multifd", "receive", "tcp:127.0.0.1:0", str(out), "--format", "raw", *method]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        self._reader = threading.Thread(target=self._read, name="multifd_demo", daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    def uri(self) -> str:
+        """Where it listens.
+
+        Raises:
+            MultifdError: it does not.
+        """
+        if not self._said.wait(_CHILD_S) or not self._uri:
+            self.stop()
+            raise ChannelError(f"the receiving process did not start: {self.last_line or 'it said nothing'}")
+        return self._uri
+
+    def wait(self) -> None:
+        """Let it end by itself; whether it did well is seen by its file."""
+        try:
+            self._process.wait(_CHILD_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+
+    def stop(self) -> None:
+        """End it, wait for it, and for what it has said."""
+        self._process.terminate()
+        self.wait()
+        self._process.wait(_CHILD_S)
+        self._reader.join(_CHILD_S)
+
+    def _read(self) -> None:
+        pipe = self._process.stderr
+        if pipe is None:  # it was asked for
+            return
+        with pipe:
+            while line := pipe.readline(_LONGEST_LINE):
+                text = line.decode("utf-8", "replace").rstrip()
+                self.last_line = text or self.last_line
+                if text.startswith(_LISTENING):
+                    self._uri = text.removeprefix(_LISTENING)
+                    self._said.set()
+        self._said.set()
 
 
 def _equal(memory: mmap.mmap, path: Path) -> bool:

@@ -6,6 +6,8 @@ are those of `multifd.errors`.
 
 from __future__ import annotations
 
+import mmap
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,38 +16,28 @@ from typing import TYPE_CHECKING
 import click
 
 from multifd._version import __version__
-from multifd.cli.console import SECONDS, Group, Size, reporting, show
-from multifd.errors import MultifdError
+from multifd.cli import arguments, signals
+from multifd.cli.arguments import CHANNELS, METHOD, FilePath, MethodSpec, Size
+from multifd.cli.console import EPILOG, Group, remark, reporting, say, show, show_one
+from multifd.errors import MethodError
 
 if TYPE_CHECKING:
+    from multifd.engine.canceller import Canceller
     from multifd.stats import Result
-_EPILOG = """Exit status: 0 done; 1 a bug in multifd; 2 wrong arguments or options; 3 a method is missing,
-unavailable or broken; 4 the peer broke the protocol, failed, or was configured differently;
-5 a connection was refused, broke, or was silent for too long; 6 a RAM image or a capture cannot
-be read or written, or is not sound; 7 the outcome is unknown: look at the destination before the source runs again;
-8 a live source writes faster than its pages can be moved; 130 interrupted; 143 terminated."""
 
 
-def _migrate(call: Callable[[Callable[[Result], None]], Result], *, as_json: bool, what: str) -> None:
+def _migrate(call: Callable[[Callable[[Result], None], Canceller], Result], *, as_json: bool, what: str) -> None:
     """Run one end with progress on stderr, then show its figures."""
     from multifd.cli import tables
+    from multifd.engine.canceller import Canceller
 
-    with tables.Progress(what) as progress:
-        result = call(progress.update)
+    canceller = Canceller()
+    with tables.Progress(what) as progress, signals.cancelling(canceller):
+        result = call(progress.update, canceller)
     show(result.as_dict(), as_json, lambda: tables.print_results([result]))
 
 
-_connect_timeout = click.option(
-    "--connect-timeout",
-    default=10.0,
-    show_default=True,
-    type=SECONDS,
-    metavar="S",
-    help="How long to wait for the destination to listen.",
-)
-
-
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EPILOG)
 @click.version_option(__version__, prog_name="multifd")
 def main() -> None:
     """Migrate guest memory over many connections, by a method chosen by name, on QEMU's own wire."""
@@ -63,10 +55,10 @@ def methods(as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=FilePath())
 @click.argument("uri")
-@click.option("--method", default="none", metavar="NAME[:KEY=VALUE,...]", show_default=True, help="How to compress.")
-@click.option("--channels", default=2, show_default=True, type=click.IntRange(1, 255), help="Connections besides main.")
+@click.option("--method", default="none", type=MethodSpec(), metavar=METHOD, show_default=True, help="How to compress.")
+@arguments.channels
 @click.option(
     "--max-bandwidth",
     default=0,
@@ -74,15 +66,8 @@ def methods(as_json: bool) -> None:
     metavar="SIZE/s",
     help="Over all connections, such as 100M; unlimited if not given.",
 )
-@_connect_timeout
-@click.option(
-    "--timeout",
-    default=60.0,
-    show_default=True,
-    type=SECONDS,
-    metavar="S",
-    help="How long all connections may be silent.",
-)
+@arguments.connect_timeout
+@arguments.timeout("How long all connections may be silent.")
 @click.option(
     "--dialect",
     type=click.Choice(["9.0", "8.1", "7.2"]),
@@ -105,14 +90,17 @@ def send(
     """Send SOURCE, a stored machine or a raw RAM image, to the destination that listens at URI.
 
     A stored machine is a capture (a QEMU mapped-ram file, multifd's or QEMU's own), a plain QEMU stream, or
-    a libvirt save image; the destination may be a stock QEMU that was started with -incoming. URI is tcp:HOST:PORT or unix:PATH. Either end may be started first.
+    a libvirt save image; the destination may be a stock QEMU that was started with -incoming. URI is
+    tcp:HOST:PORT or unix:PATH. Either end may be started first.
     """
+    from multifd.api import Image
     from multifd.api import send as call
 
     _migrate(
-        lambda progress: call(
-            source, uri, method, channels=channels, max_bandwidth=max_bandwidth, connect_timeout=connect_timeout,
-            timeout=timeout, dialect=dialect, uuid=uuid, source_format=source_format, on_progress=progress,
+        lambda progress, canceller: call(
+            Image(source, source_format), uri, method, channels=channels, max_bandwidth=max_bandwidth,
+            connect_timeout=connect_timeout, timeout=timeout, dialect=dialect, uuid=uuid, on_progress=progress,
+            canceller=canceller,
         ),
         as_json=as_json,
         what="send",
@@ -121,15 +109,15 @@ def send(
 
 @main.command()
 @click.argument("uri")
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=FilePath())
 @click.option(
     "--format",
     "format_",
     default="mapped-ram",
     show_default=True,
     type=click.Choice(["mapped-ram", "raw", "stream", "libvirt-raw", "libvirt-sparse"]),
-    help="What OUT will be: QEMU's own file with RAM and devices, a raw image of one RAM block, a plain QEMU stream, or "
-    "what virsh restore takes (sparse: libvirt 11.2 and later).",
+    help="What OUT will be: QEMU's own file with RAM and devices, a raw image of one RAM block, a plain QEMU stream, "
+    "or what virsh restore takes (sparse: libvirt 11.2 and later).",
 )
 @click.option(
     "--xml",
@@ -138,24 +126,18 @@ def send(
 )
 @click.option(
     "--channels",
-    type=click.IntRange(1, 255),
+    type=CHANNELS,
     help="Must be the sender's; 2 for a sender that does not announce it (QEMU).",
 )
 @click.option(
     "--method",
     "methods",
     multiple=True,
-    metavar="NAME[:KEY=VALUE,...]",
+    type=MethodSpec(),
+    metavar=METHOD,
     help="The only method allowed; may be repeated.",
 )
-@click.option(
-    "--timeout",
-    default=60.0,
-    show_default=True,
-    type=SECONDS,
-    metavar="S",
-    help="How long all connections may be silent, and how long to wait for the sender.",
-)
+@arguments.timeout("How long all connections may be silent, and how long to wait for the sender.")
 @reporting
 def receive(
     uri: str, out: Path, format_: str, xml: Path | None, channels: int | None, methods: tuple[str, ...],
@@ -169,9 +151,9 @@ def receive(
     from multifd.api import receive as call
 
     _migrate(
-        lambda progress: call(
-            uri, out, format=format_, xml=xml, channels=channels, methods=methods, timeout=timeout, on_progress=progress,
-            on_listening=lambda chosen: click.echo(f"listening on {chosen}", err=True),
+        lambda progress, canceller: call(
+            uri, out, format=format_, xml=xml, channels=channels, methods=methods, timeout=timeout,
+            on_progress=progress, on_listening=lambda chosen: remark(f"listening on {chosen}"), canceller=canceller,
         ),
         as_json=as_json,
         what="receive",
@@ -179,10 +161,10 @@ def receive(
 
 
 @main.command()
-@click.argument("capture", type=click.Path(path_type=Path))
+@arguments.capture
 @reporting
 def info(capture: Path, as_json: bool) -> None:
-    """Show what is in CAPTURE, a mapped-ram file, a plain stream or a libvirt save image: machine, RAM blocks, devices."""
+    """Show what is in CAPTURE, a stored machine of any format: machine type, RAM blocks, devices."""
     from multifd.cli import tables
     from multifd.ram.capture import info as call
 
@@ -191,7 +173,7 @@ def info(capture: Path, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("capture", type=click.Path(path_type=Path))
+@arguments.capture
 @reporting
 def verify(capture: Path, as_json: bool) -> None:
     """Check that CAPTURE, a stored machine of any format, is sound: structure, bitmaps, lengths, end.
@@ -201,12 +183,12 @@ def verify(capture: Path, as_json: bool) -> None:
     from multifd.ram.capture import verify as call
 
     found = call(capture)
-    show(found.as_dict(), as_json, lambda: click.echo(f"{capture}: sound"))
+    show(found.as_dict(), as_json, lambda: say(f"{capture}: sound"))
 
 
 @main.command()
-@click.argument("capture", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@arguments.capture
+@click.argument("out", type=FilePath())
 @click.option("--block", metavar="NAME", help="The RAM block, such as pc.ram; needed if there are several.")
 @reporting
 def export(capture: Path, out: Path, block: str | None, as_json: bool) -> None:
@@ -217,7 +199,7 @@ def export(capture: Path, out: Path, block: str | None, as_json: bool) -> None:
     show(
         asdict(found),
         as_json,
-        lambda: click.echo(f"{out}: {found.idstr}, {found.used_length} bytes, {found.zero_pages} pages of holes"),
+        lambda: say(f"{out}: {found.idstr}, {found.used_length} bytes, {found.zero_pages} pages of holes"),
     )
 
 
@@ -227,32 +209,27 @@ def export(capture: Path, out: Path, block: str | None, as_json: bool) -> None:
 @click.option(
     "--in",
     "in_method",
-    metavar="NAME[:KEY=VALUE,...]",
+    type=MethodSpec(),
+    metavar=METHOD,
     help="The only method a source may use; any if not given.",
 )
 @click.option(
     "--out",
     "out_method",
     default="none",
-    metavar="NAME[:KEY=VALUE,...]",
+    type=MethodSpec(),
+    metavar=METHOD,
     show_default=True,
     help="How to compress towards the destination.",
 )
 @click.option(
     "--channels",
-    type=click.IntRange(1, 255),
+    type=CHANNELS,
     help="How many a source must have; as many as come if not given.",
 )
 @click.option("--once", is_flag=True, help="End after one migration.")
-@_connect_timeout
-@click.option(
-    "--timeout",
-    default=60.0,
-    show_default=True,
-    type=SECONDS,
-    metavar="S",
-    help="How long all connections of a migration may be silent.",
-)
+@arguments.connect_timeout
+@arguments.timeout("How long all connections of a migration may be silent.")
 @reporting
 def relay(
     listen_uri: str, to_uri: str, in_method: str | None, out_method: str, channels: int | None, once: bool,
@@ -265,19 +242,30 @@ def relay(
     """
     from multifd.api import relay as call
     from multifd.cli import tables
+    from multifd.engine.canceller import Canceller
 
-    call(
-        listen_uri, to_uri, in_method=in_method, out_method=out_method, channels=channels, once=once,
-        connect_timeout=connect_timeout, timeout=timeout,
-        on_listening=lambda chosen: click.echo(f"listening on {chosen}", err=True),
-        on_result=lambda result: show(result.as_dict(), as_json, lambda: tables.print_relay(result)),
-    )  # fmt: skip
+    canceller = Canceller()
+    with signals.cancelling(canceller):
+        call(
+            listen_uri, to_uri, in_method=in_method, out_method=out_method, channels=channels, once=once,
+            connect_timeout=connect_timeout, timeout=timeout, canceller=canceller,
+            on_listening=lambda chosen: remark(f"listening on {chosen}"),
+            on_result=lambda result: show_one(result.as_dict(), as_json, lambda: tables.print_relay(result)),
+        )  # fmt: skip
 
 
 @main.command()
-@click.option("--size", default=512 << 20, show_default="512M", type=Size(), help="RAM to migrate.")
-@click.option("--channels", default=2, show_default=True, type=click.IntRange(1, 255), help="Connections besides main.")
-@click.option("--method", "methods", multiple=True, metavar="NAME[:KEY=VALUE,...]", help="Only these; may be repeated.")
+@click.option(
+    "--size",
+    default=512 << 20,
+    show_default="512M",
+    type=Size(least=mmap.PAGESIZE, multiple_of=mmap.PAGESIZE),
+    help="RAM to migrate.",
+)
+@arguments.channels
+@click.option(
+    "--method", "methods", multiple=True, type=MethodSpec(), metavar=METHOD, help="Only these; may be repeated."
+)
 @reporting
 def demo(size: int, channels: int, methods: tuple[str, ...], as_json: bool) -> None:
     """Migrate memory full of this machine's own files to a second process, once by each method.
@@ -290,8 +278,10 @@ def demo(size: int, channels: int, methods: tuple[str, ...], as_json: bool) -> N
     with tables.Progress("demo") as progress:
         results = demo.compare(size, methods, channels=channels, on_progress=progress.update, say=progress.say)
     show([r.as_dict() for r in results], as_json, lambda: tables.print_results(results))
-    if any(r.error for r in results):
-        raise MultifdError("not every method succeeded")
+    if failed := [r for r in results if r.error]:
+        # The document has been printed, so what remains is a line and a status.
+        remark(f"multifd: error: {len(failed)} of {len(results)} methods failed: {', '.join(r.method for r in failed)}")
+        sys.exit(MethodError.exit_code)
 
 
 @main.command("new-plugin")
@@ -308,5 +298,5 @@ def new_plugin(name: str, as_json: bool) -> None:
     show(
         {"folder": str(folder)},
         as_json,
-        lambda: click.echo(f"{folder}\nnext: cd {folder.name} && pip install -e '.[test]' && pytest"),
+        lambda: say(f"{folder}\nnext: cd {folder.name} && pip install -e '.[test]' && pytest"),
     )

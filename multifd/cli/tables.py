@@ -1,4 +1,10 @@
-"""Figures to a person: tables on stdout, progress on stderr. rich is imported when something is shown."""
+"""Figures to a person: tables on stdout, progress on stderr. rich is imported when something is shown.
+
+Rules of this file: a text of a file, a peer or a plugin enters a table through `_cell` and a line through `say`, so
+that none of it moves the cursor or is taken for rich's markup. A table is laid out for the terminal's width: a row for
+each thing, or, where that is too wide, a column, or a paragraph. Without a terminal it is always the first, however
+wide, and no line is broken that another program may read.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +13,19 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
+from multifd.cli.console import remark, say
+from multifd.errors import printable
 from multifd.registry import MethodInfo
 from multifd.stats import RelayResult, Result
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from multifd.ram.capture import CaptureInfo
 _LINE_S = 1.0
+_ENDLESS = 10_000  # columns: wider than any table
 
 
 class Progress:
@@ -37,7 +48,8 @@ class Progress:
             from rich.progress import Progress as Bar
 
             self._bar = Bar(
-                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"),
+                TextColumn("{task.description}", markup=False), BarColumn(),
+                TextColumn("{task.fields[figures]}", markup=False),
                 console=Console(stderr=True), transient=True,
             )  # fmt: skip
             self._task = self._bar.add_task(self._what, total=None, figures="")
@@ -51,102 +63,151 @@ class Progress:
     def say(self, text: str) -> None:
         """One line of words."""
         if self._bar is not None:
-            self._bar.console.print(text, highlight=False)
+            self._bar.console.print(_cell(text), highlight=False)
         else:
-            print(text, file=sys.stderr, flush=True)
+            remark(text)
 
     def update(self, result: Result) -> None:
         """The figures so far; nothing is shown before the first page."""
         pages = result.normal_pages + result.zero_pages
         if not pages:
             return
-        figures = f"{result.method} {pages} pages, {result.transferred_bytes >> 20} MiB moved, {result.mbps:.0f} mbps"
+        moved = f"{result.transferred_bytes >> 20} MiB moved, {result.mbps:.0f} mbps"
+        figures = f"{printable(result.method)} {pages} pages, {moved}"
         if self._bar is not None:
             total = max(result.ram_bytes // 4096, pages) or None
             self._bar.update(self._task, completed=pages, total=total, figures=figures)
         elif (now := time.monotonic()) - self._last_line >= _LINE_S:
             self._last_line = now
-            print(f"{self._what}: {figures}", file=sys.stderr, flush=True)
+            remark(f"{self._what}: {figures}")
 
 
 def print_results(results: Sequence[Result]) -> None:
-    """One row for each migration."""
-    table = _table(
+    """The figures of each migration."""
+    heads = (
         "method", "status", "channels", "total time ms", "setup time ms", "downtime ms", "throughput mbps",
         "pages-per-second", "normal pages", "zero pages", "bytes on the wire", "ratio",
     )  # fmt: skip
+    rows = []
     for r in results:
         ratio = f"{r.ram_bytes / r.transferred_bytes:.2f}" if r.transferred_bytes else "-"
-        table.add_row(
+        rows.append((
             r.method, r.status, str(r.channels), f"{r.total_time_ms:.0f}", f"{r.setup_time_ms:.0f}",
             f"{r.downtime_ms:.1f}", f"{r.mbps:.0f}", str(r.pages_per_second), str(r.normal_pages),
             str(r.zero_pages), str(r.transferred_bytes), ratio,
-        )  # fmt: skip
-    _print(table)
+        ))  # fmt: skip
+    _print(heads, rows)
     for r in results:
         if r.tracker:
             why = f" ({r.tracker_reason})" if r.tracker_reason else ""
-            print(f"{r.method}: {r.rounds} rounds, {r.dirty_pages_rate} pages/s dirty, tracked by {r.tracker}{why}")
+            say(f"{r.method}: {r.rounds} rounds, {r.dirty_pages_rate} pages/s dirty, tracked by {r.tracker}{why}")
         for name, value in sorted(r.method_stats.items()):
-            print(f"{r.method}: {name} {value}")
+            say(f"{r.method}: {name} {value}")
 
 
 def print_relay(result: RelayResult) -> None:
     """One line for a migration that was passed on."""
     r = result
-    print(
+    say(
         f"{r.in_method or '-'} to {r.out_method}: {r.status}, {r.channels} channels, {r.total_time_ms:.0f} ms, "
         f"{r.packets} packets, {r.normal_pages} normal pages, {r.zero_pages} zero pages, "
-        f"{r.bytes_in} bytes in, {r.bytes_out} bytes out",
-        flush=True,
+        f"{r.bytes_in} bytes in, {r.bytes_out} bytes out"
     )
 
 
 def print_methods(infos: Sequence[MethodInfo]) -> None:
-    """One row for each method."""
-    table = _table("method", "status", "engine", "wire code", "distribution", "options", "reason")
+    """What is known of each method."""
+    rows = []
     for info in infos:
         code = "private" if info.wire_code is None else f"{info.wire_code:#04x}"
         options = "\n".join(f"{o['name']}={o['default']} ({o['type']}: {o['allowed']})" for o in info.options)
-        table.add_row(
-            info.name, info.status, info.engine, code, f"{info.distribution} {info.version}", options, info.reason
-        )
-    _print(table)
+        distribution = f"{info.distribution} {info.version}"
+        rows.append((info.name, info.status, info.engine, code, distribution, options, info.reason))
+    _print(("method", "status", "engine", "wire code", "distribution", "options", "reason"), rows)
 
 
 def print_capture(info: CaptureInfo) -> None:
-    """What is in a capture: a line each, and a row for each block."""
-    print(f"format: {f'libvirt save image ({info.format})' if info.xml is not None else info.format}")
+    """What is in a capture: a line each, and a table of its blocks."""
+    say(f"format: {f'libvirt save image ({info.format})' if info.xml is not None else info.format}")
     if info.xml is not None:
-        print(f"domain: {info.domain or 'not named'}, {'running' if info.was_running else 'paused'} when saved")
-    print(f"machine type: {info.machine or 'not named (2.3 or older)'}")
-    print(f"QEMU release: {f'{info.qemu_at_least} or later' if info.qemu_at_least else 'does not show'}")
-    print(f"uuid: {info.uuid or 'none'}")
-    print(f"page size: {info.page_size} bytes")
-    table = _table("block", "bytes", "present pages", "zero pages")
-    for block in info.blocks:
-        table.add_row(block.idstr, str(block.used_length), str(block.present_pages), str(block.zero_pages))
-    _print(table)
-    print(f"devices' state: {info.device_state_bytes} bytes, {len(info.devices)} devices")
+        say(f"domain: {info.domain or 'not named'}, {'running' if info.was_running else 'paused'} when saved")
+    say(f"machine type: {info.machine or 'not named (2.3 or older)'}")
+    say(f"QEMU release: {f'{info.qemu_at_least} or later' if info.qemu_at_least else 'does not show'}")
+    say(f"uuid: {info.uuid or 'none'}")
+    say(f"page size: {info.page_size} bytes")
+    _print(
+        ("block", "bytes", "present pages", "zero pages"),
+        [(b.idstr, str(b.used_length), str(b.present_pages), str(b.zero_pages)) for b in info.blocks],
+    )
+    say(f"devices' state: {info.device_state_bytes} bytes, {len(info.devices)} devices")
     for device in info.devices:
-        print(f"  {device}")
-    if info.xml is not None:
-        print(info.xml)
+        say(f"  {device}")
+    for line in (info.xml or "").splitlines():
+        say(line)
 
 
-def _table(*columns: str) -> Table:
+def _print(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table of `rows` under `heads`, in the first layout that the terminal is wide enough for."""
+    from rich.console import Console
+
+    if not sys.stdout.isatty():
+        console = Console(highlight=False, width=_ENDLESS)
+        console.print(_table(heads, rows))
+        return
+    console = Console(highlight=False)
+    for table in (_table(heads, rows), _turned(heads, rows)):
+        if _width(table, console) <= console.width:
+            console.print(table)
+            return
+    for row in rows:
+        console.print(_paragraph(heads, row))
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE)
-    for column in columns:
-        table.add_column(column)
+    for head in heads:
+        table.add_column(_cell(head))
+    for row in rows:
+        table.add_row(*map(_cell, row))
     return table
 
 
-def _print(table: Table) -> None:
-    from rich.console import Console
+def _turned(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A line for each head, a column for each row."""
+    from rich.table import Table
 
-    # Without a terminal nothing is as wide as the table: no line is broken that another program may read.
-    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=240)
-    console.print(table)
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for line in zip(heads, *rows, strict=True):
+        table.add_row(*map(_cell, line))
+    return table
+
+
+def _width(table: Table, console: Console) -> int:
+    """Columns that a table takes if no cell is broken."""
+    return table.__rich_measure__(console, console.options.update(width=_ENDLESS)).maximum
+
+
+def _paragraph(heads: Sequence[str], row: Sequence[str]) -> Table:
+    """What a row says, a line for each head that has something under it, broken where the terminal ends."""
+    from rich.padding import Padding
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for head, text in zip(heads, row, strict=True):
+        if text:
+            grid.add_row(_cell(head), _cell(text))
+    table = Table.grid()
+    table.add_row(Padding(grid, (0, 0, 1, 1)))
+    return table
+
+
+def _cell(text: str) -> Text:
+    """A text as it is: no markup, nothing that moves the cursor; its own line ends break it."""
+    from rich.text import Text
+
+    return Text("\n".join(map(printable, text.split("\n"))))

@@ -137,6 +137,11 @@ class PlainTarget:
         """See `Target`."""
         self._file.flush()
 
+    @property
+    def is_committed(self) -> bool:
+        """See `Target`."""
+        return self._file.is_committed
+
     def commit(self, uuid: bytes) -> None:
         """See `Target`."""
         machine, file = self._machine, self._file

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from multifd.api import receive, send
+from multifd.api import MemoryImage, receive, send
 from multifd.method import CodecError
 from multifd.registry import describe, load_method, methods_of_code
 from multifd.testing.harness import Broken, RecvEnd, Section, SendEnd, check_equal, round_trip
@@ -37,7 +37,7 @@ def _migrate(memory: bytes, spec: str, uri: str, page_size: int) -> bytes:
     thread.start()
     listening.wait(DEADLINE_S)
     try:
-        send(memory, uri, spec, channels=3, page_size=page_size, timeout=DEADLINE_S)
+        send(MemoryImage(memory, page_size), uri, spec, channels=3, timeout=DEADLINE_S)
     except BaseException as e:
         errors.insert(0, e)
     thread.join(DEADLINE_S)

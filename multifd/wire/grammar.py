@@ -143,6 +143,16 @@ class Grammar:
         self.request: int | Skip = next(self._steps)
         """What the grammar needs next."""
 
+    @property
+    def has_configuration(self) -> bool:
+        """Whether a configuration section was read: machine types from 2.4 on begin with one."""
+        return bool(self.has_footers) and bool(self._machine)
+
+    @property
+    def has_started(self) -> bool:
+        """Whether something was read that only a source of a migration sends: a configuration, or a first item."""
+        return bool(self._machine) or self._return_path or self._ram_id is not None
+
     def feed(self, data: bytes) -> None:
         """Go on with exactly the bytes that were requested.
 

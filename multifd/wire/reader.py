@@ -66,12 +66,12 @@ class MainStreamReader:
     @property
     def has_configuration(self) -> bool:
         """Whether a configuration section was read: machine types from 2.4 on begin with one."""
-        return bool(self._has_footers) and bool(self._machine)
+        return self._grammar.has_configuration
 
     @property
     def has_started(self) -> bool:
         """Whether something was read that only a source of a migration sends: a configuration, or a first item."""
-        return bool(self._machine) or self._return_path or self._ram_id is not None
+        return self._grammar.has_started
 
     def end(self) -> None:
         """The connection ended.

@@ -1,0 +1,128 @@
+"""What several commands take: options, and the types of their values.
+
+A value that cannot be meant is refused here, in words, before anything is opened or connected.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from multifd.errors import UsageError
+
+_Command = TypeVar("_Command", bound=Callable[..., None])
+_MOST_BYTES = (1 << 63) - 1
+"""What a file's length, an offset and a rate fit into (off_t)."""
+_MOST_S = 1_000_000.0
+"""Eleven days; poll(2) takes milliseconds in 31 bits, which is 24."""
+_LONGEST = 4095  # bytes of a path, PATH_MAX in linux/limits.h
+
+
+class Size(click.ParamType[int]):
+    """Bytes, with a binary suffix: 512K, 100M, 2G, and ``/s`` if it is a rate.
+
+    Args:
+        least: the smallest size that can be meant.
+        multiple_of: what every size must be a multiple of.
+    """
+
+    name = "size"
+
+    def __init__(self, least: int = 0, multiple_of: int = 1) -> None:
+        self._least, self._multiple_of = least, multiple_of
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"([0-9]{1,30})(?:\.([0-9]{1,15}))?\s?([KMGT]?)(?:i?B)?(?:/s)?", value, re.IGNORECASE)
+        if not match:
+            self.fail(f"{value!r}: expected bytes such as 1048576, 512K, 100M or 2G", param, ctx)
+        whole, fraction, suffix = match[1], match[2] or "", match[3]
+        nbytes: int = int(whole + fraction) * 1024 ** " KMGT".index(suffix.upper() or " ") // 10 ** len(fraction)
+        if not self._least <= nbytes <= _MOST_BYTES:
+            self.fail(f"{value!r}: expected {self._least} to {_MOST_BYTES} bytes", param, ctx)
+        if nbytes % self._multiple_of:
+            self.fail(f"{value!r}: expected a multiple of {self._multiple_of} bytes", param, ctx)
+        return nbytes
+
+
+class Seconds(click.ParamType[float]):
+    """A time that a wait can have: above 0, finite, at most 1000000 s."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = math.nan
+        if not 0 < seconds <= _MOST_S:
+            self.fail(f"{value!r}: expected seconds, above 0 and at most {_MOST_S:g}", param, ctx)
+        return seconds
+
+
+class FilePath(click.ParamType[Path]):
+    """A path that the system can have at all: not empty, without NUL, at most 4095 bytes, no folder's."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        text = str(value)
+        try:
+            length = len(text.encode("utf-8", "surrogateescape"))
+        except UnicodeEncodeError:
+            length = 0
+        if not 0 < length <= _LONGEST or "\0" in text:
+            self.fail(f"{text[:80]!r}: expected a path of 1 to {_LONGEST} bytes", param, ctx)
+        if os.path.isdir(text):
+            self.fail(f"{text!r}: is a folder, expected a file", param, ctx)
+        return Path(text)
+
+
+class MethodSpec(click.ParamType[str]):
+    """A method's name with options, ``zstd:level=3``; whether there is such a method is seen later."""
+
+    name = "method"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from multifd.registry import parse_spec
+
+        try:
+            name, _ = parse_spec(value)
+        except UsageError as e:
+            self.fail(str(e), param, ctx)
+        if not name:
+            self.fail("the empty name is no method's", param, ctx)
+        return str(value)
+
+
+METHOD = "NAME[:KEY=VALUE,...]"
+"""How help names a method with options."""
+CHANNELS = click.IntRange(1, 255)
+"""multifd-channels, qapi/migration.json of QEMU 10.0."""
+
+capture = click.argument("capture", type=FilePath())
+channels = click.option("--channels", default=2, show_default=True, type=CHANNELS, help="Connections besides main.")
+connect_timeout = click.option(
+    "--connect-timeout",
+    default=10.0,
+    show_default=True,
+    type=Seconds(),
+    metavar="S",
+    help="How long to wait for the destination to listen.",
+)
+
+
+def timeout(help: str) -> Callable[[_Command], _Command]:
+    """Option --timeout, 60 s by default.
+
+    Args:
+        help: what may be silent for so long.
+    """
+    return click.option("--timeout", default=60.0, show_default=True, type=Seconds(), metavar="S", help=help)

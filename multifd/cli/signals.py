@@ -1,0 +1,121 @@
+"""SIGINT and SIGTERM as exceptions, once, and not while a result is being printed.
+
+Rules of this file: it knows no command. A first signal raises in the main thread, so that everything is cleaned up;
+further ones change nothing, since every clean-up has its deadlines (SIGQUIT or SIGKILL ends at once). Both signals are
+handled even if whoever started us ignores them, as QEMU does: a shell without job control starts what stands before an
+``&`` with SIGINT ignored, and Ctrl-C at such a script would leave a receiver behind.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from multifd.engine.canceller import Canceller
+from multifd.errors import Cancelled
+
+_Handler = Callable[[int, FrameType | None], None]
+_ENDING = (signal.SIGINT, signal.SIGTERM)
+
+
+class Terminated(BaseException):
+    """SIGTERM, as an exception; beside KeyboardInterrupt, which is SIGINT's."""
+
+    result: Any = None
+    """As `multifd.errors.MultifdError.result`."""
+
+    def __init__(self) -> None:
+        super().__init__("terminated")
+
+
+def install() -> None:
+    """From here on, until the process ends: the first SIGINT raises KeyboardInterrupt, a first SIGTERM `Terminated`."""
+    _handle_by(_raise)
+
+
+@contextmanager
+def raising() -> Iterator[None]:
+    """As `install`, for as long as this is entered: a process that goes on has its own handlers back then."""
+    before = _handle_by(_raise)
+    try:
+        yield
+    finally:
+        _restore(before)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """A signal that comes meanwhile waits until the end of this, and then takes effect."""
+    came: list[int] = []
+    before = _handle_by(lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        _restore(before)
+    for number in came[:1]:
+        signal.raise_signal(number)
+
+
+@contextmanager
+def cancelling(canceller: Canceller) -> Iterator[None]:
+    """A signal cancels a migration, which ends by itself then; it never breaks in where the memory is on its way.
+
+    The first signal cancels if that is in time, else the migration is told to wait no longer than it must. When this
+    is left, a signal changes nothing any more: how it ended is known.
+
+    Args:
+        canceller: of the migration that runs meanwhile.
+
+    Raises:
+        Terminated: it was cancelled by SIGTERM; with the figures and notes of the error.
+    """
+    came: list[int] = []
+
+    def cancel(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        if not canceller.cancel():
+            canceller.stop_waiting()
+
+    _handle_by(cancel)
+    try:
+        yield
+    except Cancelled as e:
+        if came[:1] == [signal.SIGTERM]:
+            terminated = Terminated()
+            terminated.result = e.result
+            for note in getattr(e, "__notes__", ()):
+                terminated.add_note(note)
+            raise terminated from e
+        raise
+    finally:
+        ignore()
+
+
+def ignore() -> None:
+    """From here on a signal changes nothing: how it ended is known, and only remains to be said."""
+    _handle_by(_ignore)
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    ignore()
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Not SIG_IGN, which a process that we start would inherit."""
+
+
+def _handle_by(handler: _Handler) -> dict[signal.Signals, Any]:
+    """Set the handler of both; returns those before. Only the main thread may, and others have no signals."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, handler) for number in _ENDING}
+
+
+def _restore(before: dict[signal.Signals, Any]) -> None:
+    for number, handler in before.items():
+        signal.signal(number, handler)
