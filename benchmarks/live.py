@@ -227,7 +227,7 @@ def measure(other: Destination, memory: mmap.mmap, spec: str, rate: int, limit_s
     with multifd.Arena(memory) as arena, writers.running() if rate else contextlib.nullcontext():
         try:
             result = multifd.send(
-                arena, uri, spec, pause=writers.pause, resume=writers.resume, downtime_limit=limit_s, max_rounds=8
+                multifd.Live(arena, writers.pause, writers.resume, downtime_limit=limit_s, max_rounds=8), uri, spec
             )
             down: float | None = result.downtime_ms
             if memory[:] != other.memory[:]:
@@ -346,8 +346,8 @@ def one(
     with multifd.Arena(memory) as arena, writing:
         try:
             result = multifd.send(
-                arena, uri, spec, tracker=name, channels=channels, pause=pause, resume=resume,
-                downtime_limit=args.limit, max_rounds=6,
+                multifd.Live(arena, pause, resume, tracker=name, downtime_limit=args.limit, max_rounds=6), uri, spec,
+                channels=channels,
             )  # fmt: skip
             wrong = "" if memory[:] == other.memory[:] else "the destination differs"
             if paused[0] != 1:

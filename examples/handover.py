@@ -79,7 +79,7 @@ def old_process(mib: int, method: str, updates: int, uri: str) -> None:
     service.resume()
     service.wait_for(updates)
     with multifd.Arena(memory) as arena:
-        result = multifd.send(arena, uri, method, pause=service.pause, resume=service.resume)
+        result = multifd.send(multifd.Live(arena, service.pause, service.resume), uri, method)
     # [sent]
     print(f"old process: {service.updates} updates, consistent: {service.is_consistent()}", flush=True)
     print(

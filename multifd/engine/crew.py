@@ -89,9 +89,9 @@ class Crew:
         note_others(error, [e for e in self._errors if not isinstance(e, Aborted)])
         return error
 
-    def join(self, threads: Sequence[threading.Thread] | None = None, timeout_s: float = JOIN_S) -> list[str]:
+    def join(self, threads: Sequence[threading.Thread] | None = None, timeout_s: float | None = None) -> list[str]:
         """Wait for threads, all of them if not said; returns the names of those that are still busy then."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + (JOIN_S if timeout_s is None else timeout_s)
         threads = self.threads if threads is None else threads
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))

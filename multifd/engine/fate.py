@@ -63,16 +63,22 @@ class Fate:
         self._words = words
         self.custody = Custody.WITH_SOURCE
         self._is_source_sound = True
+        self._is_refused = False
 
     def hand_over(self) -> None:
         """From now on the other end may have the memory."""
-        if self.custody is Custody.WITH_SOURCE:
+        if self.custody is Custody.WITH_SOURCE and not self._is_refused:
             self.custody = Custody.HANDED_OVER
 
     def take_back(self) -> None:
-        """The other end has said that it gave up, or nothing of the last piece has left."""
+        """Nothing of what would have handed it over has left, or what would have committed it was prevented."""
         if self.custody is Custody.HANDED_OVER:
             self.custody = Custody.WITH_SOURCE
+
+    def refuse(self) -> None:
+        """The destination has said that it gave up: it does not have the memory and never will."""
+        self._is_refused = True
+        self.take_back()
 
     def commit(self) -> None:
         """The destination has the memory."""

@@ -153,6 +153,10 @@ class Receiver:
         self._accept(timeout_s)
         self._crew.check()
         self._idle.check()
+        main = self._main
+        if main is not None and not self._muster.is_complete and main.connection.has_hung_up():
+            # Its thread waits at a sync point for channels that will not come any more.
+            raise ChannelError(f"{main.connection.peer} closed the main connection before its channels were there")
         result = self.result
         if self.stats.tick(time.monotonic()) and self._on_progress is not None:
             self._on_progress(result)
@@ -182,6 +186,7 @@ class Receiver:
         try:
             candidate.run()
         except (Rejected, StreamError, ChannelError) as e:
+            self._idle.check()  # all is over, or silent: that is no fault of this candidate
             if candidate is self._main or (self._main is None and self._is_a_source(candidate, e)):
                 raise
             _LOG.info("%s was not the migration's main: %s", candidate.connection.peer, e)

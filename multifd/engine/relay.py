@@ -22,7 +22,7 @@ from multifd.engine.negotiation import Negotiation, terms_of
 from multifd.engine.relay_main import RelayMain
 from multifd.engine.sender import check_channels, check_timeout
 from multifd.engine.transcoder import ChannelFigures, Transcoder
-from multifd.errors import Cancelled, ChannelError, MultifdError, RemoteWireError, StreamError
+from multifd.errors import Cancelled, ChannelError, MultifdError, PeerFailed, RemoteWireError, StreamError
 from multifd.registry import load_method
 from multifd.stats import RelayResult
 from multifd.transport.accept import Acceptor, Arrival
@@ -298,7 +298,7 @@ class Relay:
             # The destination's own word, if it comes, says more than a connection that broke.
             self._return.join(_GRACE_S)
         told = self._crew.first_error(error)
-        if self._objection is not None and isinstance(told, ChannelError):
+        if self._objection is not None and isinstance(told, ChannelError | PeerFailed):
             self._objection.add_note(str(told))
             told = self._objection
         return self.fate.conclude(told)

@@ -47,6 +47,7 @@ class RelayMain:
         self.zero_pages = 0
         """ZERO words; only those of a stream that is understood."""
         self._start = bytearray(stream.MAGIC_BYTES)
+        self._may_complete = False  # what was looked at last may let the destination run
         self._reader: MainStreamReader | None = MainStreamReader()  # None: main is not understood
 
     @property
@@ -83,12 +84,12 @@ class RelayMain:
         buffer = memoryview(bytearray(_READ_BYTES))
         self.destination = destination = connect()
         # At once: a destination of 8.0 or later stands still until it has seen the first bytes.
-        destination.send([self._start])
+        self._send(destination, self._start)
         self.is_out.set()
         start_return(destination)
         while got := self.source.recv_into([buffer], at_least=1):
             self._look(buffer[:got])
-            destination.send([buffer[:got]])
+            self._send(destination, buffer[:got])
         if self._reader is not None:
             try:
                 self._reader.end()
@@ -119,7 +120,7 @@ class RelayMain:
                 _LOG.info("from here on the return path is passed on without being understood: %s", e)
                 answers = None
             if shut:
-                self._fate.take_back()  # whether the source still hears it or not
+                self._fate.refuse()  # whether the source still hears it or not
             self.source.send([buffer[:got]])
             if shut == 0:
                 self._fate.commit()
@@ -130,6 +131,11 @@ class RelayMain:
         if self.has_return_path and answers is not None and shut is None:
             raise ChannelError(f"{destination.peer} closed the connection without a confirmation")
         self.source.shutdown_write()
+
+    def _send(self, destination: Connection, data: bytes | bytearray | memoryview) -> None:
+        if self._may_complete:
+            self._fate.hand_over()  # before the first byte leaves, so that no moment is told too well
+        destination.send([data])
 
     def _look(self, data: bytes | memoryview) -> None:
         """Look at a piece of main before it goes on: the page size, the return path, the end."""
@@ -144,7 +150,7 @@ class RelayMain:
                 raise
             _LOG.info("from here on main is passed on without being understood: %s", e)
             self._reader = None
-            self._fate.hand_over()  # where the end is, nobody here will see
+            self._may_complete = True  # where the end is, nobody here will see
         for event in events:
             match event:
                 case stream.ReturnPathOpened():
@@ -153,7 +159,7 @@ class RelayMain:
                     self.zero_pages += len(event.offsets)
                 case stream.DeviceState():
                     # RAM is complete: once the devices' state is, too, the destination runs.
-                    self._fate.hand_over()
+                    self._may_complete = True
                 case stream.StreamEnd():
                     self.stream_ended.set()
         if (events or self._reader is None) and not self.has_geometry.is_set():

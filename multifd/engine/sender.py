@@ -342,7 +342,7 @@ class Sender:
         if isinstance(told, ChannelError) and not isinstance(told, Aborted):
             told = self._last_word(told)
         if isinstance(told, PeerFailed):
-            self.fate.take_back()
+            self.fate.refuse()
         if isinstance(told, ChannelError) and self._main is not None and not self._main.has_answered:
             told.add_note(
                 "if the destination is a QEMU: it closes at once on another uuid than its own, on another "

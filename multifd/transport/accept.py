@@ -117,14 +117,9 @@ class Acceptor:
         """
         start, peer, _ = self._pending[sock]
         if len(start) == INIT_BYTES:
-            try:
-                init = InitPacket.decode(start)
-            except RemoteWireError:
-                self.dismiss(sock)
-                return
             if _readable_bytes(sock):
                 self._release(sock)
-                yield sock, peer, init
+                yield sock, peer, InitPacket.decode(start)
             else:  # it was closed
                 self.dismiss(sock)
             return
@@ -141,6 +136,11 @@ class Acceptor:
         elif start == stream.MAGIC_BYTES:
             self._release(sock)
             yield sock, peer, None
+        elif len(start) == INIT_BYTES:
+            try:
+                InitPacket.decode(start)
+            except RemoteWireError:
+                self.dismiss(sock)
 
     def _release(self, sock: socket.socket) -> None:
         self._selector.unregister(sock)

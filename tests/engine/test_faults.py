@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import resource
+import select
 import signal
 import socket
 import struct
@@ -18,6 +20,7 @@ import peer
 import pytest
 
 import multifd
+from multifd.engine import crew
 from multifd.engine import receiver as receiver_module
 from multifd.errors import (
     ChannelError,
@@ -39,6 +42,22 @@ END_OF_STREAM = b'"devices": []}'
 
 def leftovers(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
+
+
+def is_closed(sock: socket.socket) -> bool:
+    """Whether the other end has closed, with or without data before."""
+    try:
+        while sock.recv(1 << 16):
+            pass
+    except ConnectionError:
+        pass
+    return True
+
+
+def any_is_closed(sockets: list[socket.socket]) -> bool:
+    """Whether the other end closes one of them."""
+    ready, _, _ = select.select(sockets, [], [], 30)
+    return any(is_closed(sock) for sock in ready)
 
 
 class TestScriptedSender:
@@ -154,17 +173,20 @@ class TestScriptedSender:
         destination = receiver(bytearray(BLOCK), channels=2, timeout=0.5)
         with peer.Peer(destination.uri) as sender:
             sender.connect(peer.main_stream([(b"ram", BLOCK)])["header"])
-            sender.connect(peer.init(0))
+            sender.connect(peer.init(0) + peer.sync())
             with pytest.raises(ChannelError, match=r"no byte moved .* main is connected, 1 of 2 channels"):
                 destination.join()
 
     def test_a_channel_too_many(self, receiver):
-        destination = receiver(bytearray(BLOCK), channels=1, timeout=5)
+        """A source whose channel is turned away gives up, and its reason is told then."""
+        destination = receiver(bytearray(BLOCK), channels=1, timeout=20)
+        stream = peer.main_stream([(b"ram", BLOCK)])
         with peer.Peer(destination.uri) as sender:
-            sender.connect(peer.main_stream([(b"ram", BLOCK)])["header"])
-            sender.connect(peer.init(0))
-            sender.connect(peer.init(1))
-            with pytest.raises(PeerMismatch, match="--channels 2"):
+            main = sender.connect(stream["header"] + stream["setup"])
+            last = sender.connect(peer.init(1) + peer.sync())
+            assert is_closed(last)
+            main.close()
+            with pytest.raises(PeerMismatch, match="channel 1 connected, but 1 channels are expected: expect 2"):
                 destination.join()
 
     def test_a_channel_too_many_in_the_backlog(self, receiver):
@@ -175,26 +197,54 @@ class TestScriptedSender:
             main = sender.connect(stream["header"] + stream["setup"] + stream["end"])
             sender.connect(peer.init(0) + peer.sync())
             last = sender.connect()
-            last.sendall(peer.init(1))
+            last.sendall(peer.init(1) + peer.sync())
             sender.sockets[1].sendall(peer.sync())
             main.sendall(stream["eof"])
-            with pytest.raises(PeerMismatch, match="--channels 2"):
+            with pytest.raises(PeerMismatch, match="channel 1 connected, but 1 channels are expected"):
                 destination.join()
 
     def test_the_same_channel_twice(self, receiver):
-        destination = receiver(bytearray(BLOCK), channels=2, timeout=5)
+        destination = receiver(bytearray(BLOCK), channels=2, timeout=20)
+        stream = peer.main_stream([(b"ram", BLOCK)])
         with peer.Peer(destination.uri) as sender:
-            sender.connect(peer.init(0))
-            sender.connect(peer.init(0))
+            main = sender.connect(stream["header"] + stream["setup"])
+            twice = [sender.connect(peer.init(0) + peer.sync()) for _ in range(2)]
+            assert any_is_closed(twice)
+            main.close()
             with pytest.raises(RemoteWireError, match="channel 0 connected twice"):
                 destination.join()
 
-    def test_valid_magic_bad_content(self, receiver):
-        destination = receiver(bytearray(BLOCK), timeout=5)
-        with peer.Peer(destination.uri) as sender:
-            sender.connect(struct.pack(">II", 0x11223344, 7) + bytes(56))
-            with pytest.raises(RemoteWireError, match="version 7"):
-                destination.join()
+    @pytest.mark.parametrize(
+        "first",
+        [
+            struct.pack(">II", 0x11223344, 7) + bytes(56),
+            peer.init(0),
+            peer.init(0) + b"x",
+            peer.init(0, channels=1),
+            peer.init(0, uuid=b"u" * 16) + peer.sync(),
+            b"QEVM",
+            b"QEVM" + bytes(400),
+            b"QEVM\0\0\0\3" + bytes(400),
+        ],
+    )
+    def test_a_stranger_ends_no_migration(self, receiver, image, first):
+        """Whatever a newcomer claims to be, before the source comes and while its pages move."""
+        into = bytearray(len(image))
+        destination = receiver(into)
+        with peer.Peer(destination.uri) as stranger:
+            stranger.connect(first)
+            again = []
+
+            def disturb(result):
+                if not again:
+                    again.append(result)
+                    with contextlib.suppress(OSError):
+                        stranger.connect(first)
+
+            multifd.send(image, destination.uri, "zstd", channels=4, max_bandwidth=16 << 20, on_progress=disturb)
+            destination.join()
+        assert again
+        assert into == image
 
 
 class TestMismatch:
@@ -202,14 +252,14 @@ class TestMismatch:
         destination = receiver(bytearray(len(image)), methods=["zlib"])
         with pytest.raises((PeerFailed, ChannelError)):
             multifd.send(image, destination.uri, "zstd")
-        with pytest.raises(PeerMismatch, match="'zstd', --method here allows zlib"):
+        with pytest.raises(PeerMismatch, match="'zstd', here only zlib may be"):
             destination.join()
 
     def test_channels(self, receiver, image):
         destination = receiver(bytearray(len(image)), channels=3)
         with pytest.raises((PeerFailed, ChannelError)):
             multifd.send(image, destination.uri, channels=2)
-        with pytest.raises(PeerMismatch, match="2 channels, --channels here says 3"):
+        with pytest.raises(PeerMismatch, match="2 channels, here 3 are expected"):
             destination.join()
 
     def test_size(self, receiver, image):
@@ -445,8 +495,12 @@ def test_no_descriptor_or_thread_is_left(receiver, image):
             multifd.send(image, destination.uri, "zlib", channels=4)
             destination.join()
         else:
+            stream = peer.main_stream([(b"ram", len(image))])
             with peer.Peer(destination.uri) as sender:
                 sender.connect(struct.pack(">II", 0x11223344, 7) + bytes(56))
+                sender.connect(stream["header"] + stream["setup"])
+                for i in range(2):
+                    sender.connect(peer.init(i) + peer.sync() + b"\x99" * 1344)
                 with pytest.raises(RemoteWireError):
                     destination.join()
         if attempt == 1:
@@ -539,7 +593,7 @@ except multifd.errors.RamError as e:
 
 def test_a_disk_that_flushes_for_long_is_no_fault(monkeypatch):
     """What was written while pages arrived may take longer to become durable than channels may take to end."""
-    monkeypatch.setattr(receiver_module, "_JOIN_S", 0.1)
+    monkeypatch.setattr(crew, "JOIN_S", 0.1)
     is_flushing, may_end = threading.Event(), threading.Event()
     order: list[str] = []
 

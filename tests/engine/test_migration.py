@@ -16,7 +16,7 @@ RESULT_KEYS = {
     "status", "method", "channels", "total_time_ms", "setup_time_ms", "downtime_ms", "mbps", "pages_per_second",
     "normal_pages", "zero_pages", "transferred_bytes", "ram_bytes", "dirty_sync_count", "method_stats", "error",
     "tracker", "tracker_reason", "rounds",
-    "dirty_pages", "dirty_pages_rate", "expected_downtime_ms", "throttle_percent",
+    "dirty_pages", "dirty_pages_rate", "expected_downtime_ms", "throttle_percent", "notes",
 }  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def test_ipv6(receiver, image):
 def test_page_sizes(receiver, image, page_size):
     into = bytearray(len(image))
     destination = receiver(into)
-    multifd.send(image, destination.uri, "zstd", page_size=page_size)
+    multifd.send(multifd.MemoryImage(image, page_size), destination.uri, "zstd")
     result = destination.join()
     assert into == image
     assert result.normal_pages + result.zero_pages == len(image) // page_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import mmap
 import os
@@ -109,6 +110,7 @@ def memory(image):
     return made
 
 
+LIVE = [field.name for field in dataclasses.fields(multifd.Live)]
 SOON = {"max_rounds": 5, "at_max_rounds": "switch-over"}
 
 
@@ -117,7 +119,9 @@ def send(memory, uri, method="none", *, workload=None, writers="this-process", *
     with multifd.Arena(memory, writers=writers) as arena:
         options.setdefault("pause", workload.pause if workload else lambda: None)
         options.setdefault("resume", workload.resume if workload else lambda: None)
-        return multifd.send(arena, uri, method, **{"timeout": 20, **SOON, **options})
+        options = {"timeout": 20, **SOON, **options}
+        own = {name: options.pop(name) for name in LIVE if name in options}
+        return multifd.send(multifd.Live(arena, **own), uri, method, **options)
 
 
 class TestEqualAtSwitchover:
@@ -358,8 +362,6 @@ class TestArguments:
     @pytest.mark.parametrize(
         ("options", "words"),
         [
-            ({"pause": None}, "pause and resume are needed"),
-            ({"resume": None}, "pause and resume are needed"),
             ({"tracker": "magic"}, "expected one of write-protect"),
             ({"downtime_limit": 0}, "downtime limit"),
             ({"max_rounds": 0}, "max_rounds"),
@@ -369,10 +371,6 @@ class TestArguments:
     def test_refused(self, memory, options, words):
         with pytest.raises(UsageError, match=words):
             send(memory, "tcp:127.0.0.1:1", **options)
-
-    def test_only_an_arena_is_paused(self, memory):
-        with pytest.raises(UsageError, match="are for an arena"):
-            multifd.send(memory, "tcp:127.0.0.1:1", pause=lambda: None)
 
     def test_page_size_that_does_not_fit(self, memory):
         with pytest.raises(RamError, match="every block"):
@@ -589,58 +587,64 @@ class TestCancel:
         return run
 
     def test_while_pages_move(self, fails, memory):
-        handle = multifd.Canceller()
+        canceller = multifd.Canceller()
         in_time = []
-        canceller = threading.Thread(target=lambda: in_time.append(handle.cancel()))
+        asking = threading.Thread(target=lambda: in_time.append(canceller.cancel()))
         with Workload(memory) as workload:
-            error = fails(Cancelled, workload, handle=handle, on_progress=lambda r: canceller.start())
+            error = fails(Cancelled, workload, canceller=canceller, on_progress=lambda r: asking.start())
             assert workload.paused == 0
-        canceller.join()
+        asking.join()
         assert in_time == [True]
         assert error.result.status == "cancelled"
 
     def test_while_the_source_stands_still(self, fails, memory):
-        handle = multifd.Canceller()
+        canceller = multifd.Canceller()
         with Workload(memory) as workload:
 
             def pause():
                 workload.pause()
-                assert handle.cancel()
-                assert handle.cancel()
+                assert canceller.cancel()
+                assert canceller.cancel()
 
-            fails(Cancelled, workload, handle=handle, pause=pause)
+            fails(Cancelled, workload, canceller=canceller, pause=pause)
             assert workload.resumed == 1
 
     def test_before(self, memory):
-        handle = multifd.Canceller()
-        assert handle.cancel()
+        canceller = multifd.Canceller()
+        assert canceller.cancel()
         with Workload(memory) as workload:
-            TestFailures().check(memory, workload, Cancelled, "before it began", uri="tcp:127.0.0.1:1", handle=handle)
+            TestFailures().check(
+                memory, workload, Cancelled, "before it began", uri="tcp:127.0.0.1:1", canceller=canceller
+            )
 
     def test_too_late(self, receiver, memory):
-        handle = multifd.Canceller()
+        canceller = multifd.Canceller()
         into = make_memory("shared", len(memory))
         destination = receiver(multifd.Arena(into))
-        send(memory, destination.uri, handle=handle)
+        send(memory, destination.uri, canceller=canceller)
         destination.join()
-        assert not handle.cancel()
-        with pytest.raises(UsageError, match="for one migration"):
-            send(memory, destination.uri, handle=handle)
+        assert not canceller.cancel()
+        with pytest.raises(UsageError, match="for one call"):
+            send(memory, destination.uri, canceller=canceller)
 
     def test_while_nobody_listens(self, memory):
-        handle = multifd.Canceller()
-        timer = threading.Timer(0.05, handle.cancel)
+        canceller = multifd.Canceller()
+        timer = threading.Timer(0.05, canceller.cancel)
         timer.start()
         with Workload(memory) as workload:
-            TestFailures().check(memory, workload, Cancelled, uri="tcp:127.0.0.1:1", handle=handle)
+            TestFailures().check(memory, workload, Cancelled, uri="tcp:127.0.0.1:1", canceller=canceller)
         timer.join()
 
     def test_memory_that_is_not_live(self, receiver, image):
-        handle = multifd.Canceller()
+        canceller = multifd.Canceller()
         destination = receiver(bytearray(len(image)), timeout=5)
         with pytest.raises(Cancelled):
             multifd.send(
-                image, destination.uri, max_bandwidth=16 << 20, handle=handle, on_progress=lambda r: handle.cancel()
+                image,
+                destination.uri,
+                max_bandwidth=16 << 20,
+                canceller=canceller,
+                on_progress=lambda r: canceller.cancel(),
             )
         with pytest.raises(MultifdError):
             destination.join()

@@ -11,7 +11,7 @@ from multifd_qpl.method import QplMethod, QplOptions
 from multifd_qpl.simulator import Fault, Machine, SeededFaults, SimulatedIaa
 from qpl_ends import make_pages
 
-from multifd import receive, send
+from multifd import MemoryImage, receive, send
 from multifd.method import MultifdMethods
 from multifd.stats import Result
 
@@ -31,7 +31,7 @@ def migrate(method: str | MultifdMethods, page_size: int = 4096) -> tuple[Result
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    sent = send(source, address.get(timeout=20), method, channels=2, page_size=page_size, timeout=30)
+    sent = send(MemoryImage(source, page_size), address.get(timeout=20), method, channels=2, timeout=30)
     received = results.get(timeout=20)
     thread.join(20)
     if isinstance(received, BaseException):
