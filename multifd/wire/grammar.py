@@ -279,9 +279,8 @@ class Grammar:
         command, length = struct.unpack(">HH", (yield 4))
         expected = {OPEN_RETURN_PATH: 0, PING: 4, SWITCHOVER_START: 0}.get(command)
         if (capability := _OTHER_MIGRATIONS.get(command)) is not None:
-            raise self.error(
-                f"the source has capability {capability} on, which is not received: switch it off there", 4
-            )
+            what = f"the source has capability {capability} on, which is not received: switch it off there"
+            raise self.error(f"command {command}: {what}", 4)
         if expected is None:
             raise self.error(f"command {command}, not one of a precopy migration", 4)
         if length != expected:

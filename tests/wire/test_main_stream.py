@@ -577,7 +577,10 @@ OTHER_SOURCES = {
 @pytest.mark.parametrize(("data", "words"), OTHER_SOURCES.values(), ids=OTHER_SOURCES)
 @pytest.mark.parametrize("step", [1, 7, 1 << 20])
 def test_a_source_of_another_kind_is_named_whatever_comes_in_which_read(data, words, step):
-    reader = MainStreamReader()
-    with pytest.raises(StreamError, match=words):
+    def read():
+        reader = MainStreamReader()
         for at in range(0, len(data), step):
             reader.feed(data[at : at + step])
+
+    with pytest.raises(StreamError, match=words):
+        read()
