@@ -1,6 +1,6 @@
 """The grammar of QEMU's main stream, sans-IO, as a coroutine that asks a driver for bytes.
 
-`multifd.wire.reader` drives it with what a connection brings, `multifd.ram.stored_stream` with a file.
+`multifd.wire.reader` drives it with what a connection brings, `multifd.ram.file_stream` with a file.
 
 Rules of this file: bytes in, events out; no connection, no file, no clock. Only `StreamError` leaves.
 Everything the stream makes us hold has a bound.
@@ -61,6 +61,14 @@ _OTHER_PAGES = {
     COMPRESS_PAGE: "the old compression (capability compress, up to 9.0)",
     HOOK: "RDMA",
 }
+
+
+_OTHER_MIGRATIONS = {
+    3: "postcopy-ram (or another of postcopy)", 4: "postcopy-ram", 5: "postcopy-ram", 6: "postcopy-ram",
+    7: "postcopy-ram", 8: "x-colo", 9: "postcopy-ram", 10: "postcopy-ram",
+}  # fmt: skip
+"""Commands of migrations that end otherwise, by the capability that sends them (enum qemu_vm_cmd, migration/savevm.c,
+QEMU 10.0): POSTCOPY_ADVISE to RAM_DISCARD, PACKAGED, ENABLE_COLO, POSTCOPY_RESUME, RECV_BITMAP."""
 
 
 @dataclass(frozen=True)
@@ -280,8 +288,11 @@ class Grammar:
     def _command(self) -> Steps[None]:
         command, length = struct.unpack(">HH", (yield 4))
         expected = {OPEN_RETURN_PATH: 0, PING: 4, SWITCHOVER_START: 0}.get(command)
+        if (capability := _OTHER_MIGRATIONS.get(command)) is not None:
+            what = f"the source has capability {capability} on, which is not received: switch it off there"
+            raise self.error(f"command {command}: {what}", 4)
         if expected is None:
-            raise self.error(f"command {command}: not one of a precopy migration (postcopy, COLO?)", 4)
+            raise self.error(f"command {command}, not one of a precopy migration", 4)
         if length != expected:
             raise self.error(f"command {command} of {length} bytes, expected {expected}", 2)
         data = (yield length) if length else b""

@@ -13,6 +13,11 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
+UNMARKED = (
+    "all of RAM is here, but the end of the devices' state was not seen: machine types up to 2.2 and those with "
+    "suppress-vmdesc=on do not mark it; switch capability return-path off at the source"
+)
+"""What to say of a stream with a return path whose end does not come: its source waits for an answer then."""
 _EOF, _END, _FULL, _VMDESC, _FOOTER = 0x00, 0x03, 0x04, 0x06, 0x7E
 
 

@@ -558,3 +558,29 @@ class TestReturnPath:
                 return str(e)
 
         assert run(step) == run(64)
+
+
+CONFIGURED = peer.main_stream([(b"ram", RAM)], return_path=True)
+ORDINARY = peer.main_stream([(b"ram", RAM)], per_section=True)
+PART_OF_OTHERS = ORDINARY["header"] + ORDINARY["setup"] + struct.pack(">BI", stream.PART, peer.RAM_ID)
+OTHER_SOURCES = {
+    "postcopy-ram": (CONFIGURED["header"] + CONFIGURED["commands"] + b"\x08\0\x03\0\x10" + bytes(16), "postcopy-ram"),
+    "x-colo": (CONFIGURED["header"] + b"\x08\0\x08\0\0", "x-colo"),
+    "another command": (CONFIGURED["header"] + b"\x08\0\x63\0\0", "command 99"),
+    "no multifd": (PART_OF_OTHERS + struct.pack(">Q", 0x08) + b"\x03ram" + bytes(4096), "does not use multifd"),
+    "xbzrle": (PART_OF_OTHERS + struct.pack(">Q", 0x40) + b"\x03ram", "xbzrle"),
+    "compress": (PART_OF_OTHERS + struct.pack(">Q", 0x100) + b"\x03ram", "compress"),
+    "rdma": (PART_OF_OTHERS + struct.pack(">Q", 0x80), "RDMA"),
+}
+
+
+@pytest.mark.parametrize(("data", "words"), OTHER_SOURCES.values(), ids=OTHER_SOURCES)
+@pytest.mark.parametrize("step", [1, 7, 1 << 20])
+def test_a_source_of_another_kind_is_named_whatever_comes_in_which_read(data, words, step):
+    def read():
+        reader = MainStreamReader()
+        for at in range(0, len(data), step):
+            reader.feed(data[at : at + step])
+
+    with pytest.raises(StreamError, match=words):
+        read()
