@@ -104,8 +104,9 @@ def send(
 ) -> None:  # fmt: skip
     """Send SOURCE, a stored machine or a raw RAM image, to the destination that listens at URI.
 
-    A stored machine is a capture (a QEMU mapped-ram file, multifd's or QEMU's own), a plain QEMU stream, or
-    a libvirt save image; the destination may be a stock QEMU that was started with -incoming. URI is tcp:HOST:PORT or unix:PATH. Either end may be started first.
+    A stored machine is a capture (a QEMU mapped-ram file, multifd's or QEMU's own), a plain QEMU stream, or a
+    libvirt save image; the destination may be a stock QEMU that was started with -incoming. URI is
+    tcp:HOST:PORT or unix:PATH. Either end may be started first.
     """
     from multifd.api import send as call
 
@@ -128,8 +129,8 @@ def send(
     default="mapped-ram",
     show_default=True,
     type=click.Choice(["mapped-ram", "raw", "stream", "libvirt-raw", "libvirt-sparse"]),
-    help="What OUT will be: QEMU's own file with RAM and devices, a raw image of one RAM block, a plain QEMU stream, or "
-    "what virsh restore takes (sparse: libvirt 11.2 and later).",
+    help="What OUT will be: QEMU's own file with RAM and devices, a raw image of one RAM block, a plain QEMU stream, "
+    "or what virsh restore takes (sparse: libvirt 11.2 and later).",
 )
 @click.option(
     "--xml",
@@ -170,8 +171,8 @@ def receive(
 
     _migrate(
         lambda progress: call(
-            uri, out, format=format_, xml=xml, channels=channels, methods=methods, timeout=timeout, on_progress=progress,
-            on_listening=lambda chosen: click.echo(f"listening on {chosen}", err=True),
+            uri, out, format=format_, xml=xml, channels=channels, methods=methods, timeout=timeout,
+            on_progress=progress, on_listening=lambda chosen: click.echo(f"listening on {chosen}", err=True),
         ),
         as_json=as_json,
         what="receive",
@@ -182,7 +183,7 @@ def receive(
 @click.argument("capture", type=click.Path(path_type=Path))
 @reporting
 def info(capture: Path, as_json: bool) -> None:
-    """Show what is in CAPTURE, a mapped-ram file, a plain stream or a libvirt save image: machine, RAM blocks, devices."""
+    """Show what is in CAPTURE, a stored machine of any format: machine, RAM blocks, devices, and libvirt's XML."""
     from multifd.cli import tables
     from multifd.ram.capture import info as call
 
@@ -207,18 +208,24 @@ def verify(capture: Path, as_json: bool) -> None:
 @main.command()
 @click.argument("capture", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--block", metavar="NAME", help="The RAM block, such as pc.ram; needed if there are several.")
+@click.option(
+    "--format",
+    "format_",
+    default="raw",
+    show_default=True,
+    type=click.Choice(["raw", "physical", "elf", "lime"]),
+    help="A block as it is; guest-physical memory, byte X at address X; an ELF core of it with CPUs; LiME.",
+)
+@click.option("--block", metavar="NAME", help="Of raw: the RAM block, such as pc.ram; needed if there are several.")
+@click.option("--below-4g", type=Size(), metavar="SIZE", help="RAM below the PCI hole, if it is not found right.")
 @reporting
-def export(capture: Path, out: Path, block: str | None, as_json: bool) -> None:
-    """Write a RAM block of CAPTURE, a mapped-ram file, to OUT as a raw image; zero pages are holes."""
-    from multifd.ram.capture import export as call
+def export(capture: Path, out: Path, format_: str, block: str | None, below_4g: int | None, as_json: bool) -> None:
+    """Write RAM of CAPTURE, a stored machine of any format, to OUT for other tools; zero pages are holes."""
+    from multifd.cli import tables
+    from multifd.ram.export import export as call
 
-    found = call(capture, out, block)
-    show(
-        asdict(found),
-        as_json,
-        lambda: click.echo(f"{out}: {found.idstr}, {found.used_length} bytes, {found.zero_pages} pages of holes"),
-    )
+    done = call(capture, out, block, format=format_, below_4g=below_4g)
+    show(done.as_dict(), as_json, lambda: tables.print_export(str(out), done))
 
 
 @main.command()

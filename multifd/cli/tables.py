@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from multifd.ram.capture import CaptureInfo
+    from multifd.ram.export import Exported
 _LINE_S = 1.0
 
 
@@ -132,6 +133,18 @@ def print_capture(info: CaptureInfo) -> None:
         print(f"  {device}")
     if info.xml is not None:
         print(info.xml)
+
+
+def print_export(out: str, done: Exported) -> None:
+    """A line for each block and each piece of memory, and what to know about them."""
+    for block in done.blocks:
+        print(f"{out}: {block.idstr}, {block.used_length} bytes, {block.zero_pages} pages of holes")
+    for e in done.extents:
+        print(f"{out}: {e.idstr} from {e.offset:#x} on is at {e.address:#x} to {e.address + e.nbytes - 1:#x}")
+    if done.format == "elf":
+        print(f"{out}: registers of {done.cpus} CPUs, {'with' if done.has_vmcoreinfo else 'without'} VMCOREINFO")
+    for remark in done.remarks:
+        print(f"{out}: {remark}")
 
 
 def _table(*columns: str) -> Table:
