@@ -2,7 +2,7 @@
 
 A block is what QEMU allocated; the machine maps it below the PCI hole and, what does not fit there, from 4 GiB on.
 How much is below: by machine type and RAM size (hw/i386/pc_piix.c pc_init1, pc_q35.c pc_q35_init, microvm.c
-microvm_memory_init, QEMU 7.2 and 10.0), or as machine option max-ram-below-4g says. The option is not in the stream,
+microvm_memory_init, QEMU 7.2 and 10.0; at twelve sizes compared with their ``info mtree``), or as machine option max-ram-below-4g says. The option is not in the stream,
 but the clock chip's RAM has what QEMU told the firmware (hw/i386/pc.c pc_cmos_init): it decides where it adds up.
 Compared with QEMU's own dump-guest-memory in tests/interop/test_export.py.
 
@@ -113,13 +113,15 @@ def _ram_blocks(machine: Machine) -> Sequence[Block]:
 
 
 def _below_4g_by_type(name: str, total: int) -> int | None:
-    if name.startswith("pc-i440fx-") or name == "isapc":
-        release = release_of(name)
-        if total < 0xE0000000:
-            return total
-        return 0xE0000000 if release is not None and release < (2, 0) else 0xC0000000
-    if name.startswith("pc-q35-") or name == "microvm":
-        return min(total, 0x80000000) if total >= 0xB0000000 else total
+    if name.startswith("pc-q35-"):
+        return total if total < 0xB0000000 else 0x80000000
+    if name == "microvm":
+        return min(total, 0xC0000000)
+    release = release_of(name)
+    if name == "isapc" or (name.startswith("pc-i440fx-") and release is not None and release < (2, 0)):
+        return min(total, 0xE0000000)
+    if name.startswith("pc-i440fx-"):
+        return total if total < 0xE0000000 else 0xC0000000
     return None
 
 
