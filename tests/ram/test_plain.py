@@ -163,9 +163,9 @@ class TestDamage:
         path.write_bytes(SMALL)
         with contextlib.closing(PlainSource(path)) as source:
             os.truncate(path, 300)
+            (block,), staging = source.blocks, Staging(Geometry.of(PAGE))
             with pytest.raises(RamError, match="ends at byte 300"):
-                for offsets in source.blocks[0].portions(128):
-                    source.blocks[0].load(offsets, Staging(Geometry.of(PAGE)))
+                block.load(next(block.portions(128)), staging)
 
     def test_no_descriptor_is_left(self, tmp_path):
         (tmp_path / "f").write_bytes(SMALL)
