@@ -2,9 +2,9 @@
 
 A block is what QEMU allocated; the machine maps it below the PCI hole and, what does not fit there, from 4 GiB on.
 How much is below: by machine type and RAM size (hw/i386/pc_piix.c pc_init1, pc_q35.c pc_q35_init, microvm.c
-microvm_memory_init, QEMU 7.2 and 10.0; at twelve sizes compared with their ``info mtree``), or as machine option max-ram-below-4g says. The option is not in the stream,
-but the clock chip's RAM has what QEMU told the firmware (hw/i386/pc.c pc_cmos_init): it decides where it adds up.
-Compared with QEMU's own dump-guest-memory in tests/interop/test_export.py.
+microvm_memory_init, QEMU 7.2 and 10.0; compared at twelve sizes with their ``info mtree``), or as machine option
+max-ram-below-4g says. The option is not in the stream, but the clock chip's RAM has what QEMU told the firmware
+(hw/i386/pc.c pc_cmos_init): it decides where it adds up. tests/interop/test_export.py compares with QEMU itself.
 
 Not known from a stream: that with an AMD CPU and addresses up to 1 TiB the upper part begins there
 (pc_set_amd_above_4g_mem_start, 7.1 and later), and where a guest's other memory lies: DIMMs, PCI devices.
