@@ -119,7 +119,8 @@ def print_capture(info: CaptureInfo) -> None:
     """What is in a capture: a line each, and a row for each block."""
     print(f"format: {f'libvirt save image ({info.format})' if info.xml is not None else info.format}")
     if info.xml is not None:
-        print(f"domain: {info.domain or 'not named'}, {'running' if info.was_running else 'paused'} when saved")
+        state = "running" if info.was_running else "paused"
+        print(f"domain: {_printable(info.domain or 'not named')}, {state} when saved")
     print(f"machine type: {info.machine or 'not named (2.3 or older)'}")
     print(f"QEMU release: {f'{info.qemu_at_least} or later' if info.qemu_at_least else 'does not show'}")
     print(f"uuid: {info.uuid or 'none'}")
@@ -132,7 +133,7 @@ def print_capture(info: CaptureInfo) -> None:
     for device in info.devices:
         print(f"  {device}")
     if info.xml is not None:
-        print(info.xml)
+        print(_printable(info.xml))
 
 
 def print_export(out: str, done: Exported) -> None:
@@ -145,6 +146,11 @@ def print_export(out: str, done: Exported) -> None:
         print(f"{out}: registers of {done.cpus} CPUs, {'with' if done.has_vmcoreinfo else 'without'} VMCOREINFO")
     for remark in done.remarks:
         print(f"{out}: {remark}")
+
+
+def _printable(text: str) -> str:
+    """Without what a terminal takes for commands: it is from a file that may be anybody's."""
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
 def _table(*columns: str) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -242,6 +243,7 @@ def move(data: bytearray, by: int) -> bytearray:
     return data[:pages] + bytes(extra) + data[pages:]
 
 
+ENCODED = [b"<?xml version='1.0' encoding='%s'?><domain/>" % name for name in (b"utf-32", b"no-such", b"idna")]
 COMPRESSED = ("gzip", "bzip2", "xz", "lzop", "zstd")
 
 
@@ -283,7 +285,7 @@ class TestLibvirt:
             with pytest.raises(RamError, match=words):
                 call(tmp_path / "f")
 
-    @pytest.mark.parametrize("xml", [b"", b"not xml", b"<network/>", b"<domain>", b"\xff\xfe"])
+    @pytest.mark.parametrize("xml", [b"", b"not xml", b"<network/>", b"<domain>", b"\xff\xfe", *ENCODED])
     def test_xml_refused(self, tmp_path, xml):
         (tmp_path / "xml").write_bytes(xml)
         with pytest.raises(RamError, match=r"not XML|expected a <domain>"):
@@ -307,6 +309,23 @@ class TestCommandLine:
         assert XML.decode() in out
         cli("verify", tmp_path / "f").wait()
         assert cli("info", tmp_path / "f", "--json").json()["domain"] == "tiny"
+
+    def test_nothing_reaches_the_terminal(self, cli, tmp_path):
+        xml = b"<domain><name>a&#133;b</name>\x1b[2J</domain>"
+        (tmp_path / "f").write_bytes(save_header(0, xml=xml) + build_plain(BLOCKS))
+        out, _ = cli("info", tmp_path / "f").wait()
+        assert "\x1b" not in out
+        assert "\\x1b[2J" in out
+
+    def test_no_descriptor_is_left(self, tmp_path):
+        for name, data in (("sound", SOUND["libvirt"]), ("cut", SOUND["stream"][:-1]), ("elf", b"\x7fELF")):
+            (tmp_path / name).write_bytes(data)
+        before = len(os.listdir("/proc/self/fd"))
+        open_source(tmp_path / "sound").close()
+        for name, format in (("cut", "auto"), ("elf", "auto"), ("sound", "stream"), ("elf", "raw")):
+            with pytest.raises(RamError):
+                open_source(tmp_path / name, format=format)
+        assert len(os.listdir("/proc/self/fd")) == before
 
     def test_refused_before_it_connects(self, cli, tmp_path):
         (tmp_path / "f").write_bytes(b"QFI\xfb".ljust(PAGE, b"\0"))
