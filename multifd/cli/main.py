@@ -89,8 +89,8 @@ def send(
 ) -> None:  # fmt: skip
     """Send SOURCE, a stored machine or a raw RAM image, to the destination that listens at URI.
 
-    A stored machine is a capture (a QEMU mapped-ram file, multifd's or QEMU's own), a plain QEMU stream, or
-    a libvirt save image; the destination may be a stock QEMU that was started with -incoming. URI is
+    A stored machine is a capture (a QEMU mapped-ram file, multifd's or QEMU's own), a plain QEMU stream, or a
+    libvirt save image; the destination may be a stock QEMU that was started with -incoming. URI is
     tcp:HOST:PORT or unix:PATH. Either end may be started first.
     """
     from multifd.api import Image
@@ -164,7 +164,7 @@ def receive(
 @arguments.capture
 @reporting
 def info(capture: Path, as_json: bool) -> None:
-    """Show what is in CAPTURE, a stored machine of any format: machine type, RAM blocks, devices."""
+    """Show what is in CAPTURE, a stored machine of any format: machine, RAM blocks, devices, and libvirt's XML."""
     from multifd.cli import tables
     from multifd.ram.capture import info as call
 
@@ -189,18 +189,24 @@ def verify(capture: Path, as_json: bool) -> None:
 @main.command()
 @arguments.capture
 @click.argument("out", type=FilePath())
-@click.option("--block", metavar="NAME", help="The RAM block, such as pc.ram; needed if there are several.")
+@click.option(
+    "--format",
+    "format_",
+    default="raw",
+    show_default=True,
+    type=click.Choice(["raw", "physical", "elf", "lime"]),
+    help="A block as it is; guest-physical memory, byte X at address X; an ELF core of it with CPUs; LiME.",
+)
+@click.option("--block", metavar="NAME", help="Of raw: the RAM block, such as pc.ram; needed if there are several.")
+@click.option("--below-4g", type=Size(), metavar="SIZE", help="RAM below the PCI hole, if it is not found right.")
 @reporting
-def export(capture: Path, out: Path, block: str | None, as_json: bool) -> None:
-    """Write a RAM block of CAPTURE, a mapped-ram file, to OUT as a raw image; zero pages are holes."""
-    from multifd.ram.capture import export as call
+def export(capture: Path, out: Path, format_: str, block: str | None, below_4g: int | None, as_json: bool) -> None:
+    """Write RAM of CAPTURE, a stored machine of any format, to OUT for other tools; zero pages are holes."""
+    from multifd.cli import tables
+    from multifd.ram.export import export as call
 
-    found = call(capture, out, block)
-    show(
-        asdict(found),
-        as_json,
-        lambda: say(f"{out}: {found.idstr}, {found.used_length} bytes, {found.zero_pages} pages of holes"),
-    )
+    done = call(capture, out, block, format=format_, below_4g=below_4g)
+    show(done.as_dict(), as_json, lambda: tables.print_export(str(out), done))
 
 
 @main.command()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from multifd.ram.capture import CaptureInfo
+    from multifd.ram.export import Exported
 _LINE_S = 1.0
 _ENDLESS = 10_000  # columns: wider than any table
 
@@ -144,6 +145,18 @@ def print_capture(info: CaptureInfo) -> None:
         say(f"  {device}")
     for line in (info.xml or "").splitlines():
         say(line)
+
+
+def print_export(out: str, done: Exported) -> None:
+    """A line for each block and each piece of memory, and what to know about them."""
+    for block in done.blocks:
+        say(f"{out}: {block.idstr}, {block.used_length} bytes, {block.zero_pages} pages of holes")
+    for e in done.extents:
+        say(f"{out}: {e.idstr} from {e.offset:#x} on is at {e.address:#x} to {e.address + e.nbytes - 1:#x}")
+    if done.format == "elf":
+        say(f"{out}: registers of {done.cpus} CPUs, {'with' if done.has_vmcoreinfo else 'without'} VMCOREINFO")
+    for remark in done.remarks:
+        say(f"{out}: {remark}")
 
 
 def _print(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -1,4 +1,4 @@
-"""What is in a stored machine, whether it is sound, and a block of it as a raw image."""
+"""What is in a stored machine, and whether it is sound."""
 
 from __future__ import annotations
 
@@ -8,16 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from uuid import UUID
 
-from multifd.errors import RamError
-from multifd.pages import Geometry
-from multifd.ram.block import Staging
-from multifd.ram.file_block import FileBlock
 from multifd.ram.image import open_stored
-from multifd.ram.part_file import PartFile
 from multifd.ram.stored import StoredBlock, StoredSource
 from multifd.wire import vmdesc
 from multifd.wire.dialect import release_of
-from multifd.wire.stream import NO_UUID, Block
+from multifd.wire.stream import NO_UUID
 
 _VMDESC_CONFIGURATION = (8, 2)  # the first release whose vmdesc has the key configuration
 
@@ -85,7 +80,7 @@ def _info(source: StoredSource) -> CaptureInfo:
         qemu_at_least=".".join(map(str, release)) if release else None,
         page_size=machine.page_size,
         uuid=None if machine.uuid == NO_UUID else str(UUID(bytes=machine.uuid)),
-        blocks=tuple(_block_info(block) for block in source.blocks),
+        blocks=tuple(block_info(block) for block in source.blocks),
         device_state_bytes=source.nbytes - source.device_state_offset,
         devices=tuple(vmdesc.devices(description)),
         format=source.form,
@@ -95,7 +90,8 @@ def _info(source: StoredSource) -> CaptureInfo:
     )
 
 
-def _block_info(block: StoredBlock) -> BlockInfo:
+def block_info(block: StoredBlock) -> BlockInfo:
+    """Name, length and how many pages are not zero."""
     present = block.count_present()
     return BlockInfo(block.idstr, block.used_length, present, block.page_count - present)
 
@@ -117,36 +113,3 @@ def verify(path: str | os.PathLike[str]) -> CaptureInfo:
     with contextlib.closing(open_stored(path)) as source:
         source.check()
         return _info(source)
-
-
-def export(path: str | os.PathLike[str], out: str | os.PathLike[str], idstr: str | None = None) -> BlockInfo:
-    """Write a block as a raw image: byte X of the file is byte X of the block; zero pages are holes.
-
-    Args:
-        path: a file that `multifd.ram.image.open_stored` takes.
-        out: the file to make or replace; it appears only when complete.
-        idstr: the block, such as ``pc.ram``; None if the capture has only one.
-
-    Raises:
-        RamError: there is no such block, or a file cannot be read or written.
-    """
-    with contextlib.closing(open_stored(path)) as source:
-        names = [block.idstr for block in source.blocks]
-        if idstr is None and len(names) > 1:
-            raise RamError(f"{path}: has several blocks, name one with --block: {', '.join(names)}")
-        block = next((b for b in source.blocks if idstr in (None, b.idstr)), None)
-        if block is None:
-            raise RamError(f"{path}: no block {idstr!r}, there are: {', '.join(names)}")
-        target = PartFile(out)
-        try:
-            target.resize(block.used_length)
-            geometry = Geometry.of(source.machine.page_size)
-            copy = FileBlock(Block(block.idstr, block.used_length), geometry.page_size, target.fd, 0, target.part)
-            staging = Staging(geometry)
-            for offsets in block.portions(geometry.page_count):
-                if block.load(offsets, staging) is not None:
-                    copy.store(offsets, staging)
-            target.commit()
-        finally:
-            target.discard()
-        return _block_info(block)

@@ -25,6 +25,7 @@ _VERSION = 2
 _HEADER = struct.Struct("<16s5I56x")
 _ROOM = 64 << 10
 """Zeros behind the XML, as libvirt leaves them for ``virsh save-image-edit``."""
+_NOT_XML = (ElementTree.ParseError, ValueError, LookupError)  # the others: an encoding that is unknown, or too wide
 _MAX_DATA = 16 << 20
 """Bytes of XML and cookie that are read; libvirt's own are some KiB and `_ROOM`."""
 
@@ -57,7 +58,7 @@ class SaveHeader:
     def _text_of(self, tag: str) -> str | None:
         try:
             return ElementTree.fromstring(self.xml).findtext(tag)
-        except ElementTree.ParseError:
+        except _NOT_XML:
             return None
 
 
@@ -132,7 +133,7 @@ def read_xml(path: str | Path) -> bytes:
         raise RamError(f"{path}: {e.strerror}") from e
     try:
         root = ElementTree.fromstring(xml)
-    except ElementTree.ParseError as e:
+    except _NOT_XML as e:
         raise RamError(f"{path}: not XML: {e}") from None
     if root.tag != "domain" or b"\0" in xml:
         raise RamError(f"{path}: XML of <{root.tag}>, expected a <domain>, as virsh dumpxml prints it")

@@ -99,27 +99,6 @@ class Place(Protocol):
         ...
 
 
-class OnChannels:
-    """The pages come on the channels: a multifd migration."""
-
-    def capability(self, grammar: Grammar, name: str) -> None:
-        """See `Place`."""
-        raise grammar.error(
-            f"the source has capability {name!r} on, with which RAM does not travel on the connections: "
-            "switch it off there"
-        )
-
-    def block(self, grammar: Grammar, block: Block) -> Steps[None]:
-        """See `Place`: nothing."""
-        yield from ()
-
-    def check_page(self, grammar: Grammar) -> None:
-        """See `Place`."""
-        raise grammar.error(
-            "pages on the main stream: the source does not use multifd; switch the capability on there", 8
-        )
-
-
 class Grammar:
     """The stream from its first byte to the end of RAM.
 

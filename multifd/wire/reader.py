@@ -9,11 +9,32 @@ from __future__ import annotations
 
 from multifd.errors import StreamError
 from multifd.wire import vmdesc
-from multifd.wire.grammar import Grammar, OnChannels
-from multifd.wire.stream import EOF, DeviceState, Event, StreamEnd
+from multifd.wire.grammar import Grammar, Steps
+from multifd.wire.stream import EOF, Block, DeviceState, Event, StreamEnd
 
 _MAX_TAIL = 16 << 20
 """Bytes of the opaque remainder searched for its end; a vmdesc is about 100 KB for an empty pc."""
+
+
+class OnChannels:
+    """The pages come on the channels: a multifd migration."""
+
+    def capability(self, grammar: Grammar, name: str) -> None:
+        """See `Place`."""
+        raise grammar.error(
+            f"the source has capability {name!r} on, with which RAM does not travel on the connections: "
+            "switch it off there"
+        )
+
+    def block(self, grammar: Grammar, block: Block) -> Steps[None]:
+        """See `Place`: nothing."""
+        yield from ()
+
+    def check_page(self, grammar: Grammar) -> None:
+        """See `Place`."""
+        raise grammar.error(
+            "pages on the main stream: the source does not use multifd; switch the capability on there", 8
+        )
 
 
 class MainStreamReader:

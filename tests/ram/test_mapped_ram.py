@@ -23,6 +23,7 @@ from multifd.errors import RamError
 from multifd.pages import Geometry
 from multifd.ram import capture, file_stream
 from multifd.ram.block import Staging
+from multifd.ram.export import export
 from multifd.ram.mapped_source import MappedRamSource, VerbatimSource
 from multifd.ram.mapped_target import MappedRamTarget
 from multifd.wire.stream import NO_UUID, Block, Machine
@@ -187,7 +188,7 @@ class TestReads:
         expected = b"old." * 1024 * 10 + bytes(59 * PAGE) + b"old." * 1024
         for kind in MappedRamSource, VerbatimSource:
             assert read(tmp_path / "f", kind)[1] == {"ram": expected}
-        assert capture.export(tmp_path / "f", tmp_path / "raw").zero_pages == 59
+        assert export(tmp_path / "f", tmp_path / "raw").blocks[0].zero_pages == 59
         assert (tmp_path / "raw").read_bytes() == expected
 
     def test_a_file_cut_short_before_it_is_mapped(self, tmp_path, monkeypatch):
