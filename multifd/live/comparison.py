@@ -14,7 +14,7 @@ from multifd.live.arena import Arena, Region
 from multifd.live.kernel import PAGE, populated
 from multifd.live.ranges import NO_RANGES, Ranges, coarsen, count, of_mask, packets, union
 from multifd.pages import Memory, Offsets, Pages
-from multifd.ram.block import SourceBlock, Staging, in_order
+from multifd.ram.block import MappedPages, SourceBlock, Staging, in_order
 
 _MAP_NORESERVE = 0x4000  # include/uapi/asm-generic/mman-common.h, Linux; mmap has it from Python 3.13 on
 _CHUNK_PAGES = 128
@@ -109,6 +109,10 @@ class _CopiedBlock:
         self._copy.array[where] = self._arena.array[where]
         self._is_copied[where] = True
         return pages
+
+    def map(self, offsets: Offsets, staging: Staging) -> MappedPages | None:
+        """See `SourceBlock`: what is sent must be what the copy has."""
+        return None
 
     def differing(self, used: Ranges) -> Ranges:
         """Which pages of the arena are not as they were sent; `used` are those that may hold something."""

@@ -11,6 +11,8 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import numpy as np
+
 from multifd.engine.sync import Engine, Packet
 from multifd.errors import NotConverged
 from multifd.live import ranges
@@ -19,7 +21,7 @@ from multifd.live.choose import choose
 from multifd.live.precopy import Decision, Limits, Precopy
 from multifd.live.ranges import Ranges
 from multifd.pages import Geometry, Offsets, Pages
-from multifd.ram.block import SourceBlock, Staging, in_order
+from multifd.ram.block import MappedPages, SourceBlock, Staging, in_order
 from multifd.wire.stream import Block, Machine
 from multifd.wire.writer import encode_end
 
@@ -64,6 +66,9 @@ class _Untouched:
 
     def load(self, offsets: Offsets, staging: Staging) -> Pages | None:
         return None
+
+    def map(self, offsets: Offsets, staging: Staging) -> MappedPages | None:
+        return MappedPages(np.ones(len(offsets), np.bool_), [])
 
 
 class LiveSchedule:

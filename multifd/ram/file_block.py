@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from multifd.pages import Offsets, Pages
-from multifd.ram.block import Staging, in_order
+from multifd.ram.block import MappedPages, Staging, in_order
 from multifd.ram.file import cut_short, read_exactly, write
 from multifd.wire.stream import Block
 
@@ -50,6 +50,14 @@ class FileBlock:
         for offset, view in self._runs(offsets, staging):
             read_exactly(self._fd, view, self._start + offset, self._path)
         return staging.pages(len(offsets))
+
+    def map(self, offsets: Offsets, staging: Staging) -> MappedPages | None:
+        """See `SourceBlock`: a raw image's zero pages are found by reading them."""
+        return None
+
+    def lend(self, offsets: Offsets) -> list[memoryview] | None:
+        """See `TargetBlock`: a file is written from the staging buffer."""
+        return None
 
     def place(self, offsets: Offsets, staging: Staging) -> Pages:
         """See `TargetBlock`."""

@@ -5,17 +5,19 @@ Thread rule: blocks may be used by all channels at once, each with its own `Stag
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from multifd.errors import RamError, StreamError
-from multifd.pages import Memory, Offsets, Pages
-from multifd.ram.block import Staging
+from multifd.pages import Memory, Offsets, Pages, runs
+from multifd.ram.block import MappedPages, Staging
 from multifd.ram.file import open_regular, read_exactly
 from multifd.ram.file_block import FileBlock
 from multifd.ram.mapped_ram import FileStream, bitmap_bytes
@@ -26,6 +28,60 @@ _PIECE = 1 << 20  # bytes of device state read together
 _MAPPED = 16 << 20
 """About how many bytes of a file's map may be resident at once."""
 Bits = npt.NDArray[np.uint8]
+
+
+class _Window:
+    """A block's pages in a map of its file, made when it is first asked for; see `MappedPages` for who may read them.
+
+    Args:
+        fd: of the file; stays the caller's.
+        start: the block's first byte in the file, a multiple of `page_size`.
+        nbytes: of the block.
+        page_size: bytes.
+        path: the file, for error messages.
+    """
+
+    def __init__(self, fd: int, start: int, nbytes: int, page_size: int, path: Path) -> None:
+        self._fd, self._start, self._nbytes, self._page_size, self._path = fd, start, nbytes, page_size, path
+        self._lock = threading.Lock()
+        self._map: mmap.mmap | None = None
+        self._memory = Memory(b"", page_size)
+        self._lent = 0
+
+    def views(self, offsets: Offsets) -> list[memoryview]:
+        """The pages of `offsets`, neighbours coalesced (channel threads).
+
+        Raises:
+            RamError: the file cannot be mapped.
+        """
+        with self._lock:
+            if self._map is None:
+                self._map = self._open()
+            self._lent += len(offsets) * self._page_size
+            if self._lent >= _MAPPED:
+                self._lent = 0
+                self._map.madvise(mmap.MADV_DONTNEED)  # another channel that is at it reads the page cache again
+        return runs(self._memory, offsets)
+
+    def _open(self) -> mmap.mmap:
+        # The offset of a map is a multiple of the kernel's page, a block's pages only of the guest's.
+        before = self._start % mmap.ALLOCATIONGRANULARITY
+        try:
+            window = mmap.mmap(self._fd, before + self._nbytes, prot=mmap.PROT_READ, offset=self._start - before)
+        except (OSError, ValueError) as e:
+            end = self._start + self._nbytes
+            raise RamError(f"{self._path}: its bytes {self._start} to {end} cannot be mapped: {e}") from e
+        self._memory = Memory(memoryview(window)[before:], self._page_size)
+        return window
+
+    def close(self) -> None:
+        """Give the map back; twice is harmless. What was lent must not be used any more."""
+        self._memory = Memory(b"", self._page_size)
+        if self._map is not None:
+            # Views that somebody still holds keep the map until they are gone.
+            with contextlib.suppress(BufferError):
+                self._map.close()
+            self._map = None
 
 
 class MappedBlock(FileBlock):
@@ -44,6 +100,7 @@ class MappedBlock(FileBlock):
         super().__init__(block, page_size, fd, pages_offset, path)
         self.page_count = block.used_length // page_size
         self._bits = bits
+        self._window = _Window(fd, pages_offset, block.used_length, page_size, path)
 
     def present(self) -> Iterator[npt.NDArray[np.bool_]]:
         """Which pages are present, for a window of pages after the other."""
@@ -72,40 +129,19 @@ class MappedBlock(FileBlock):
         """See `SourceBlock`; a slot whose bit is clear may hold old bytes and is not read."""
         return super().load(offsets, staging) if self._is_present(offsets) else None
 
+    def map(self, offsets: Offsets, staging: Staging) -> MappedPages | None:
+        """See `SourceBlock`: the file's page cache; the bitmap alone says what is zero."""
+        if not self._is_present(offsets):
+            return MappedPages(np.ones(len(offsets), np.bool_), [])
+        return MappedPages(None, self._window.views(offsets))
+
+    def close(self) -> None:
+        """Give the map back; twice is harmless."""
+        self._window.close()
+
     def _is_present(self, portion: Offsets) -> bool:
         page = int(portion[0]) // self._page_size
         return bool(self._bits[page // 8] >> (page % 8) & 1)
-
-
-class _PagesForTheKernel(Pages):
-    """Pages in a file's map, for system calls alone: this process would die of a file that is cut short."""
-
-    def zero_mask(self) -> None:
-        """See `Pages`; the bitmap says so."""
-
-
-class _VerbatimBlock(MappedBlock):
-    """A block whose pages system calls read where the file's page cache has them."""
-
-    def __init__(self, block: Block, page_size: int, fd: int, pages_offset: int, bits: Bits, path: Path) -> None:
-        super().__init__(block, page_size, fd, pages_offset, bits, path)
-        end = pages_offset + block.used_length
-        try:
-            self._map = mmap.mmap(fd, end, prot=mmap.PROT_READ)
-        except (OSError, ValueError) as e:
-            raise RamError(f"{path}: its first {end} bytes cannot be mapped: {e}") from e
-        self._memory = Memory(memoryview(self._map)[pages_offset:], page_size)
-        self._lent = 0
-
-    def load(self, offsets: Offsets, staging: Staging) -> Pages | None:
-        """See `SourceBlock`."""
-        if not self._is_present(offsets):
-            return None
-        self._lent += len(offsets) * self._page_size
-        if self._lent >= _MAPPED:
-            self._lent = 0
-            self._map.madvise(mmap.MADV_DONTNEED)  # another channel that is at it reads the page cache again
-        return _PagesForTheKernel(self._memory, offsets, staging.scratch)
 
 
 class MappedRamSource:
@@ -118,10 +154,9 @@ class MappedRamSource:
         RamError: it is not a sound mapped-ram file up to the end of RAM.
     """
 
-    _block_type = MappedBlock
-
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self.blocks: Sequence[MappedBlock] = ()
         self._fd, self.nbytes = open_regular(self.path)
         try:
             stream = FileStream(self._fd, self.nbytes, self.path)
@@ -137,7 +172,7 @@ class MappedRamSource:
     def _block(self, block: Block, bitmap_offset: int, pages_offset: int) -> MappedBlock:
         bits = np.empty(bitmap_bytes(block.used_length, self.machine.page_size), np.uint8)
         read_exactly(self._fd, bits.data.cast("B"), bitmap_offset, self.path)
-        return self._block_type(block, self.machine.page_size, self._fd, pages_offset, bits, self.path)
+        return MappedBlock(block, self.machine.page_size, self._fd, pages_offset, bits, self.path)
 
     def device_state(self) -> Iterator[bytes]:
         """See `Source`."""
@@ -148,16 +183,11 @@ class MappedRamSource:
 
     def close(self) -> None:
         """See `Source`."""
+        for block in self.blocks:
+            block.close()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
 
-class VerbatimSource(MappedRamSource):
-    """A mapped-ram file for a method whose payload is the pages as they are.
-
-    Its pages are for system calls alone: one that meets a file that was cut short fails, a process that
-    reads it itself is killed. So nobody looks for zero pages among those that the bitmap has.
-    """
-
-    _block_type = _VerbatimBlock
+VerbatimSource = MappedRamSource

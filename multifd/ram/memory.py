@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from multifd.errors import RamError
-from multifd.pages import Buffer, Memory, Offsets, Pages
+from multifd.pages import Buffer, Memory, Offsets, Pages, runs
 from multifd.ram.block import (
     RAM_IDSTR,
+    MappedPages,
     Staging,
     TargetBlock,
     bare_machine,
@@ -43,6 +44,16 @@ class MemoryBlock:
     def load(self, offsets: Offsets, staging: Staging) -> Pages | None:
         """See `SourceBlock`."""
         return Pages(self._memory, offsets, staging.scratch)
+
+    def map(self, offsets: Offsets, staging: Staging) -> MappedPages | None:
+        """See `SourceBlock`."""
+        pages = Pages(self._memory, offsets, staging.scratch)
+        mask = pages.zero_mask()
+        return MappedPages(mask, (pages if mask is None else pages.select(~mask)).runs())
+
+    def lend(self, offsets: Offsets) -> list[memoryview] | None:
+        """See `TargetBlock`."""
+        return runs(self._memory, offsets)
 
     def place(self, offsets: Offsets, staging: Staging) -> Pages:
         """See `TargetBlock`."""
