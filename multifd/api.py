@@ -21,7 +21,7 @@ from multifd.method import MultifdMethods
 from multifd.pages import Buffer
 from multifd.ram.block import Source, Target
 from multifd.ram.mapped_ram import is_mapped_ram
-from multifd.ram.mapped_source import MappedRamSource, VerbatimSource
+from multifd.ram.mapped_source import MappedRamSource
 from multifd.ram.mapped_target import MappedRamTarget
 from multifd.ram.memory import MemorySource, MemoryTarget
 from multifd.ram.raw import RawImageSource, RawImageTarget
@@ -114,7 +114,7 @@ def send(
         elif pause or resume or throttle or tracker:
             raise UsageError("pause, resume, throttle and tracker are for an arena")
         else:
-            source = _source(ram, page_size, source_format, loaded)
+            source = _source(ram, page_size, source_format)
         stack.callback(source.close)
         if uuid is not None:
             source.machine = dataclasses.replace(source.machine, uuid=_uuid_bytes(uuid))
@@ -250,13 +250,13 @@ def relay(
         listener.close()
 
 
-def _source(ram: str | os.PathLike[str] | Buffer, page_size: int, source_format: str, method: MultifdMethods) -> Source:
+def _source(ram: str | os.PathLike[str] | Buffer, page_size: int, source_format: str) -> Source:
     if source_format not in ("auto", "raw", "mapped-ram"):
         raise UsageError(f"source format {source_format!r}, expected auto, raw or mapped-ram")
     if not isinstance(ram, str | os.PathLike):
         return MemorySource(ram, page_size)
     if source_format == "mapped-ram" or (source_format == "auto" and is_mapped_ram(ram)):
-        return VerbatimSource(ram) if method.capabilities.verbatim else MappedRamSource(ram)
+        return MappedRamSource(ram)
     return RawImageSource(ram, page_size)
 
 

@@ -164,6 +164,7 @@ class ArenaTarget:
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
         self._blocks: dict[str, MemoryBlock] = {}
+        self._is_committed = False
 
     def allocate(self, machine: Machine) -> Mapping[str, TargetBlock]:
         """See `multifd.ram.block.Target`."""
@@ -182,6 +183,12 @@ class ArenaTarget:
 
     def commit(self, uuid: bytes) -> None:
         """See `multifd.ram.block.Target`: memory is in place at once."""
+        self._is_committed = True
+
+    @property
+    def is_committed(self) -> bool:
+        """See `multifd.ram.block.Target`."""
+        return self._is_committed
 
     def discard(self) -> None:
         """See `multifd.ram.block.Target`: the buffers are the caller's alone again."""

@@ -189,11 +189,23 @@ class Target(Protocol):
 
         Args:
             uuid: the guest's, as its channels gave it; all zero if it has none.
+
+        Raises:
+            RamError: it cannot, or `discard` came first; `is_committed` is false then.
+        """
+        ...
+
+    @property
+    def is_committed(self) -> bool:
+        """Whether `commit` got as far as to make it visible, whatever came afterwards. From any thread.
+
+        While a `commit` is under way in another thread, ask after `discard`: that either prevents it or comes too
+        late, and this says which.
         """
         ...
 
     def discard(self) -> None:
-        """Release everything; without `commit` before it nothing remains. Twice is harmless."""
+        """Release everything; without `commit` before it nothing remains. Twice is harmless. From any thread."""
         ...
 
 

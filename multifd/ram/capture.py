@@ -90,10 +90,7 @@ def _block_info(block: MappedBlock) -> BlockInfo:
 
 
 def _last_bytes(source: MappedRamSource) -> bytes:
-    last = b""
-    for piece in source.device_state():
-        last = (last + piece)[-_MAX_VMDESC:]
-    return last
+    return source.end_of_device_state(_MAX_VMDESC)
 
 
 def verify(path: str | os.PathLike[str]) -> CaptureInfo:

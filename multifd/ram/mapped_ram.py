@@ -12,12 +12,13 @@ Thread rule: blocks may be used by all channels at once, each with its own `Stag
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 from collections.abc import Generator
 from pathlib import Path
 
-from multifd.ram.file import open_regular, read_exactly
+from multifd.ram.file import OpenFile, open_regular, read_exactly
 from multifd.wire import stream
 from multifd.wire.reader import MainStreamReader
 from multifd.wire.stream import Block, Machine
@@ -29,12 +30,12 @@ _VERSION = 1
 
 def is_mapped_ram(path: str | os.PathLike[str]) -> bool:
     """Whether the file starts as a QEMU stream does, which no raw image of RAM can be told by."""
-    fd, nbytes = open_regular(Path(path))
-    try:
-        start = stream.MAGIC_BYTES + struct.pack(">I", stream.VERSION)
-        return nbytes >= len(start) and os.pread(fd, len(start), 0) == start
-    finally:
-        os.close(fd)
+    file, nbytes = open_regular(Path(path))
+    with contextlib.closing(file):
+        expected = stream.MAGIC_BYTES + struct.pack(">I", stream.VERSION)
+        start = bytearray(min(len(expected), nbytes))
+        read_exactly(file, memoryview(start), 0, file.path)
+        return start == expected
 
 
 def bitmap_bytes(used_length: int, page_size: int) -> int:
@@ -44,9 +45,9 @@ def bitmap_bytes(used_length: int, page_size: int) -> int:
 class FileStream(MainStreamReader):
     """The main stream in a file, with seeks over the pages."""
 
-    def __init__(self, fd: int, nbytes: int, path: Path) -> None:
+    def __init__(self, file: OpenFile, nbytes: int, path: Path) -> None:
         super().__init__()
-        self._fd, self._nbytes, self._path = fd, nbytes, path
+        self._file, self._nbytes, self._path = file, nbytes, path
         self._is_mapped = False
         self.places: list[tuple[Block, int, int]] = []
         """Of each block: bitmap_offset and pages_offset."""
@@ -57,7 +58,7 @@ class FileStream(MainStreamReader):
             data = bytearray(self._need)
             if self._position + self._need > self._nbytes:
                 raise self._error(f"the file ends at byte {self._nbytes}, in the middle of the stream")
-            read_exactly(self._fd, memoryview(data), self._position, self._path)
+            read_exactly(self._file, memoryview(data), self._position, self._path)
             self._position += self._need
             try:
                 self._need = self._parser.send(bytes(data))

@@ -5,10 +5,7 @@ Thread rule: blocks may be used by all channels at once, each with its own `Stag
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 import os
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,72 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 from multifd.errors import RamError, StreamError
-from multifd.pages import Memory, Offsets, Pages, runs
+from multifd.pages import Offsets, Pages
 from multifd.ram.block import MappedPages, Staging
-from multifd.ram.file import open_regular, read_exactly
+from multifd.ram.file import OpenFile, open_regular, read_exactly
 from multifd.ram.file_block import FileBlock
 from multifd.ram.mapped_ram import FileStream, bitmap_bytes
+from multifd.ram.window import FileWindow
 from multifd.wire.stream import Block
 
 _WINDOW = 1 << 20  # pages whose bits are looked at together
 _PIECE = 1 << 20  # bytes of device state read together
-_MAPPED = 16 << 20
-"""About how many bytes of a file's map may be resident at once."""
 Bits = npt.NDArray[np.uint8]
-
-
-class _Window:
-    """A block's pages in a map of its file, made when it is first asked for; see `MappedPages` for who may read them.
-
-    Args:
-        fd: of the file; stays the caller's.
-        start: the block's first byte in the file, a multiple of `page_size`.
-        nbytes: of the block.
-        page_size: bytes.
-        path: the file, for error messages.
-    """
-
-    def __init__(self, fd: int, start: int, nbytes: int, page_size: int, path: Path) -> None:
-        self._fd, self._start, self._nbytes, self._page_size, self._path = fd, start, nbytes, page_size, path
-        self._lock = threading.Lock()
-        self._map: mmap.mmap | None = None
-        self._memory = Memory(b"", page_size)
-        self._lent = 0
-
-    def views(self, offsets: Offsets) -> list[memoryview]:
-        """The pages of `offsets`, neighbours coalesced (channel threads).
-
-        Raises:
-            RamError: the file cannot be mapped.
-        """
-        with self._lock:
-            if self._map is None:
-                self._map = self._open()
-            self._lent += len(offsets) * self._page_size
-            if self._lent >= _MAPPED:
-                self._lent = 0
-                self._map.madvise(mmap.MADV_DONTNEED)  # another channel that is at it reads the page cache again
-        return runs(self._memory, offsets)
-
-    def _open(self) -> mmap.mmap:
-        # The offset of a map is a multiple of the kernel's page, a block's pages only of the guest's.
-        before = self._start % mmap.ALLOCATIONGRANULARITY
-        try:
-            window = mmap.mmap(self._fd, before + self._nbytes, prot=mmap.PROT_READ, offset=self._start - before)
-        except (OSError, ValueError) as e:
-            end = self._start + self._nbytes
-            raise RamError(f"{self._path}: its bytes {self._start} to {end} cannot be mapped: {e}") from e
-        self._memory = Memory(memoryview(window)[before:], self._page_size)
-        return window
-
-    def close(self) -> None:
-        """Give the map back; twice is harmless. What was lent must not be used any more."""
-        self._memory = Memory(b"", self._page_size)
-        if self._map is not None:
-            # Views that somebody still holds keep the map until they are gone.
-            with contextlib.suppress(BufferError):
-                self._map.close()
-            self._map = None
 
 
 class MappedBlock(FileBlock):
@@ -90,17 +32,17 @@ class MappedBlock(FileBlock):
     Args:
         block: name and length.
         page_size: bytes.
-        fd: stays the caller's.
+        file: stays the caller's.
         pages_offset: where the pages lie in the file.
         bits: uint8, the bitmap as it is in the file; bit i%8 of byte i//8 says that page i is present.
         path: the file, for error messages.
     """
 
-    def __init__(self, block: Block, page_size: int, fd: int, pages_offset: int, bits: Bits, path: Path) -> None:
-        super().__init__(block, page_size, fd, pages_offset, path)
+    def __init__(self, block: Block, page_size: int, file: OpenFile, pages_offset: int, bits: Bits, path: Path) -> None:
+        super().__init__(block, page_size, file, pages_offset, path)
         self.page_count = block.used_length // page_size
         self._bits = bits
-        self._window = _Window(fd, pages_offset, block.used_length, page_size, path)
+        self._window = FileWindow(file, pages_offset, block.used_length, page_size, path)
 
     def present(self) -> Iterator[npt.NDArray[np.bool_]]:
         """Which pages are present, for a window of pages after the other."""
@@ -157,9 +99,9 @@ class MappedRamSource:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.blocks: Sequence[MappedBlock] = ()
-        self._fd, self.nbytes = open_regular(self.path)
+        self._file, self.nbytes = open_regular(self.path)
         try:
-            stream = FileStream(self._fd, self.nbytes, self.path)
+            stream = FileStream(self._file, self.nbytes, self.path)
             try:
                 self.machine, self.device_state_offset = stream.parse()
             except StreamError as e:
@@ -171,23 +113,25 @@ class MappedRamSource:
 
     def _block(self, block: Block, bitmap_offset: int, pages_offset: int) -> MappedBlock:
         bits = np.empty(bitmap_bytes(block.used_length, self.machine.page_size), np.uint8)
-        read_exactly(self._fd, bits.data.cast("B"), bitmap_offset, self.path)
-        return MappedBlock(block, self.machine.page_size, self._fd, pages_offset, bits, self.path)
+        read_exactly(self._file, bits.data.cast("B"), bitmap_offset, self.path)
+        return MappedBlock(block, self.machine.page_size, self._file, pages_offset, bits, self.path)
 
     def device_state(self) -> Iterator[bytes]:
         """See `Source`."""
         for start in range(self.device_state_offset, self.nbytes, _PIECE):
             data = bytearray(min(_PIECE, self.nbytes - start))
-            read_exactly(self._fd, memoryview(data), start, self.path)
+            read_exactly(self._file, memoryview(data), start, self.path)
             yield bytes(data)
+
+    def end_of_device_state(self, at_most: int) -> bytes:
+        """Its last bytes, all of it if it has no more than `at_most`."""
+        start = max(self.device_state_offset, self.nbytes - at_most)
+        data = bytearray(self.nbytes - start)
+        read_exactly(self._file, memoryview(data), start, self.path)
+        return bytes(data)
 
     def close(self) -> None:
         """See `Source`."""
         for block in self.blocks:
             block.close()
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-
-VerbatimSource = MappedRamSource
+        self._file.close()

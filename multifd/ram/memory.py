@@ -107,6 +107,7 @@ class MemoryTarget:
 
     def __init__(self, buffer: Buffer) -> None:
         self._buffer = buffer
+        self._is_committed = False
 
     def allocate(self, machine: Machine) -> Mapping[str, TargetBlock]:
         """See `Target`."""
@@ -123,7 +124,13 @@ class MemoryTarget:
         """See `Target`; memory is as durable as it gets."""
 
     def commit(self, uuid: bytes) -> None:
+        """See `Target`: it is in place already."""
+        self._is_committed = True
+
+    @property
+    def is_committed(self) -> bool:
         """See `Target`."""
+        return self._is_committed
 
     def discard(self) -> None:
         """See `Target`."""
