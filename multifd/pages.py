@@ -21,6 +21,24 @@ PACKET_BYTES = 512 * 1024
 """The most page bytes in a packet: MULTIFD_PACKET_SIZE, migration/multifd.h, QEMU 4.0 to 10.0."""
 
 
+def flat(buffer: Buffer) -> Buffer:
+    """A buffer as bytes in one dimension, without a copy: what has another shape or format is seen as its bytes.
+
+    Raises:
+        TypeError: it is no buffer.
+        ValueError: it is not C-contiguous.
+    """
+    if isinstance(buffer, bytes | bytearray):
+        return buffer
+    view = memoryview(buffer)
+    if view.ndim == 1 and view.itemsize == 1 and view.c_contiguous:
+        return view
+    if not view.c_contiguous:
+        raise ValueError(f"a buffer of shape {view.shape} with strides {view.strides} is not contiguous")
+    # `cast` refuses many formats, and zeros in the shape.
+    return np.frombuffer(view, np.uint8).data if view.nbytes else b""
+
+
 @dataclass(frozen=True)
 class Geometry:
     """The shape of a packet, the same for a whole migration."""
