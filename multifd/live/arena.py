@@ -144,6 +144,11 @@ class _Block(MemoryBlock):
             with contextlib.suppress(OSError):  # without /proc nothing is known
                 self._is_used = to_mask(coarsen(populated(region.address, region.nbytes), page_size // PAGE), pages)
 
+    def lend(self, offsets: Offsets) -> list[memoryview] | None:
+        """See `multifd.ram.block.TargetBlock`."""
+        self._is_used[offsets // self._page_size] = True
+        return super().lend(offsets)
+
     def place(self, offsets: Offsets, staging: Staging) -> Pages:
         """See `multifd.ram.block.TargetBlock`."""
         self._is_used[offsets // self._page_size] = True
