@@ -138,7 +138,7 @@ def send(
             UsageError(f"page size {source.page_size}, expected a power of two from 4096 to 65536"), "page_size"
         )
     limits = _limits(source) if isinstance(source, Live) else None
-    with _opened(source, loaded) as opened:
+    with _opened(source) as opened:
         if uuid is not None:
             opened.machine = dataclasses.replace(opened.machine, uuid=_uuid_bytes(uuid))
         config = SendConfig(address, channels, _dialect(opened, dialect), max_bandwidth, connect_timeout, timeout)
@@ -163,14 +163,13 @@ def _buffer(source: object) -> Buffer:
 
 
 @contextlib.contextmanager
-def _opened(source: Image | MemoryImage | Live, method: MultifdMethods) -> Iterator[Source]:
+def _opened(source: Image | MemoryImage | Live) -> Iterator[Source]:
     if isinstance(source, Live):
         opened: Source = LiveSource(source.arena, source.page_size, source.tracker)
     elif isinstance(source, MemoryImage):
         opened = MemorySource(source.buffer, source.page_size)
     else:
-        verbatim = method.capabilities.verbatim
-        opened = open_source(source.path, format=source.format, page_size=source.page_size, verbatim=verbatim)
+        opened = open_source(source.path, format=source.format, page_size=source.page_size)
     try:
         yield opened
     finally:

@@ -21,6 +21,24 @@ PACKET_BYTES = 512 * 1024
 """The most page bytes in a packet: MULTIFD_PACKET_SIZE, migration/multifd.h, QEMU 4.0 to 10.0."""
 
 
+def flat(buffer: Buffer) -> Buffer:
+    """A buffer as bytes in one dimension, without a copy: what has another shape or format is seen as its bytes.
+
+    Raises:
+        TypeError: it is no buffer.
+        ValueError: it is not C-contiguous.
+    """
+    if isinstance(buffer, bytes | bytearray):
+        return buffer
+    view = memoryview(buffer)
+    if view.ndim == 1 and view.itemsize == 1 and view.c_contiguous:
+        return view
+    if not view.c_contiguous:
+        raise ValueError(f"a buffer of shape {view.shape} with strides {view.strides} is not contiguous")
+    # `cast` refuses many formats, and zeros in the shape.
+    return np.frombuffer(view, np.uint8).data if view.nbytes else b""
+
+
 @dataclass(frozen=True)
 class Geometry:
     """The shape of a packet, the same for a whole migration."""
@@ -52,6 +70,26 @@ class Memory:
         self.page_size = page_size
         self.array = np.frombuffer(self.view, np.uint8).reshape(-1, page_size)
         self.words = np.frombuffer(self.view, np.uint64).reshape(-1, page_size // 8)
+
+
+def runs(memory: Memory, offsets: Offsets) -> list[memoryview]:
+    """Pages as few memoryviews as possible: neighbours coalesced, their order kept.
+
+    Args:
+        memory: where they lie.
+        offsets: int64, shape (n,), bytes from its start, each a multiple of the page size.
+    """
+    if not len(offsets):
+        return []
+    view, page_size = memory.view, memory.page_size
+    first, last = int(offsets[0]), int(offsets[-1])
+    steps = offsets[1:] - offsets[:-1]
+    if np.count_nonzero(steps == page_size) == len(steps):
+        return [view[first : last + page_size]]
+    breaks = (steps != page_size).nonzero()[0]
+    starts = [first, *offsets[breaks + 1].tolist()]
+    ends = [*offsets[breaks].tolist(), last]
+    return [view[a : b + page_size] for a, b in zip(starts, ends, strict=True)]
 
 
 class Pages:
@@ -99,19 +137,7 @@ class Pages:
     def runs(self) -> list[memoryview]:
         """The pages as few memoryviews as possible: neighbours coalesced, wire order kept."""
         if self._runs is None:
-            offsets, page_size, view = self.offsets, self.page_size, self._memory.view
-            if not len(offsets):
-                self._runs = []
-            else:
-                first, last = int(offsets[0]), int(offsets[-1])
-                steps = offsets[1:] - offsets[:-1]
-                if np.count_nonzero(steps == page_size) == len(steps):
-                    self._runs = [view[first : last + page_size]]
-                    return self._runs
-                breaks = (steps != page_size).nonzero()[0]
-                starts = [first, *offsets[breaks + 1].tolist()]
-                ends = [*offsets[breaks].tolist(), last]
-                self._runs = [view[a : b + page_size] for a, b in zip(starts, ends, strict=True)]
+            self._runs = runs(self._memory, self.offsets)
         return self._runs
 
     def gather(self) -> memoryview:

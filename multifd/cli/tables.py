@@ -155,8 +155,8 @@ def print_export(out: str, done: Exported) -> None:
         say(f"{out}: {e.idstr} from {e.offset:#x} on is at {e.address:#x} to {e.address + e.nbytes - 1:#x}")
     if done.format == "elf":
         say(f"{out}: registers of {done.cpus} CPUs, {'with' if done.has_vmcoreinfo else 'without'} VMCOREINFO")
-    for remark in done.remarks:
-        say(f"{out}: {remark}")
+    for what in done.remarks:
+        say(f"{out}: {what}")
 
 
 def _print(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

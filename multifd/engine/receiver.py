@@ -169,7 +169,7 @@ class Receiver:
                 self._start_channel(arrival, arrival[2])
         if self._main is not None and self._muster.is_complete and self._negotiation.is_announced:
             # Nobody else can belong to this migration: the next who connects is refused by the kernel.
-            self._listener.close()
+            self._acceptor.stop_listening()
 
     def _start_candidate(self, arrival: Arrival) -> None:
         sock, peer, _ = arrival

@@ -80,9 +80,13 @@ class RecvChannel:
         normal, zero = packet.normal, packet.zero
         if len(normal):
             block = blocks[packet.ramblock]
-            pages = block.place(normal, session.staging)
-            session.receive(self.connection, packet.code, pages, packet.next_packet_size)
-            block.store(normal, session.staging)
+            is_verbatim = session.method(packet.code).capabilities.verbatim
+            if is_verbatim and (views := block.lend(normal)) is not None:
+                session.receive_verbatim(self.connection, views, packet.next_packet_size)
+            else:
+                pages = block.place(normal, session.staging)
+                session.receive(self.connection, packet.code, pages, packet.next_packet_size)
+                block.store(normal, session.staging)
             self._figures.normal_pages += len(normal)
             self._has_unsynced = True
         if len(zero):

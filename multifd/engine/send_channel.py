@@ -8,6 +8,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from multifd.engine.fate import Fate
 from multifd.engine.session import SendSession
 from multifd.engine.source_main import SourceMain
@@ -75,32 +78,35 @@ class SendChannel:
 
     def _send(self, block: SourceBlock, offsets: Offsets) -> None:
         try:
-            pages = block.load(offsets, self._session.staging)
+            zero_mask, iov, payload = self._load(block, offsets)
         except RamError:
             self._fate.source_failed()
             raise
-        normal, zero = NO_OFFSETS, offsets
-        iov: Sequence[Buffer] = ()
-        payload = 0
-        if pages is not None:
-            mask = pages.zero_mask()
-            if mask is None:
-                zero, normal = NO_OFFSETS, offsets
-            else:
-                zero, normal = offsets[mask], offsets[~mask]
-                pages = pages.select(~mask)
-            if len(normal):
-                iov, payload = self._session.prepare(pages)
-        if len(zero):
-            self._figures.zero_pages += len(zero)
-            if not self._dialect.zero_pages_in_packets:
-                self._main.write(encode_zero_pages(block.idstr, zero))
-                zero = NO_OFFSETS
+        zero, normal = (NO_OFFSETS, offsets) if zero_mask is None else (offsets[zero_mask], offsets[~zero_mask])
+        zero_count = len(zero)
+        if zero_count and not self._dialect.zero_pages_in_packets:
+            self._main.write(encode_zero_pages(block.idstr, zero))
+            zero = NO_OFFSETS
         if len(normal) or len(zero):
-            header = self._encoder.data(self._session.code, next(self._packet_nums), block.idstr, normal, zero, payload)
+            number = next(self._packet_nums)
+            header = self._encoder.data(self._session.code, number, block.idstr, normal, zero, payload)
             try:
                 self._connection.send([header, *iov])
             except RamError:  # the kernel reads the pages where they lie
                 self._fate.source_failed()
                 raise
         self._figures.normal_pages += len(normal)
+        self._figures.zero_pages += zero_count
+
+    def _load(self, block: SourceBlock, offsets: Offsets) -> tuple[npt.NDArray[np.bool_] | None, Sequence[Buffer], int]:
+        """Which pages of a portion are zero (None for none), and the others' payload with its bytes."""
+        session = self._session
+        if session.is_verbatim and (mapped := block.map(offsets, session.staging)) is not None:
+            return mapped.zero_mask, mapped.views, sum(map(len, mapped.views))
+        pages = block.load(offsets, session.staging)
+        if pages is None:
+            return np.ones(len(offsets), np.bool_), (), 0
+        mask = pages.zero_mask()
+        if mask is not None:
+            pages = pages.select(~mask)
+        return mask, *(session.prepare(pages) if len(pages) else ((), 0))

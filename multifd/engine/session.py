@@ -50,6 +50,8 @@ class SendSession:
         self, method: MultifdMethods, channel: int, geometry: Geometry, idle: IdleTimer, counters: dict[str, int]
     ) -> None:
         self.method, self.code = method, wire_code(method)
+        self.is_verbatim = method.capabilities.verbatim
+        """The payload is the pages themselves: the engine moves them, and no hook sees them."""
         self.staging = Staging(geometry)
         self._p = SendParams(channel, geometry, idle.abort, self.staging.pages(0), counters=counters)
 
@@ -70,6 +72,8 @@ class SendSession:
         Raises:
             HookError: more than the method promised, or nothing at all.
         """
+        if self.is_verbatim:
+            return pages.runs(), pages.nbytes
         p = self._p
         p.iov.clear()
         p.pages = pages
@@ -151,8 +155,7 @@ class RecvSession:
         """
         method = self.method(code)
         if method.capabilities.verbatim:
-            verbatim_bytes(pages, next_packet_size)
-            inbound.recv_exactly(pages.runs())
+            self.receive_verbatim(inbound, pages.runs(), next_packet_size)
             return
         bound = len(self._payload)
         if next_packet_size > bound:
@@ -162,14 +165,34 @@ class RecvSession:
         self._p.pages, self._p.payload = pages, self._payload[:next_packet_size].toreadonly()
         run_hook(method, "recv", self._p)
 
+    def receive_verbatim(self, inbound: Inbound, views: Sequence[memoryview], next_packet_size: int) -> None:
+        """Read a payload that is the pages themselves, straight to where they belong.
 
-def verbatim_bytes(pages: Pages, next_packet_size: int) -> int:
+        Args:
+            inbound: where the payload comes from.
+            views: the pages, in wire order; for system calls alone.
+            next_packet_size: the header's, not checked yet.
+
+        Raises:
+            RemoteWireError: a length that cannot be.
+            ChannelError: the connection broke.
+            RamError: the pages cannot be written.
+        """
+        verbatim_bytes(sum(map(len, views)), next_packet_size)
+        inbound.recv_exactly(views)
+
+
+def verbatim_bytes(nbytes: int, next_packet_size: int) -> int:
     """Payload bytes of a method whose payload is the pages themselves.
+
+    Args:
+        nbytes: of the pages.
+        next_packet_size: the header's.
 
     Raises:
         RemoteWireError: the header says otherwise.
     """
     # QEMU ignores the field for these and accepts 0: migration/multifd-nocomp.c, 10.0
-    if next_packet_size not in (0, pages.nbytes):
-        raise RemoteWireError(f"next_packet_size {next_packet_size}, expected {pages.nbytes}", offset=20)
-    return pages.nbytes
+    if next_packet_size not in (0, nbytes):
+        raise RemoteWireError(f"next_packet_size {next_packet_size}, expected {nbytes}", offset=20)
+    return nbytes

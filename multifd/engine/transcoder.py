@@ -118,7 +118,7 @@ class Transcoder:
         method = self._in.method(counts.code)
         pages = self._in.staging.pages(counts.normal_pages)
         if method.capabilities.verbatim and self._out.capabilities.verbatim:
-            payload = verbatim_bytes(pages, counts.next_packet_size)
+            payload = verbatim_bytes(pages.nbytes, counts.next_packet_size)
             recode_header(header, wire_code(self._out), payload)
             splice.pass_on(len(header) + payload)
             return

@@ -144,6 +144,11 @@ class _Block(MemoryBlock):
             with contextlib.suppress(OSError):  # without /proc nothing is known
                 self._is_used = to_mask(coarsen(populated(region.address, region.nbytes), page_size // PAGE), pages)
 
+    def lend(self, offsets: Offsets) -> list[memoryview] | None:
+        """See `multifd.ram.block.TargetBlock`."""
+        self._is_used[offsets // self._page_size] = True
+        return super().lend(offsets)
+
     def place(self, offsets: Offsets, staging: Staging) -> Pages:
         """See `multifd.ram.block.TargetBlock`."""
         self._is_used[offsets // self._page_size] = True
@@ -164,7 +169,7 @@ class ArenaTarget:
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
         self._blocks: dict[str, MemoryBlock] = {}
-        self.is_committed = False
+        self._is_committed = False
 
     def allocate(self, machine: Machine) -> Mapping[str, TargetBlock]:
         """See `multifd.ram.block.Target`."""
@@ -183,7 +188,12 @@ class ArenaTarget:
 
     def commit(self, uuid: bytes) -> None:
         """See `multifd.ram.block.Target`: memory is in place at once."""
-        self.is_committed = True
+        self._is_committed = True
+
+    @property
+    def is_committed(self) -> bool:
+        """See `multifd.ram.block.Target`."""
+        return self._is_committed
 
     def discard(self) -> None:
         """See `multifd.ram.block.Target`: the buffers are the caller's alone again."""

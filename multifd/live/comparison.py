@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
 from multifd.errors import RamError
 from multifd.live.arena import Arena, Region
 from multifd.live.kernel import PAGE, populated
 from multifd.live.ranges import NO_RANGES, Ranges, coarsen, count, of_mask, packets, union
 from multifd.pages import Memory, Offsets, Pages
-from multifd.ram.block import SourceBlock, Staging, in_order
+from multifd.ram import kernel_copy
+from multifd.ram.block import MappedPages, SourceBlock, Staging
+from multifd.ram.memory import MemoryBlock
 
 _MAP_NORESERVE = 0x4000  # include/uapi/asm-generic/mman-common.h, Linux; mmap has it from Python 3.13 on
 _CHUNK_PAGES = 128
@@ -77,12 +78,11 @@ class Comparison:
             block.release()
 
 
-class _CopiedBlock:
+class _CopiedBlock(MemoryBlock):
     """A block of an arena with a copy of what was sent of it."""
 
     def __init__(self, region: Region, page_size: int) -> None:
-        self.idstr, self.used_length = region.idstr, region.nbytes
-        self._arena = Memory(region.view, page_size)
+        super().__init__(region.idstr, region.view, page_size)
         # No reserve: it takes what the arena has touched, which `arm` has looked at.
         private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         try:
@@ -90,34 +90,32 @@ class _CopiedBlock:
         except OSError as e:
             raise RamError(f"no room for a copy of block {region.idstr!r}: {e.strerror}") from e
         self._copy = Memory(memoryview(copy), page_size)
+        self._copy_address = kernel_copy.address_of(self._copy.view)
         # One byte a page: whether the copy holds anything.
         self._is_copied = np.zeros(region.nbytes // page_size, np.bool_)
 
-    def portions(self, page_count: int) -> Iterator[Offsets]:
-        """See `SourceBlock`."""
-        return in_order(self.used_length, self._arena.page_size, page_count)
-
     def load(self, offsets: Offsets, staging: Staging) -> Pages | None:
         """See `SourceBlock`: the pages as they are now, and from now on in the copy."""
-        page_size = self._arena.page_size
-        pages = Pages(self._copy, offsets, staging.scratch, is_private=True)
-        if len(pages.runs()) == 1:
-            first = int(offsets[0]) // page_size
-            where: slice | npt.NDArray[np.int64] = slice(first, first + len(offsets))
-        else:
-            where = offsets // page_size
-        self._copy.array[where] = self._arena.array[where]
-        self._is_copied[where] = True
-        return pages
+        page_size = self._copy.page_size
+        self._copy_out(offsets, kernel_copy.pieces(self._copy_address, offsets, page_size))
+        self._is_copied[offsets // page_size] = True
+        return Pages(self._copy, offsets, staging.scratch, is_private=True)
+
+    def map(self, offsets: Offsets, staging: Staging) -> MappedPages | None:
+        """See `SourceBlock`: what is sent must be what the copy has."""
+        return None
 
     def differing(self, used: Ranges) -> Ranges:
         """Which pages of the arena are not as they were sent; `used` are those that may hold something."""
-        ours, theirs = self._copy.words, self._arena.words
+        ours, page_size = self._copy.words, self._copy.page_size
+        theirs = np.empty((_CHUNK_PAGES, page_size // 8), np.uint64)
+        address = int(theirs.ctypes.data)
         found = []
         for pages in packets(union(used, of_mask(self._is_copied)), _CHUNK_PAGES):
             first, last = int(pages[0]), int(pages[-1])
             where = slice(first, last + 1) if last - first == len(pages) - 1 else pages
-            differs = (ours[where] != theirs[where]).any(axis=1)
+            self._copy_out(pages * page_size, kernel_copy.one_piece(address, len(pages) * page_size))
+            differs = (ours[where] != theirs[: len(pages)]).any(axis=1)
             if differs.any():
                 found.append(pages[differs])
         if not found:
@@ -127,7 +125,8 @@ class _CopiedBlock:
 
     def release(self) -> None:
         """Give the arena's buffer and the copy back."""
-        self._arena = self._copy = Memory(b"", self._arena.page_size)
+        super().release()
+        self._copy = Memory(b"", self._copy.page_size)
 
 
 def _available_bytes() -> int:

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from multifd.engine.fate import Custody
 from multifd.engine.sender import Sender
 from multifd.engine.sync import Packet
@@ -21,7 +23,7 @@ from multifd.live.choose import choose
 from multifd.live.precopy import Decision, Limits, Precopy
 from multifd.live.ranges import Ranges
 from multifd.pages import Geometry, Offsets, Pages
-from multifd.ram.block import SourceBlock, Staging, in_order
+from multifd.ram.block import MappedPages, SourceBlock, Staging, in_order
 from multifd.stats import Result
 from multifd.wire.stream import Block, Machine
 from multifd.wire.writer import encode_end
@@ -79,6 +81,9 @@ class _Untouched:
 
     def load(self, offsets: Offsets, staging: Staging) -> Pages | None:
         return None
+
+    def map(self, offsets: Offsets, staging: Staging) -> MappedPages | None:
+        return MappedPages(np.ones(len(offsets), np.bool_), [])
 
 
 class LiveDriver:

@@ -1,6 +1,6 @@
-"""RAM blocks: what engines ask of where RAM lives, and blocks in memory of this process.
+"""RAM blocks: what engines ask of where RAM lives.
 
-Files are in `raw_image` and `mapped_ram`.
+Blocks in memory are in `multifd.ram.memory` and `multifd.live.arena`, blocks in files in `multifd.ram.file_block`.
 
 Thread rule: blocks may be used by all channels at once, each with its own `Staging`.
 """
@@ -9,16 +9,27 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from multifd.errors import RamError
 from multifd.pages import Geometry, Memory, Offsets, Pages
+from multifd.ram.kernel_copy import address_of
 from multifd.wire.stream import Block, Machine
 
 RAM_IDSTR = "ram"
 """The block of a machine that is nothing but RAM: QEMU's ``-M none`` calls it so (hw/core/null-machine.c)."""
+
+
+def private_map(nbytes: int) -> memoryview:
+    """A new writable buffer of zeros, page-aligned, which takes no memory until it is touched.
+
+    Python maps anonymous memory MAP_SHARED by default: a forked child would then write into its parent's buffers.
+    """
+    return memoryview(mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
 
 class Staging:
@@ -30,9 +41,10 @@ class Staging:
 
     def __init__(self, geometry: Geometry) -> None:
         nbytes = geometry.page_size * geometry.page_count
-        # Anonymous maps: page-aligned, and no memory until they are touched.
-        self.data = Memory(memoryview(mmap.mmap(-1, nbytes)), geometry.page_size)
-        self.scratch = Memory(memoryview(mmap.mmap(-1, nbytes)), geometry.page_size)
+        self.data = Memory(private_map(nbytes), geometry.page_size)
+        self.scratch = Memory(private_map(nbytes), geometry.page_size)
+        self.address = address_of(self.data.view)
+        """Of the data buffer, for `multifd.ram.kernel_copy`."""
         self._in_order = np.arange(geometry.page_count, dtype=np.int64) * geometry.page_size
 
     def pages(self, count: int) -> Pages:
@@ -53,6 +65,22 @@ class Staging:
         return Pages(self.data, places, self.scratch, is_private=True)
 
 
+@dataclass(frozen=True, slots=True)
+class MappedPages:
+    """A portion's pages where they lie, for system calls alone.
+
+    A system call that meets a page that cannot be read (a file that was cut short, a guard page) fails with EFAULT,
+    which `Connection.send` turns into a `RamError`. A process that reads such a page itself is killed. So `views` go
+    to `Connection.send` and to nobody else, above all not to a method's hook.
+    """
+
+    zero_mask: npt.NDArray[np.bool_] | None
+    """bool, shape (n,): which pages of the portion are zero; None if none is."""
+    views: list[memoryview]
+    """The other pages in the portion's order, neighbours coalesced; empty if all are zero. Read-only by agreement,
+    valid until the block's source is closed."""
+
+
 class SourceBlock(Protocol):
     """A block that is sent."""
 
@@ -64,7 +92,25 @@ class SourceBlock(Protocol):
         ...
 
     def load(self, offsets: Offsets, staging: Staging) -> Pages | None:
-        """The pages of a portion, valid until the channel's next load; None if all are zero."""
+        """The pages of a portion, which anybody may read; valid until the channel's next load.
+
+        Returns:
+            The pages; None if all are known to be zero.
+
+        Raises:
+            RamError: they cannot be read.
+        """
+        ...
+
+    def map(self, offsets: Offsets, staging: Staging) -> MappedPages | None:
+        """The pages of a portion where they lie, for the engine to send without a copy.
+
+        Returns:
+            None if they cannot be had so; `load` them then.
+
+        Raises:
+            RamError: they cannot be read, as far as is known before they are sent.
+        """
         ...
 
 
@@ -75,11 +121,26 @@ class TargetBlock(Protocol):
     used_length: int
 
     def place(self, offsets: Offsets, staging: Staging) -> Pages:
-        """Where to put the pages of `offsets` before `store`."""
+        """Where a method's hook puts the pages of `offsets` before `store`: memory that can be written."""
         ...
 
     def store(self, offsets: Offsets, staging: Staging) -> None:
-        """Take over what was put there."""
+        """Take over what was put there.
+
+        Raises:
+            RamError: it cannot be written where it belongs.
+        """
+        ...
+
+    def lend(self, offsets: Offsets) -> list[memoryview] | None:
+        """The pages of `offsets` where they belong, for the engine to receive into without a copy.
+
+        For system calls alone, as `MappedPages.views`: `Connection.recv_into` turns EFAULT into a `RamError`. There
+        is nothing to `store` afterwards.
+
+        Returns:
+            The pages in wire order, neighbours coalesced; None where they must be staged: `place`, then `store`.
+        """
         ...
 
     def clear(self, offsets: Offsets) -> None:
@@ -110,11 +171,6 @@ class Source(Protocol):
 class Target(Protocol):
     """Where RAM is received into. Nothing is visible to others before `commit`."""
 
-    @property
-    def is_committed(self) -> bool:
-        """Whether `commit` has done its work; after `discard` this does not change any more."""
-        ...
-
     def allocate(self, machine: Machine) -> Mapping[str, TargetBlock]:
         """Check the sender's list of blocks and make room for them.
 
@@ -136,11 +192,23 @@ class Target(Protocol):
 
         Args:
             uuid: the guest's, as its channels gave it; all zero if it has none.
+
+        Raises:
+            RamError: it cannot, or `discard` came first; `is_committed` is false then.
+        """
+        ...
+
+    @property
+    def is_committed(self) -> bool:
+        """Whether `commit` got as far as to make it visible, whatever came afterwards. From any thread.
+
+        While a `commit` is under way in another thread, ask after `discard`: that either prevents it or comes too
+        late, and this says which.
         """
         ...
 
     def discard(self) -> None:
-        """Release everything; without `commit` before it nothing remains. Twice is harmless."""
+        """Release everything; without `commit` before it nothing remains. Twice is harmless. From any thread."""
         ...
 
 

@@ -14,11 +14,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from multifd.pages import Offsets, Pages
-from multifd.ram.block import Staging, in_order
-from multifd.ram.file import cut_short, read_exactly, write
+from multifd.ram.block import MappedPages, Staging, in_order
+from multifd.ram.file import OpenFile, cut_short, read_exactly, write
+from multifd.ram.page_set import PageSet
 from multifd.wire.stream import Block
 
 
@@ -28,16 +27,15 @@ class FileBlock:
     Args:
         block: name and length.
         page_size: bytes.
-        fd: stays the caller's.
+        file: stays the caller's.
         start: the block's first byte in the file.
         path: the file, for error messages.
     """
 
-    def __init__(self, block: Block, page_size: int, fd: int, start: int, path: Path) -> None:
+    def __init__(self, block: Block, page_size: int, file: OpenFile, start: int, path: Path) -> None:
         self.idstr, self.used_length = block.idstr, block.used_length
-        self._fd, self._page_size, self._start, self._path = fd, page_size, start, path
-        # One byte a page, touched only where pages were written.
-        self._written = np.zeros(block.used_length // page_size, np.bool_)
+        self._file, self._page_size, self._start, self._path = file, page_size, start, path
+        self._written = PageSet()
 
     def portions(self, page_count: int) -> Iterator[Offsets]:
         """See `SourceBlock`."""
@@ -48,8 +46,16 @@ class FileBlock:
         if self._is_hole(int(offsets[0]), int(offsets[-1]) + self._page_size):
             return None
         for offset, view in self._runs(offsets, staging):
-            read_exactly(self._fd, view, self._start + offset, self._path)
+            read_exactly(self._file, view, self._start + offset, self._path)
         return staging.pages(len(offsets))
+
+    def map(self, offsets: Offsets, staging: Staging) -> MappedPages | None:
+        """See `SourceBlock`: a raw image's zero pages are found by reading them."""
+        return None
+
+    def lend(self, offsets: Offsets) -> list[memoryview] | None:
+        """See `TargetBlock`: a file is written from the staging buffer."""
+        return None
 
     def place(self, offsets: Offsets, staging: Staging) -> Pages:
         """See `TargetBlock`."""
@@ -61,13 +67,13 @@ class FileBlock:
         in_order.sort()
         page_size = self._page_size
         for offset, view in self._runs(in_order, staging):
-            write(self._fd, view, self._start + offset, self._path)
-            self._written[offset // page_size : (offset + len(view)) // page_size] = True
+            write(self._file, view, self._start + offset, self._path)
+            self._written.add_run(offset // page_size, (offset + len(view)) // page_size)
 
     def clear(self, offsets: Offsets) -> None:
         """See `TargetBlock`; pages that were never written are holes already."""
-        for offset in offsets[self._written[offsets // self._page_size]].tolist():
-            write(self._fd, memoryview(bytes(self._page_size)), self._start + offset, self._path)
+        for page in self._written.select(offsets // self._page_size).tolist():
+            write(self._file, bytes(self._page_size), self._start + page * self._page_size, self._path)
 
     def _runs(self, offsets: Offsets, staging: Staging) -> Iterator[tuple[int, memoryview]]:
         """(offset in the block, view of the staging buffer) for each run of neighbours."""
@@ -77,12 +83,13 @@ class FileBlock:
             yield int(offsets[a]), view[a * page_size : b * page_size]
 
     def _is_hole(self, first: int, end: int) -> bool:
-        try:
-            return os.lseek(self._fd, self._start + first, os.SEEK_DATA) >= self._start + end
-        except OSError as e:
-            if e.errno != errno.ENXIO:
-                return False  # a file system that does not tell
-            # No data from there to the end, which may have come nearer since.
-            if (nbytes := os.fstat(self._fd).st_size) < self._start + end:
-                raise cut_short(self._path, nbytes) from None
-            return True
+        with self._file.use() as fd:
+            try:
+                return os.lseek(fd, self._start + first, os.SEEK_DATA) >= self._start + end
+            except OSError as e:
+                if e.errno != errno.ENXIO:
+                    return False  # a file system that does not tell
+                # No data from there to the end, which may have come nearer since.
+                if (nbytes := os.fstat(fd).st_size) < self._start + end:
+                    raise cut_short(self._path, nbytes) from None
+                return True

@@ -17,7 +17,7 @@ import numpy as np
 
 from multifd.errors import StreamError
 from multifd.pages import Offsets
-from multifd.ram.file import read_exactly
+from multifd.ram.file import OpenFile, read_exactly
 from multifd.ram.mapped_ram import CAPABILITY, HEADER, VERSION, bitmap_bytes
 from multifd.wire.grammar import Grammar, Skip, Steps
 from multifd.wire.stream import Block, Machine, StoredPages, ZeroPages
@@ -103,14 +103,14 @@ class FileStream:
     """Reads a stream in a file up to the end of RAM.
 
     Args:
-        fd: stays the caller's.
+        file: stays the caller's.
         nbytes: the file's length.
         path: for error messages.
         start: the stream's first byte in the file.
     """
 
-    def __init__(self, fd: int, nbytes: int, path: Path, start: int = 0) -> None:
-        self._fd, self._nbytes, self._path = fd, nbytes, path
+    def __init__(self, file: OpenFile, nbytes: int, path: Path, start: int = 0) -> None:
+        self._file, self._nbytes, self._path = file, nbytes, path
         self._place = _InFile(nbytes)
         self._grammar = Grammar(self._place, position=start)
         self._window = memoryview(b"")
@@ -206,7 +206,7 @@ class FileStream:
 
     def _fill(self, position: int, count: int) -> None:
         data = memoryview(bytearray(max(0, min(count, self._nbytes - position))))
-        read_exactly(self._fd, data, position, self._path)
+        read_exactly(self._file, data, position, self._path)
         self._window, self._window_start = data, position
 
     def _cut(self) -> StreamError:

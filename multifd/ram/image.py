@@ -20,7 +20,7 @@ from multifd.ram import foreign, libvirt
 from multifd.ram.block import Source, Target
 from multifd.ram.file import open_regular, read_exactly
 from multifd.ram.file_stream import FileStream
-from multifd.ram.mapped_source import MappedRamSource, VerbatimSource
+from multifd.ram.mapped_source import MappedRamSource
 from multifd.ram.mapped_target import MappedRamTarget
 from multifd.ram.plain_source import PlainSource
 from multifd.ram.plain_target import PlainTarget
@@ -32,9 +32,7 @@ SOURCE_FORMATS = ("auto", "mapped-ram", "stream", "libvirt", "raw")
 TARGET_FORMATS = ("mapped-ram", "raw", "stream", "libvirt-raw", "libvirt-sparse")
 
 
-def open_source(
-    path: str | os.PathLike[str], *, format: str = "auto", page_size: int = 4096, verbatim: bool = False
-) -> Source:
+def open_source(path: str | os.PathLike[str], *, format: str = "auto", page_size: int = 4096) -> Source:
     """RAM in a file, to be sent; all that `multifd.ram.capture.verify` checks is sound.
 
     Args:
@@ -42,7 +40,6 @@ def open_source(
         format: one of `SOURCE_FORMATS`. auto looks at the file, takes one without any mark for raw, and refuses what
             has another format's mark; raw takes it as it is.
         page_size: of a raw image, bytes; the others know their own.
-        verbatim: the pages will be read by system calls alone; see `VerbatimSource`.
 
     Raises:
         UsageError: there is no such format.
@@ -55,7 +52,7 @@ def open_source(
         if (name := foreign.name(start, end)) is not None:
             raise RamError(f"{path}: {name}, not RAM; source format raw sends it as it is")
         return RawImageSource(path, page_size)
-    source = open_stored(path, verbatim=verbatim)
+    source = open_stored(path)
     try:
         found = "libvirt" if source.libvirt else source.form
         if format not in ("auto", found):
@@ -67,12 +64,11 @@ def open_source(
     return source
 
 
-def open_stored(path: str | os.PathLike[str], *, verbatim: bool = False) -> StoredSource:
+def open_stored(path: str | os.PathLike[str]) -> StoredSource:
     """A stored machine: a mapped-ram file, a plain stream, or either as libvirt saves it.
 
     Args:
         path: a regular file.
-        verbatim: see `open_source`.
 
     Raises:
         RamError: it is none, or not sound up to the end of RAM.
@@ -83,21 +79,20 @@ def open_stored(path: str | os.PathLike[str], *, verbatim: bool = False) -> Stor
         name = foreign.name(start, end)
         raise RamError(f"{path}: {name or 'no mark of a known format, perhaps a raw image'}: not a capture")
     header: libvirt.SaveHeader | None = None
-    fd, nbytes = open_regular(path)
+    file, nbytes = open_regular(path)
     try:
         if libvirt.is_save_image(start):
-            header = libvirt.read_header(fd, nbytes, path)
+            header = libvirt.read_header(file, nbytes, path)
         at = header.stream_start if header else 0
-        is_mapped = FileStream(fd, nbytes, path, at).is_mapped()
+        is_mapped = FileStream(file, nbytes, path, at).is_mapped()
     except StreamError as e:
         raise RamError(f"{path}: {e}") from e
     finally:
-        os.close(fd)
+        file.close()
     if header and is_mapped != (header.form == libvirt.SPARSE):
         says, has = ("sparse", "a plain stream") if header.form == libvirt.SPARSE else ("raw", "mapped-ram")
         raise RamError(f"{path}: a libvirt save image whose header says {says}, but it has {has}")
-    kind = (VerbatimSource if verbatim else MappedRamSource) if is_mapped else PlainSource
-    source = kind(path, at)
+    source = MappedRamSource(path, at) if is_mapped else PlainSource(path, at)
     source.libvirt = header
     if header and header.uuid and source.machine.uuid == NO_UUID:
         source.machine = dataclasses.replace(source.machine, uuid=header.uuid)
@@ -142,11 +137,11 @@ def _is_stored(start: bytes) -> bool:
 
 def _ends(path: Path) -> tuple[bytes, bytes]:
     """The file's first and last bytes, as many as `foreign.name` wants."""
-    fd, nbytes = open_regular(path)
+    file, nbytes = open_regular(path)
     try:
         start, end = bytearray(min(foreign.START, nbytes)), bytearray(min(foreign.END, nbytes))
-        read_exactly(fd, memoryview(start), 0, path)
-        read_exactly(fd, memoryview(end), nbytes - len(end), path)
+        read_exactly(file, memoryview(start), 0, path)
+        read_exactly(file, memoryview(end), nbytes - len(end), path)
         return bytes(start), bytes(end)
     finally:
-        os.close(fd)
+        file.close()

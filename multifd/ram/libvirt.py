@@ -15,7 +15,7 @@ from uuid import UUID
 from xml.etree import ElementTree
 
 from multifd.errors import RamError
-from multifd.ram.file import read_exactly
+from multifd.ram.file import OpenFile, read_exactly
 
 MAGIC = b"LibvirtQemudSave"
 PARTIAL_MAGIC = b"LibvirtQemudPart"
@@ -67,11 +67,11 @@ def is_save_image(start: bytes) -> bool:
     return start.startswith((MAGIC, PARTIAL_MAGIC))
 
 
-def read_header(fd: int, nbytes: int, path: Path) -> SaveHeader:
+def read_header(file: OpenFile, nbytes: int, path: Path) -> SaveHeader:
     """The header of a save image.
 
     Args:
-        fd: stays the caller's.
+        file: stays the caller's.
         nbytes: the file's length.
         path: for error messages.
 
@@ -81,7 +81,7 @@ def read_header(fd: int, nbytes: int, path: Path) -> SaveHeader:
     if nbytes < _HEADER.size:
         raise RamError(f"{path}: a libvirt save image that ends at byte {nbytes}, in its header")
     data = bytearray(_HEADER.size)
-    read_exactly(fd, memoryview(data), 0, path)
+    read_exactly(file, memoryview(data), 0, path)
     magic, version, data_len, was_running, form, cookie_offset = _HEADER.unpack(data)
     if magic == PARTIAL_MAGIC:
         raise RamError(f"{path}: a libvirt save image that was never completed: the save failed or is still under way")
@@ -103,7 +103,7 @@ def read_header(fd: int, nbytes: int, path: Path) -> SaveHeader:
             f"in a file of {nbytes} bytes"
         )
     text = bytearray(cookie_offset or data_len)
-    read_exactly(fd, memoryview(text), _HEADER.size, path)
+    read_exactly(file, memoryview(text), _HEADER.size, path)
     xml = text.split(b"\0", 1)[0].decode("utf-8", "replace")
     return SaveHeader(form, bool(was_running), xml, start)
 

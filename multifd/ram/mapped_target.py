@@ -9,8 +9,6 @@ import dataclasses
 import os
 from collections.abc import Mapping
 
-import numpy as np
-
 from multifd.pages import Offsets
 from multifd.ram.block import TargetBlock
 from multifd.ram.file import write
@@ -28,11 +26,18 @@ class _CapturedBlock(FileBlock):
     """A block that is received into a mapped-ram file: a page is what its bit says."""
 
     def clear(self, offsets: Offsets) -> None:
-        self._written[offsets // self._page_size] = False
+        """See `TargetBlock`: a slot whose bit is clear may keep its old bytes."""
+        self._written.remove(offsets // self._page_size)
 
-    def bitmap(self) -> bytes:
-        bits = np.packbits(self._written, bitorder="little").tobytes()
-        return bits.ljust(bitmap_bytes(self.used_length, self._page_size), b"\0")
+    def write_bitmap(self, position: int) -> None:
+        """Write the bitmap at the file's byte `position`; where no page was received it stays a hole of zeros.
+
+        Raises:
+            RamError: it cannot be written.
+        """
+        nbytes = bitmap_bytes(self.used_length, self._page_size)
+        for first, bits in self._written.pieces():
+            write(self._file, bits[: nbytes - first // 8].data, position + first // 8, self._path)
 
 
 class MappedRamTarget:
@@ -86,11 +91,6 @@ class MappedRamTarget:
         """See `Target`."""
         self._file.flush()
 
-    @property
-    def is_committed(self) -> bool:
-        """See `Target`."""
-        return self._file.is_committed
-
     def commit(self, uuid: bytes) -> None:
         """See `Target`."""
         machine = self._machine
@@ -102,10 +102,16 @@ class MappedRamTarget:
         for (captured, pages_offset), block in zip(self._blocks, machine.blocks, strict=True):
             data += writer.encode_block(block)
             bitmap_offset = position + len(data) + HEADER.size
-            data += HEADER.pack(VERSION, machine.page_size, bitmap_offset, pages_offset) + captured.bitmap()
+            data += HEADER.pack(VERSION, machine.page_size, bitmap_offset, pages_offset)
             write(self._file.fd, data, position, self._file.part)
+            captured.write_bitmap(bitmap_offset)
             data, position = b"", pages_offset + block.used_length
         self._file.commit()
+
+    @property
+    def is_committed(self) -> bool:
+        """See `Target`."""
+        return self._file.is_committed
 
     def discard(self) -> None:
         """See `Target`."""

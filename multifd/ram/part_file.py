@@ -1,14 +1,24 @@
-"""A file that appears under its name only when it is complete."""
+"""A file that appears under its name only when it is complete.
+
+Rules of this file: everything goes by the folder's descriptor, opened first, so that nothing that can fail is left
+once the file has its name. `commit` and `discard` may meet from two threads; whichever takes the lock first decides,
+and `is_committed` tells which it was.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
+import stat
 import threading
 from pathlib import Path
 
 from multifd.errors import RamError
+from multifd.ram.file import OpenFile, reason
+
+_LOG = logging.getLogger(__name__)
 
 
 class PartFile:
@@ -26,30 +36,53 @@ class PartFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.is_committed = False
-        self._publishing = threading.Lock()
-        self.part = self.path.with_name(f".{self.path.name}.multifd-part")
-        if self.path.exists() and not self.path.is_file():
-            raise RamError(f"{self.path}: exists and is not a regular file")
+        self._lock = threading.Lock()
+        self._is_committed = self._is_discarded = False
+        name = self.path.name
+        if name in ("", ".."):
+            raise RamError(f"{os.fspath(path) or repr('')}: a folder, expected the name of a file to make")
+        self.part = self.path.with_name(f".{name}.multifd-part")
         try:
-            self.fd = self._open()
-        except OSError as e:
-            raise RamError(f"{self.part}: {e.strerror}") from e
+            self._folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except (OSError, ValueError) as e:
+            raise RamError(f"{self.path}: its folder cannot be opened: {reason(e)}") from e
+        try:
+            self._refuse_special()
+            self.fd = OpenFile(self._open(), self.part)
+        except BaseException as e:
+            os.close(self._folder)
+            if isinstance(e, OSError | ValueError):
+                raise RamError(f"{self.part}: cannot be made: {reason(e)}") from e
+            raise
+
+    @property
+    def is_committed(self) -> bool:
+        """Whether the file has its name; once true it stays true. From any thread."""
+        return self._is_committed
+
+    def _refuse_special(self) -> None:
+        """Only a regular file is replaced, also behind a symbolic link."""
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISREG(os.stat(self.path.name, dir_fd=self._folder).st_mode):
+                raise RamError(f"{self.path}: exists and is not a regular file")
 
     def _open(self) -> int:
-        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags, name = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, self.part.name
         while True:
             try:
-                fd, is_new = os.open(self.part, flags | os.O_CREAT | os.O_EXCL, 0o600), True
+                fd, is_new = os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=self._folder), True
             except FileExistsError:
-                fd, is_new = os.open(self.part, flags), False
+                try:
+                    fd, is_new = os.open(name, flags, dir_fd=self._folder), False
+                except FileNotFoundError:
+                    continue  # its process has just finished
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # Before the lock another process may have unlinked it and made its own of that name.
                 if os.fstat(fd).st_nlink:
                     if is_new:
                         return os.dup(fd)  # shares the lock
-                    os.unlink(self.part)
+                    os.unlink(name, dir_fd=self._folder)
             except BlockingIOError:
                 raise RamError(f"{self.path}: another process is receiving into it") from None
             finally:
@@ -62,7 +95,10 @@ class PartFile:
             RamError: the file system cannot hold a file of this length.
         """
         try:
-            os.ftruncate(self.fd, nbytes)
+            with self.fd.use() as fd:
+                os.ftruncate(fd, nbytes)
+        except OverflowError as e:
+            raise RamError(f"{self.part}: cannot hold {nbytes} bytes: more than a file can have") from e
         except OSError as e:
             raise RamError(f"{self.part}: cannot hold {nbytes} bytes: {e.strerror}") from e
 
@@ -73,7 +109,8 @@ class PartFile:
             RamError: the disk failed.
         """
         try:
-            os.fdatasync(self.fd)
+            with self.fd.use() as fd:
+                os.fdatasync(fd)
         except OSError as e:
             raise RamError(f"{self.part}: cannot be made durable: {e.strerror}") from e
 
@@ -81,32 +118,39 @@ class PartFile:
         """Sync file and folder and give it its name: it survives a power failure from here on.
 
         Raises:
-            RamError: it cannot.
+            RamError: it cannot, or `discard` came first; the file does not have its name then.
         """
         try:
-            os.fsync(self.fd)
-            with self._publishing:
-                if self.fd < 0:
-                    raise RamError(f"{self.path}: discarded before it was complete")
-                os.replace(self.part, self.path)
-                self.is_committed = True
-            folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            with self.fd.use() as fd:
+                os.fsync(fd)  # may take long: `discard` need not wait for it
+            with self._lock:
+                if self._is_discarded:
+                    raise RamError(f"{self.path}: was discarded before it was complete")
+                os.replace(self.part.name, self.path.name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+                self._is_committed = True
+                self._sync_folder()
         except OSError as e:
             raise RamError(f"{self.path}: cannot be completed: {e.strerror}") from e
-        self._close()
+        self.discard()
+
+    def _sync_folder(self) -> None:
+        """Make the name durable; complete and visible the file is already, so a failure here is not one of it."""
+        try:
+            os.fsync(self._folder)
+        except OSError as e:
+            _LOG.warning(
+                "%s: is complete, but its folder cannot be synced (%s): a power failure now may undo the name",
+                self.path, e.strerror,
+            )  # fmt: skip
 
     def discard(self) -> None:
-        """Remove it, unless it was committed. Twice is harmless."""
-        with self._publishing:
-            if self.fd >= 0 and not self.is_committed:
+        """Remove it, unless it was committed, and release everything. Twice is harmless; from any thread."""
+        with self._lock:
+            if self._is_discarded:
+                return
+            self._is_discarded = True
+            if not self._is_committed:
                 with contextlib.suppress(OSError):
-                    os.unlink(self.part)
-                self._close()
-
-    def _close(self) -> None:
-        os.close(self.fd)
-        self.fd = -1
+                    os.unlink(self.part.name, dir_fd=self._folder)
+            self.fd.close()
+            os.close(self._folder)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from multifd.errors import RamError
 from multifd.pages import Offsets, Pages
-from multifd.ram.block import Staging
-from multifd.ram.file import cut_short
+from multifd.ram.block import MappedPages, Staging
+from multifd.ram.file import OpenFile, cut_short
 from multifd.ram.file_stream import StreamLayout
 from multifd.ram.stored import Present, StoredSource, portions
 from multifd.wire.stream import Block
@@ -29,15 +29,15 @@ class PlainBlock:
     Args:
         block: name and length.
         page_size: bytes.
-        fd: stays the caller's.
+        file: stays the caller's.
         positions: int64, the file's offset of each page's last version, 0 for a page that is zero.
         path: the file, for error messages.
     """
 
-    def __init__(self, block: Block, page_size: int, fd: int, positions: Offsets, path: Path) -> None:
+    def __init__(self, block: Block, page_size: int, file: OpenFile, positions: Offsets, path: Path) -> None:
         self.idstr, self.used_length = block.idstr, block.used_length
         self.page_count = len(positions)
-        self._page_size, self._fd, self._positions, self._path = page_size, fd, positions, path
+        self._page_size, self._file, self._positions, self._path = page_size, file, positions, path
 
     def present(self) -> Iterator[Present]:
         """See `StoredBlock`."""
@@ -70,6 +70,10 @@ class PlainBlock:
                 self._read_run(int(positions[a]), [data[i * page_size : (i + 1) * page_size] for i in range(a, b)])
         return staging.pages(len(offsets))
 
+    def map(self, offsets: Offsets, staging: Staging) -> MappedPages | None:
+        """See `SourceBlock`: a word stands before each page, so they are read into one piece."""
+        return None
+
     def _read_run(self, position: int, pages: list[memoryview]) -> None:
         """Fill `pages` from records of a word and a page, the first page at `position`."""
         word = memoryview(bytearray(8))
@@ -77,7 +81,8 @@ class PlainBlock:
         left = sum(map(len, views))
         while left:
             try:
-                got = os.preadv(self._fd, views, position)
+                with self._file.use() as fd:
+                    got = os.preadv(fd, views, position)
             except OSError as e:
                 raise RamError(f"{self._path}: cannot read {left} bytes at {position}: {e.strerror}") from e
             if not got:
@@ -99,6 +104,6 @@ class PlainSource(StoredSource):
             raise RamError(f"{self.path}: a mapped-ram file, not a plain stream")
         page_size = self.machine.page_size
         return tuple(
-            PlainBlock(block, page_size, self._fd, layout.positions[block.idstr], self.path)
+            PlainBlock(block, page_size, self._file, layout.positions[block.idstr], self.path)
             for block in layout.machine.blocks
         )

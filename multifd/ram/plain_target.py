@@ -52,6 +52,10 @@ class _LoggedBlock:
         except MemoryError:
             raise RamError(f"block {block.idstr!r} of {block.used_length} bytes: no memory for it") from None
 
+    def lend(self, offsets: Offsets) -> list[memoryview] | None:
+        """See `TargetBlock`: a record has a word before its page, so pages are staged."""
+        return None
+
     def place(self, offsets: Offsets, staging: Staging) -> Pages:
         """See `TargetBlock`."""
         return staging.pages_by_offset(offsets)

@@ -27,16 +27,14 @@ class RawImageSource:
 
     def __init__(self, path: str | os.PathLike[str], page_size: int = 4096) -> None:
         self.path = Path(path)
-        self._fd = -1
-        fd, nbytes = open_regular(self.path)
+        self._file, nbytes = open_regular(self.path)
         try:
             check_size(nbytes, page_size, str(self.path))
         except BaseException:
-            os.close(fd)
+            self._file.close()
             raise
-        self._fd = fd
         self.machine = bare_machine(nbytes, page_size)
-        self.blocks = (FileBlock(Block(RAM_IDSTR, nbytes), page_size, fd, 0, self.path),)
+        self.blocks = (FileBlock(Block(RAM_IDSTR, nbytes), page_size, self._file, 0, self.path),)
 
     def device_state(self) -> Iterator[bytes]:
         """See `Source`: there are no devices."""
@@ -44,9 +42,7 @@ class RawImageSource:
 
     def close(self) -> None:
         """See `Source`."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._file.close()
 
 
 class RawImageTarget:
@@ -75,14 +71,14 @@ class RawImageTarget:
         """See `Target`."""
         self._file.flush()
 
+    def commit(self, uuid: bytes) -> None:
+        """See `Target`."""
+        self._file.commit()
+
     @property
     def is_committed(self) -> bool:
         """See `Target`."""
         return self._file.is_committed
-
-    def commit(self, uuid: bytes) -> None:
-        """See `Target`."""
-        self._file.commit()
 
     def discard(self) -> None:
         """See `Target`."""

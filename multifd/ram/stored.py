@@ -75,10 +75,11 @@ class StoredSource:
 
     def __init__(self, path: str | os.PathLike[str], start: int = 0) -> None:
         self.path = Path(path)
-        self._fd, self.nbytes = open_regular(self.path)
+        self.blocks = ()
+        self._file, self.nbytes = open_regular(self.path)
         try:
             try:
-                layout = FileStream(self._fd, self.nbytes, self.path, start).parse()
+                layout = FileStream(self._file, self.nbytes, self.path, start).parse()
             except StreamError as e:
                 raise RamError(f"{self.path}: {e}") from e
             self.machine, self.device_state_offset = layout.machine, layout.device_state_offset
@@ -122,14 +123,12 @@ class StoredSource:
 
     def _read(self, start: int, count: int) -> bytes:
         data = bytearray(count)
-        read_exactly(self._fd, memoryview(data), start, self.path)
+        read_exactly(self._file, memoryview(data), start, self.path)
         return bytes(data)
 
     def close(self) -> None:
         """See `Source`; twice is harmless."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._file.close()
 
 
 def is_stream(start: bytes) -> bool:

@@ -1,24 +1,23 @@
 """Connections as they come: main and channels in any order, told apart by what they start with.
 
-The first four bytes are read, never peeked at; a connection that starts with neither magic is
-closed and counted.
+Rules of this file: the first bytes are read, never peeked at, and never more than it takes to know what a connection
+is. What is not a migration's is closed and counted; nothing that a stranger sends is an error of this side.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import selectors
 import socket
-import sys
-import termios
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 from multifd.errors import RemoteWireError
-from multifd.transport.listen import Listener
+from multifd.transport.incoming import Incoming, PlainIncoming
+from multifd.transport.listen import Exhausted, Listener
 from multifd.wire import stream
 from multifd.wire.packet import INIT_BYTES, MAGIC_BYTES, InitPacket
 
@@ -26,52 +25,97 @@ Arrival = tuple[socket.socket, str, InitPacket | None]
 """A socket, its peer's name, and a channel's init packet, None for main."""
 _MAX_PENDING = 512
 """Connections that have not said yet what they are."""
+_EXHAUSTED_S = 0.25
+"""How long nobody is accepted after there was no descriptor for one."""
+
+
+@dataclass(slots=True, eq=False)
+class _Pending:
+    """A connection that has not said yet what it is."""
+
+    incoming: Incoming
+    since: float
+    start: bytearray = field(default_factory=bytearray)
+    is_announced: bool = False
+    """Its init packet was read; nothing has followed yet."""
+
+    def missing(self) -> int:
+        """Bytes until it has said what it is, or until more is known; 0 if it has."""
+        if self.start == stream.MAGIC_BYTES:
+            return 0
+        return (INIT_BYTES if self.start.startswith(MAGIC_BYTES) else len(MAGIC_BYTES)) - len(self.start)
+
+    def is_strange(self) -> bool:
+        """Whether it starts as nothing of a migration does."""
+        return not any(magic.startswith(self.start[:4]) for magic in (MAGIC_BYTES, stream.MAGIC_BYTES))
 
 
 class Acceptor:
-    """What connects to a listener; belongs to one thread, but for `wake`.
+    """What connects to a listener.
+
+    Thread rule: one thread; `wake` from any.
 
     Args:
         listener: the caller closes it.
         patience_s: a connection that has not said by then what it is, is closed.
+        open: makes what a new socket is read through, from it and its peer's name.
     """
 
-    def __init__(self, listener: Listener, patience_s: float) -> None:
-        self.listener, self._patience_s = listener, patience_s
+    def __init__(
+        self, listener: Listener, patience_s: float, open: Callable[[socket.socket, str], Incoming] = PlainIncoming
+    ) -> None:
+        self.listener, self._patience_s, self._open = listener, patience_s, open
         self._selector = selectors.DefaultSelector()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._wake_lock = threading.Lock()
-        self._pending: dict[socket.socket, tuple[bytearray, str, float]] = {}
+        self._pending: set[_Pending] = set()
         self._deferred: deque[Arrival] = deque()
+        self._is_listening = True
+        self._listen_again = 0.0
         self._selector.register(listener.sock, selectors.EVENT_READ)
         self._selector.register(self._wake, selectors.EVENT_READ)
         self.rejected = 0
         """Connections that were not a migration's and were closed."""
 
     def wait(self, timeout_s: float) -> Iterator[Arrival]:
-        """Wait for at most `timeout_s` and give who came.
+        """Wait for at most `timeout_s` and give what came.
 
         The magic of main, or the init packet, is read; the socket is the caller's from then on.
 
         Raises:
             ChannelError: the listener broke.
         """
+        self._after_exhaustion()
         for key, _ in self._selector.select(timeout_s):
-            if key.fileobj is self.listener.sock:
-                self._accept()
-            elif key.fd == self._wake:
+            if key.fd == self._wake:
                 os.eventfd_read(self._wake)
-            elif key.fileobj in self._pending:
-                yield from self._identify(key.fileobj)
+            elif isinstance(key.data, _Pending):
+                yield from self._identify(key.data)
+            elif self._is_listening:
+                for pending in self._accept():
+                    yield from self._identify(pending)  # what it starts with has mostly come with it
         oldest = time.monotonic() - self._patience_s
-        for sock in [sock for sock, (_, _, since) in self._pending.items() if since < oldest]:
-            self.dismiss(sock)
+        for pending in [pending for pending in self._pending if pending.since < oldest]:
+            self._drop(pending)
 
     def wake(self) -> None:
         """End a `wait` that is going on, or the next one. From any thread, after `close` too."""
         with self._wake_lock:
             if self._wake >= 0:
                 os.eventfd_write(self._wake, 1)
+
+    def stop_listening(self) -> None:
+        """Everything that is expected has come: close the listener and what has not said what it is.
+
+        Whoever connects from here on is refused by the kernel. Twice is harmless.
+        """
+        if self._is_listening:
+            self._is_listening = False
+            if self._listen_again == 0.0:
+                self._selector.unregister(self.listener.sock)
+            self.listener.close()
+            for pending in list(self._pending):
+                self._drop(pending)
 
     def deferred(self) -> Iterator[Arrival]:
         """Those that were kept for this migration, in the order in which they came."""
@@ -86,69 +130,79 @@ class Acceptor:
 
     def dismiss(self, sock: socket.socket) -> None:
         """Close a connection that is not the migration's, and count it."""
-        if sock in self._pending:
-            self._release(sock)
         sock.close()
         self.rejected += 1
 
     def close(self) -> None:
-        """Close whom nobody took; the listener stays open."""
-        for sock in [*self._pending, *(sock for sock, _, _ in self._deferred)]:
-            self.dismiss(sock)
+        """Close what nobody took; the listener stays as it is."""
+        for pending in list(self._pending):
+            self._drop(pending)
+        while self._deferred:
+            self.dismiss(self._deferred.popleft()[0])
         self._selector.close()
         with self._wake_lock:
             os.close(self._wake)
             self._wake = -1
 
-    def _accept(self) -> None:
-        while (accepted := self.listener.accept()) is not None:
-            sock, peer = accepted
-            if len(self._pending) >= _MAX_PENDING:
-                self.dismiss(next(iter(self._pending)))
-            sock.setblocking(False)
-            self._pending[sock] = (bytearray(), peer, time.monotonic())
-            self._selector.register(sock, selectors.EVENT_READ)
-
-    def _identify(self, sock: socket.socket) -> Iterator[Arrival]:
-        """Read what a new connection starts with, never more than it takes to know what it is.
-
-        A channel counts only once something follows its init packet, as on every real one at once: 64 bytes that
-        anybody may have sent are not a channel.
-        """
-        start, peer, _ = self._pending[sock]
-        if len(start) == INIT_BYTES:
-            if _readable_bytes(sock):
-                self._release(sock)
-                yield sock, peer, InitPacket.decode(start)
-            else:  # it was closed
-                self.dismiss(sock)
-            return
-        is_channel = start.startswith(MAGIC_BYTES)
+    def _accept(self) -> Iterator[_Pending]:
         try:
-            data = sock.recv((INIT_BYTES if is_channel else len(MAGIC_BYTES)) - len(start))
-        except BlockingIOError:
+            while self._is_listening and (accepted := self.listener.accept()) is not None:
+                if len(self._pending) >= _MAX_PENDING:
+                    self._drop_oldest()
+                pending = _Pending(self._open(*accepted), time.monotonic())
+                self._selector.register(pending.incoming, selectors.EVENT_READ, pending)
+                self._pending.add(pending)
+                yield pending
+        except Exhausted:
+            # The connection goes on waiting, and would end every `select` at once.
+            self._selector.unregister(self.listener.sock)
+            self._listen_again = time.monotonic() + _EXHAUSTED_S
+            if self._pending:
+                self._drop_oldest()
+
+    def _after_exhaustion(self) -> None:
+        if self._is_listening and self._listen_again and time.monotonic() >= self._listen_again:
+            self._listen_again = 0.0
+            self._selector.register(self.listener.sock, selectors.EVENT_READ)
+
+    def _identify(self, pending: _Pending) -> Iterator[Arrival]:
+        """Read what a new connection starts with, as much of it as has come."""
+        incoming, start = pending.incoming, pending.start
+        if pending not in self._pending:
             return
-        except OSError:
-            data = b""
-        start += data
-        if not data or not any(m.startswith(start[:4]) for m in (MAGIC_BYTES, stream.MAGIC_BYTES)):
-            self.dismiss(sock)
-        elif start == stream.MAGIC_BYTES:
-            self._release(sock)
-            yield sock, peer, None
-        elif len(start) == INIT_BYTES:
+        while missing := pending.missing():
+            data = incoming.recv(missing)
+            if data is None:
+                return
+            start += data
+            if not data or pending.is_strange():
+                self._drop(pending)
+                return
+        init: InitPacket | None = None
+        if start != stream.MAGIC_BYTES:
             try:
-                InitPacket.decode(start)
+                init = InitPacket.decode(start)
             except RemoteWireError:
-                self.dismiss(sock)
+                self._drop(pending)
+                return
+            # A channel counts only once something follows its init packet, as on every real one at once: 64 bytes
+            # that anybody may have sent are not a channel.
+            if not incoming.readable_bytes():
+                if pending.is_announced:  # woken by the connection's end
+                    self._drop(pending)
+                pending.is_announced = True
+                return
+        self._release(pending)
+        yield incoming.take(), incoming.peer, init
 
-    def _release(self, sock: socket.socket) -> None:
-        self._selector.unregister(sock)
-        del self._pending[sock]
+    def _drop_oldest(self) -> None:
+        self._drop(min(self._pending, key=lambda pending: pending.since))
 
+    def _drop(self, pending: _Pending) -> None:
+        self._release(pending)
+        pending.incoming.close()
+        self.rejected += 1
 
-def _readable_bytes(sock: socket.socket) -> int:
-    """What has arrived and was not read: FIONREAD, ioctl_tty(2)."""
-    count = bytearray(4)
-    fcntl.ioctl(sock, termios.FIONREAD, count)
-    return int.from_bytes(count, sys.byteorder)
+    def _release(self, pending: _Pending) -> None:
+        self._selector.unregister(pending.incoming)
+        self._pending.remove(pending)

@@ -1,24 +1,29 @@
-"""Connecting to a listener."""
+"""Connecting to a listener.
+
+Rules of this file: addresses are tried one after the other, never two at once: a QEMU up to 7.2 takes the first
+connection it sees for main, so one that is only tried must not get through beside another. Nothing blocks for longer
+than `_POLL_S`, so an abort ends it.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 
-from multifd.errors import ChannelError
+from multifd.errors import ChannelError, UsageError
 from multifd.transport.address import Uri
 from multifd.transport.connection import Connection
 from multifd.transport.idle import IdleTimer
 from multifd.transport.limit import RateLimit
+from multifd.transport.resolve import Address, resolve
 
-
-def resolve(uri: Uri, flags: int = 0) -> list[tuple[int, int, int, str, tuple[str, int]]]:
-    return socket.getaddrinfo(  # type: ignore[return-value]
-        uri.host or None, uri.port, type=socket.SOCK_STREAM, flags=flags
-    )
+_POLL_S = 0.05
+_TEMPORARY = (ConnectionRefusedError, FileNotFoundError, ConnectionResetError, ConnectionAbortedError)
+"""What a destination answers that does not listen yet."""
 
 
 def connect(
@@ -27,43 +32,126 @@ def connect(
     """Connect to a listener.
 
     Args:
-        uri: of the listener.
-        silence: the migration's.
+        uri: of the listener. If its host has several addresses, each gets an equal share of the time that is left,
+            so that one behind a dead route does not take it all.
+        silence: the migration's; while nothing is connected it does not run.
         timeout_s: how long to try.
         limit: for what is sent.
         retry: go on while nobody listens yet, so that it does not matter which end starts first.
 
     Raises:
-        ChannelError: nobody answered in time.
+        ChannelError: nobody answered in time, or the migration was aborted.
+        UsageError: the time cannot be meant.
     """
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            return Connection(_connect_once(uri, deadline), silence, str(uri), limit)
-        except OSError as e:
-            temporary = isinstance(e, ConnectionRefusedError | FileNotFoundError | ConnectionResetError)
-            left = deadline - time.monotonic()
-            if not (retry and temporary) or left <= 0:
-                reason = "timed out" if isinstance(e, TimeoutError) else e.strerror or str(e)
-                raise ChannelError(f"cannot connect to {uri} within {timeout_s:g} s: {reason}") from e
-        silence.stopped.wait(min(0.05, max(left, 0)))
-        silence.check()
-        silence.touch()
+    if not timeout_s > 0:
+        raise UsageError(f"connect timeout: got {timeout_s}, expected seconds above 0")
+    attempt = _Attempt(uri, silence, time.monotonic() + timeout_s)
+    try:
+        sock = attempt.run(retry=retry)
+    except OSError as e:
+        if isinstance(e, ChannelError):
+            raise
+        raise ChannelError(f"cannot connect to {uri} within {timeout_s:g} s: {attempt.describe(e)}") from e
+    return Connection(sock, silence, str(uri), limit)
 
 
-def _connect_once(uri: Uri, deadline: float) -> socket.socket:
-    if uri.path:
-        targets: Iterator[tuple[int, object]] = iter([(socket.AF_UNIX, uri.path)])
-    else:
-        targets = iter([(info[0], info[4]) for info in resolve(uri)])
-    failure: OSError = ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
-    for family, address in targets:
+class _Attempt:
+    """One call of `connect`."""
+
+    def __init__(self, uri: Uri, silence: IdleTimer, deadline: float) -> None:
+        self._uri, self._silence, self._deadline = uri, silence, deadline
+        self._failures: dict[str, str] = {}
+
+    def run(self, *, retry: bool) -> socket.socket:
+        """Try every address, again and again if that may help.
+
+        Raises:
+            OSError: the last address's failure.
+        """
+        addresses: list[Address] = [(socket.AF_UNIX, self._uri.path)] if self._uri.path else self._resolve()
+        while True:
+            failure: OSError = OSError(errno.ENOENT, "it has no address")
+            hangs: list[Address] = []
+            may_help = False
+            for i, address in enumerate(addresses):
+                share = self._left() / (len(addresses) - i)
+                try:
+                    return self._connect(address, time.monotonic() + share)
+                except ChannelError:
+                    raise  # aborted
+                except OSError as e:
+                    failure = e
+                    self._failures[_name(address)] = _reason(e)
+                    may_help = may_help or isinstance(e, _TEMPORARY)
+                    if isinstance(e, TimeoutError):
+                        hangs.append(address)
+            if not (retry and may_help) or self._left() <= 0:
+                raise failure
+            # What did not answer at all gets no time again as long as others refuse at once.
+            addresses = [address for address in addresses if address not in hangs]
+            self._silence.stopped.wait(min(_POLL_S, self._left()))
+            self._check()
+
+    def describe(self, error: OSError) -> str:
+        """Why it failed: each address's reason, where there are several."""
+        if len(self._failures) > 1:
+            return "; ".join(f"{name}: {reason}" for name, reason in self._failures.items())
+        return _reason(error)
+
+    def _resolve(self) -> list[Address]:
+        return resolve(self._uri, self._left(), self._check)
+
+    def _left(self) -> float:
+        return max(0.0, self._deadline - time.monotonic())
+
+    def _check(self) -> None:
+        self._silence.check()
+        self._silence.touch()
+
+    def _connect(self, address: Address, deadline: float) -> socket.socket:
+        family, where = address
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
-            sock.settimeout(max(deadline - time.monotonic(), 0.01))
-            sock.connect(address)  # type: ignore[arg-type]
+            sock.setblocking(False)
+            code = sock.connect_ex(where)
+            while code == errno.EAGAIN:  # a unix socket whose backlog is full at the moment
+                self._wait(lambda slice_s: self._silence.stopped.wait(slice_s), deadline)
+                code = sock.connect_ex(where)
+            if code == errno.EINPROGRESS:
+                ready = select.poll()
+                ready.register(sock, select.POLLOUT)
+                while not self._wait(lambda slice_s: ready.poll(slice_s * 1000), deadline):
+                    pass
+                code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                raise OSError(code, os.strerror(code))
             return sock
-        except OSError as e:
+        except BaseException:
             sock.close()
-            failure = e
-    raise failure
+            raise
+
+    def _wait(self, wait: Callable[[float], object], deadline: float) -> bool:
+        """Wait for one slice; whether `wait` says that it is over.
+
+        Raises:
+            TimeoutError: the deadline has passed.
+            ChannelError: the migration was aborted.
+        """
+        slice_s = min(_POLL_S, deadline - time.monotonic())
+        if slice_s <= 0:
+            raise TimeoutError(errno.ETIMEDOUT, "timed out")
+        is_over = bool(wait(slice_s))
+        self._check()
+        return is_over
+
+
+def _reason(error: OSError) -> str:
+    return (
+        "timed out"
+        if isinstance(error, TimeoutError) and error.errno == errno.ETIMEDOUT
+        else error.strerror or str(error)
+    )
+
+
+def _name(address: Address) -> str:
+    return str(address[1][0]) if isinstance(address[1], tuple) else str(address[1])

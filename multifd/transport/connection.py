@@ -16,7 +16,7 @@ import struct
 from collections.abc import Sequence
 
 from multifd.errors import Aborted, ChannelError, RamError
-from multifd.pages import Buffer
+from multifd.pages import Buffer, flat
 from multifd.transport.idle import IdleTimer
 from multifd.transport.limit import RateLimit
 
@@ -57,12 +57,13 @@ class Connection:
         Raises:
             ChannelError: the peer closed, is silent, or the migration was aborted.
             RamError: `iov` lies in the map of a file that ends before it, or cannot be read.
+            TypeError, ValueError: an element is no C-contiguous buffer.
         """
         if self._limit is None:
-            self._send([b.cast("B") if isinstance(b, memoryview) and b.itemsize > 1 else b for b in iov])
+            self._send([flat(buffer) for buffer in iov])
             return
         for buffer in iov:
-            view = memoryview(buffer).cast("B")
+            view = memoryview(flat(buffer))
             for at in range(0, len(view), self._limit.piece):
                 piece = view[at : at + self._limit.piece]
                 self._limit.wait(len(piece))
@@ -78,7 +79,8 @@ class Connection:
             except OSError as e:
                 if e.errno == errno.EFAULT:
                     raise RamError(
-                        "what is to be sent cannot be read: its file was cut short, or its disk failed"
+                        "what is to be sent cannot be read: its file was cut short, its disk failed, or the memory "
+                        "was protected"
                     ) from e
                 raise self._broken("sending", e) from e
             self._silence.touch()
@@ -103,6 +105,7 @@ class Connection:
 
         Raises:
             ChannelError: the peer closed in the middle, is silent, or the migration was aborted.
+            RamError: `views` lie in memory that cannot be written.
         """
         pending = list(views)
         flags = socket.MSG_WAITALL if at_least is None else 0
@@ -118,6 +121,11 @@ class Connection:
                 self._silence.check()
                 continue
             except OSError as e:
+                if e.errno == errno.EFAULT:
+                    raise RamError(
+                        "what arrives cannot be written where it belongs: the memory was protected, or its file was "
+                        "cut short"
+                    ) from e
                 raise self._broken("receiving", e) from e
             if not got:
                 if self._silence.stopped.is_set():

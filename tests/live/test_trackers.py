@@ -19,6 +19,7 @@ from memory_kinds import PAGES, TRACKERS, make_memory, needs_log
 from multifd.errors import RamError, UsageError
 from multifd.live import write_protect
 from multifd.live.arena import Arena
+from multifd.live.choose import TRACKERS as NAMES
 from multifd.live.choose import choose
 from multifd.live.kernel import PAGE
 from multifd.live.ranges import count, packets
@@ -426,4 +427,4 @@ class TestChoice:
 
 
 def test_the_names_are_those_of_the_trackers():
-    assert choose.TRACKERS == ("write-protect", "soft-dirty", "comparison")
+    assert NAMES == ("write-protect", "soft-dirty", "comparison")

@@ -284,13 +284,17 @@ def test_no_descriptor_is_left(tmp_path: Path) -> None:
 # -- memory, and the list of blocks -----------------------------------------------------------------
 
 
-def test_memory_is_used_in_place(staging: Staging) -> None:
+def test_memory_is_sent_and_received_in_place_and_copied_for_hooks(staging: Staging) -> None:
     ram = bytearray(IMAGE)
     block = MemoryBlock("ram", ram, PAGE)
     pages = block.load(offsets(1, 2), staging)
     assert pages is not None
-    ram[PAGE] ^= 0xFF
-    assert next(iter(pages))[0] == ram[PAGE]
+    assert b"".join(pages) == IMAGE[PAGE : 3 * PAGE]
+    lent = block.lend(offsets(1, 2, 9))
+    assert lent is not None
+    assert [len(view) for view in lent] == [2 * PAGE, PAGE]
+    lent[0][0] ^= 0xFF
+    assert next(iter(pages))[0] != ram[PAGE]
     fill(block, [9], staging, b"y" * len(IMAGE))
     assert ram[9 * PAGE : 10 * PAGE] == b"y" * PAGE
     block.clear(offsets(9, 1))

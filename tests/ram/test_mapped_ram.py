@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import resource
+import socket
 import struct
 import tracemalloc
 from collections.abc import Callable
@@ -21,11 +22,13 @@ from mapped_files import DEVICES, MIB, PAGE, VMDESC_TEXT, build
 
 from multifd.errors import RamError
 from multifd.pages import Geometry
-from multifd.ram import capture, file_stream
+from multifd.ram import capture
 from multifd.ram.block import Staging
-from multifd.ram.export import export
-from multifd.ram.mapped_source import MappedRamSource, VerbatimSource
+from multifd.ram.mapped_ram import is_mapped_ram
+from multifd.ram.mapped_source import MappedRamSource
 from multifd.ram.mapped_target import MappedRamTarget
+from multifd.transport.connection import Connection
+from multifd.transport.idle import IdleTimer
 from multifd.wire.stream import NO_UUID, Block, Machine
 
 UUID = bytes(range(16))
@@ -60,9 +63,9 @@ def write(
         target.discard()
 
 
-def read(path: Path, kind: type[MappedRamSource] = MappedRamSource) -> tuple[Machine, dict[str, bytes], bytes]:
+def read(path: Path) -> tuple[Machine, dict[str, bytes], bytes]:
     """Machine, blocks and device state, as a sender gets them."""
-    with contextlib.closing(kind(path)) as source:
+    with contextlib.closing(MappedRamSource(path)) as source:
         page = source.machine.page_size
         staging, blocks = Staging(Geometry.of(page)), {}
         for block in source.blocks:
@@ -74,6 +77,15 @@ def read(path: Path, kind: type[MappedRamSource] = MappedRamSource) -> tuple[Mac
                 pages = block.load(offsets, staging)
                 for i, offset in enumerate(offsets.tolist() if pages is not None else []):
                     data[offset : offset + page] = list(pages)[i]
+                mapped = block.map(offsets, staging)
+                assert mapped is not None
+                if pages is None:
+                    assert mapped.views == []
+                    assert mapped.zero_mask is not None
+                    assert mapped.zero_mask.all()
+                else:
+                    assert mapped.zero_mask is None
+                    assert b"".join(mapped.views) == b"".join(pages)
             assert len(seen) == block.used_length // page
             blocks[block.idstr] = bytes(data)
         return source.machine, blocks, b"".join(source.device_state())
@@ -175,41 +187,74 @@ class TestWrites:
 
 
 class TestReads:
-    @pytest.mark.parametrize("kind", [MappedRamSource, VerbatimSource])
     @pytest.mark.parametrize("align", [PAGE, MIB])
-    def test_blocks(self, tmp_path, align, kind):
+    def test_blocks(self, tmp_path, align):
         (tmp_path / "f").write_bytes(build(TWO, uuid=UUID, ram_id=9, room=1000, align=align))
         listed = tuple(Block(n.decode(), len(data)) for n, data in TWO)
         expected = {n.decode(): data for n, data in TWO}
-        assert read(tmp_path / "f", kind) == (Machine("pc-q35-9.0", PAGE, listed, UUID, 9), expected, DEVICES)
+        assert read(tmp_path / "f") == (Machine("pc-q35-9.0", PAGE, listed, UUID, 9), expected, DEVICES)
 
     def test_slot_of_an_absent_page_is_not_read(self, tmp_path):
         (tmp_path / "f").write_bytes(build([(b"ram", b"old." * 1024 * 70)], absent=frozenset(range(10, 69))))
         expected = b"old." * 1024 * 10 + bytes(59 * PAGE) + b"old." * 1024
-        for kind in MappedRamSource, VerbatimSource:
-            assert read(tmp_path / "f", kind)[1] == {"ram": expected}
-        assert export(tmp_path / "f", tmp_path / "raw").blocks[0].zero_pages == 59
+        assert read(tmp_path / "f")[1] == {"ram": expected}
+        assert capture.export(tmp_path / "f", tmp_path / "raw").zero_pages == 59
         assert (tmp_path / "raw").read_bytes() == expected
 
-    def test_a_file_cut_short_before_it_is_mapped(self, tmp_path, monkeypatch):
+    def test_a_file_cut_short_before_it_is_mapped(self, tmp_path):
         (tmp_path / "f").write_bytes(build(TWO))
+        staging, first = Staging(Geometry.of(PAGE)), np.array([PAGE * 4], np.int64)
+        with contextlib.closing(MappedRamSource(tmp_path / "f")) as source:
+            os.truncate(tmp_path / "f", MIB + PAGE)
+            with pytest.raises(RamError, match="cannot be mapped"):
+                source.blocks[0].map(first, staging)
+            with pytest.raises(RamError, match="cut short"):
+                source.blocks[0].load(first, staging)
 
-        def cut(self):
-            places = parse(self)
-            os.truncate(tmp_path / "f", 2 * MIB + PAGE)
-            return places
+    def test_a_file_cut_short_after_it_is_mapped(self, tmp_path):
+        """`load` is for anybody to read; `map` is for system calls, which fail."""
+        (tmp_path / "f").write_bytes(build(TWO))
+        staging, portion = Staging(Geometry.of(PAGE)), np.arange(4, 8, dtype=np.int64) * PAGE
+        here, there = socket.socketpair()
+        with contextlib.closing(MappedRamSource(tmp_path / "f")) as source, here, there:
+            mapped = source.blocks[0].map(portion, staging)
+            os.truncate(tmp_path / "f", MIB + PAGE)
+            with pytest.raises(RamError, match="cut short"):
+                source.blocks[0].load(portion, staging)
+            with pytest.raises(RamError, match="cannot be read"):
+                Connection(here, IdleTimer(30), "peer").send(mapped.views)
 
-        parse = file_stream.FileStream.parse
-        monkeypatch.setattr(file_stream.FileStream, "parse", cut)
-        with pytest.raises(RamError, match="cannot be mapped"):
-            VerbatimSource(tmp_path / "f")
+    def test_the_map_is_given_back(self, tmp_path):
+        (tmp_path / "f").write_bytes(build(TWO))
+        staging, first = Staging(Geometry.of(PAGE)), np.array([0], np.int64)
+
+        def held() -> tuple[int, int]:
+            maps = Path("/proc/self/maps").read_text().count(str(tmp_path / "f"))
+            return len(os.listdir("/proc/self/fd")), maps
+
+        before = held()
+        source = MappedRamSource(tmp_path / "f")
+        for block in source.blocks:
+            block.map(first, staging)
+        assert held()[1] > before[1]
+        source.close()
+        assert held() == before
+        source.close()
+        with pytest.raises(RamError, match="closed"):
+            source.blocks[0].map(first, staging)
+
+    @pytest.mark.parametrize("start", [b"", b"QEVM", b"QEVM\0\0\0\x02", bytes(100)])
+    def test_is_mapped_ram(self, tmp_path, start):
+        (tmp_path / "f").write_bytes(start)
+        assert not is_mapped_ram(tmp_path / "f")
+        (tmp_path / "f").write_bytes(b"QEVM\0\0\0\x03")
+        assert is_mapped_ram(tmp_path / "f")
 
     def test_no_descriptor_is_left(self, tmp_path):
         (tmp_path / "f").write_bytes(build(TWO))
         (tmp_path / "bad").write_bytes(build(TWO)[:2000])
         before = len(os.listdir("/proc/self/fd"))
         MappedRamSource(tmp_path / "f").close()
-        VerbatimSource(tmp_path / "f").close()
         for call in (MappedRamSource, capture.info, capture.verify):
             with pytest.raises(RamError):
                 call(tmp_path / "bad")
@@ -233,8 +278,8 @@ class TestRefuses:
     @pytest.mark.parametrize(
         ("data", "words"),
         [
-            (SMALL[:70], "in the middle"),
-            (build(TWO, capabilities=()), "main stream"),  # the headers are no plain stream
+            (b"", "in the middle"),
+            (build(TWO, capabilities=()), "not a mapped-ram file"),
             (build(TWO, capabilities=(b"x-ignore-shared",)), "capability 'x-ignore-shared'"),
             (with_header(version=2), "mapped-ram version 2"),
             (with_header(page=8192), "pages of 8192 bytes, expected 1 and 4096"),

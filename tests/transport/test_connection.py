@@ -1,24 +1,24 @@
-"""Connections over socket pairs, URIs, listeners."""
+"""Connections over socket pairs."""
 
 from __future__ import annotations
 
 import contextlib
-import os
+import mmap
 import random
 import socket
 import threading
+from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from multifd.errors import ChannelError, UsageError
-from multifd.transport.address import Uri
-from multifd.transport.connect import connect
+from multifd.errors import ChannelError, RamError
 from multifd.transport.connection import Connection
 from multifd.transport.idle import IdleTimer
 from multifd.transport.limit import RateLimit
-from multifd.transport.listen import Listener
 
 DEADLINE_S = 30
 
@@ -120,6 +120,75 @@ def test_available(pair: Pair) -> None:
     assert pair.other.bytes_received == 6
 
 
+ODD = {
+    "two dimensions": lambda: memoryview(bytes(range(12))).cast("B", (3, 4)),
+    "words": lambda: memoryview(array("I", range(9))),
+    "big-endian": lambda: memoryview(np.arange(9, dtype=">u4")),
+    "two dimensions of words": lambda: memoryview(np.arange(24, dtype=np.uint64).reshape(4, 6)),
+    "records": lambda: memoryview(np.zeros(5, "u1,u8")),
+    "booleans": lambda: memoryview(np.array([True, False, True])),
+    "characters": lambda: memoryview(b"abc").cast("c"),
+    "signed": lambda: memoryview(b"\xff\x01").cast("b"),
+    "no dimension": lambda: memoryview(np.array(7, np.uint64)),
+    "empty": lambda: memoryview(b""),
+    "empty in two dimensions": lambda: memoryview(np.zeros((0, 4), np.uint32)),
+    "read-only": lambda: memoryview(bytearray(b"abc")).toreadonly(),
+    "a part": lambda: memoryview(bytearray(b"abcdef"))[2:5],
+}
+
+
+@pytest.mark.parametrize("limited", [False, True])
+def test_views_of_every_kind(limited: bool) -> None:
+    """What a plugin puts into iov goes out as its bytes, whatever its shape and format."""
+    pair = Pair(limit=RateLimit(1 << 40, threading.Event()) if limited else None)
+    iov = [view for make in ODD.values() for view in (make(), b"|")]
+    data = b"".join(bytes(view) for view in iov)
+    got = bytearray(len(data))
+    with thread(lambda: pair.one.send(iov)):
+        pair.other.recv_exactly([memoryview(got)])
+    assert got == data
+    assert pair.one.bytes_sent == len(data)
+    pair.one.close()
+    pair.other.close()
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_views_alone_and_in_small_writes(name: str) -> None:
+    """A socket that takes a few bytes at a time: the rest of each view goes on where it stopped."""
+    pair = Pair()
+    pair.one._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    view = ODD[name]()
+    iov = [view] * 2000
+    got = bytearray(2000 * view.nbytes)
+    with thread(lambda: pair.one.send(iov)):
+        assert pair.other.recv_into([memoryview(got)]) == len(got)
+    assert got == bytes(view) * 2000
+    pair.one.close()
+    pair.other.close()
+
+
+@pytest.mark.parametrize(
+    "odd", [memoryview(bytes(10))[::2], memoryview(np.zeros((4, 4), np.uint8).T[:2]), "text", None, 7]
+)
+def test_what_is_no_contiguous_buffer(pair: Pair, odd: Any) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        pair.one.send([b"abc", odd])
+    assert pair.one.bytes_sent == 0
+
+
+def test_memory_that_cannot_be_touched(pair: Pair, tmp_path: Path) -> None:
+    """A map of a file that was cut short: the system call fails, the process lives."""
+    (tmp_path / "f").write_bytes(bytes(16384))
+    with (tmp_path / "f").open("r+b") as file:
+        view = memoryview(mmap.mmap(file.fileno(), 16384))
+        file.truncate(4096)
+    with pytest.raises(RamError, match="cannot be read"):
+        pair.one.send([view])
+    pair.other.send([b"x" * 100])
+    with pytest.raises(RamError, match="cannot be written"):
+        pair.one.recv_into([view[8192:8200]])
+
+
 # -- ends --------------------------------------------------------------------------------------------
 
 
@@ -214,130 +283,6 @@ def test_rate_limit_ends_with_the_migration() -> None:
     limit = RateLimit(1, stopped)
     for _ in range(3):
         limit.wait(1 << 30)
-
-
-# -- URIs ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "uri"),
-    [
-        ("tcp:127.0.0.1:4444", Uri(host="127.0.0.1", port=4444)),
-        ("tcp:host.example:0", Uri(host="host.example")),
-        ("tcp::65535", Uri(port=65535)),
-        ("tcp:[::1]:80", Uri(host="::1", port=80)),
-        ("tcp:[fe80::1%eth0]:80", Uri(host="fe80::1%eth0", port=80)),
-        ("unix:/run/a b:c", Uri(path="/run/a b:c")),
-        ("unix:relative", Uri(path="relative")),
-    ],
-)
-def test_uri(text: str, uri: Uri) -> None:
-    assert Uri.parse(text) == uri
-    assert str(uri) == text
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "tcp", "tcp:", "tcp:host", "tcp:host:", "tcp:host:x", "tcp:host:65536", "tcp:host:-1", "tcp:host:+1",
-     "tcp:host:1 ", "tcp:::1:80", "tcp:[::1]", "tcp:host:\u0661", "unix:", "unix", "fd:3", "exec:cat",
-     "TCP:host:1", "unix:" + "x" * 108, "unix:a\0b", "tcp:a\0b:1", "tcp:a..b:1",
-     "tcp:" + "x" * 64 + ":1"],
-)  # fmt: skip
-def test_uri_damaged(text: str) -> None:
-    with pytest.raises(UsageError):
-        Uri.parse(text)
-
-
-def test_longest_unix_path() -> None:
-    assert Uri.parse("unix:" + "x" * 107).path == "x" * 107
-    with pytest.raises(UsageError, match="107 bytes"):
-        Uri.parse("unix:" + "ä" * 54)
-
-
-# -- listening -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("text", ["tcp:127.0.0.1:0", "tcp:localhost:0", "unix:{}/sock"])
-def test_listen_and_connect(tmp_path: Path, text: str) -> None:
-    listener = Listener(Uri.parse(text.format(tmp_path)))
-    assert listener.is_local
-    assert listener.uri.path or listener.uri.port
-    assert listener.accept() is None
-    silence = IdleTimer(DEADLINE_S)
-    client = connect(listener.uri, silence, timeout_s=DEADLINE_S)
-    accepted = listener.accept()
-    assert accepted is not None
-    server = Connection(accepted[0], silence, accepted[1])
-    client.send([b"hello"])
-    got = bytearray(5)
-    server.recv_exactly([memoryview(got)])
-    assert got == b"hello"
-    for each in (client, server, listener):
-        each.close()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_every_address_is_not_local() -> None:
-    listener = Listener(Uri.parse("tcp:0.0.0.0:0"))
-    assert not listener.is_local
-    listener.close()
-
-
-def test_unix_path_stale_busy_and_foreign(tmp_path: Path) -> None:
-    uri = Uri(path=str(tmp_path / "sock"))
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(uri.path)
-    listener = Listener(uri)  # nobody listens on the old one
-    with pytest.raises(ChannelError, match="in use"):
-        Listener(uri)
-    assert os.path.exists(uri.path)
-    listener.close()
-    (tmp_path / "file").write_bytes(b"precious")
-    with pytest.raises(ChannelError, match="not a socket"):
-        Listener(Uri(path=str(tmp_path / "file")))
-    assert (tmp_path / "file").read_bytes() == b"precious"
-    with pytest.raises(ChannelError, match="No such file"):
-        Listener(Uri(path=str(tmp_path / "missing" / "sock")))
-
-
-def test_tcp_port_in_use() -> None:
-    listener = Listener(Uri.parse("tcp:127.0.0.1:0"))
-    with pytest.raises(ChannelError, match="cannot listen"):
-        Listener(listener.uri)
-    listener.close()
-
-
-@pytest.mark.parametrize("retry", [False, True])
-def test_nobody_listens(tmp_path: Path, retry: bool) -> None:
-    with pytest.raises(ChannelError, match=r"cannot connect .* within 0\.1 s"):
-        connect(Uri(path=str(tmp_path / "sock")), IdleTimer(DEADLINE_S), timeout_s=0.1, retry=retry)
-
-
-def test_the_listener_may_come_later(tmp_path: Path) -> None:
-    uri, made = Uri(path=str(tmp_path / "sock")), []
-    tried = threading.Event()
-
-    class Watching(IdleTimer):
-        def check(self) -> None:
-            tried.set()
-
-    with thread(lambda: made.append(connect(uri, Watching(DEADLINE_S), timeout_s=DEADLINE_S, retry=True))):
-        assert tried.wait(DEADLINE_S)
-        listener = Listener(uri)
-    made[0].close()
-    listener.close()
-
-
-def test_abort_ends_the_attempts(tmp_path: Path) -> None:
-    silence = IdleTimer(DEADLINE_S)
-    silence.stop()
-    with pytest.raises(ChannelError, match="aborted"):
-        connect(Uri(path=str(tmp_path / "sock")), silence, timeout_s=DEADLINE_S, retry=True)
-
-
-def test_host_that_does_not_exist() -> None:
-    with pytest.raises(ChannelError, match="cannot connect"):
-        connect(Uri(host="no-such-host.invalid", port=1), IdleTimer(DEADLINE_S), timeout_s=5)
 
 
 def test_a_limit_that_was_lifted_holds_nobody_up():
