@@ -162,11 +162,11 @@ class MigrationStats:
         self._switchover = now
 
     def finish(self, now: float, status: str, error: str | None = None, notes: Iterable[str] = ()) -> None:
-        """The migration ended; later calls change nothing but the words."""
+        """The migration ended; later calls change nothing."""
         if self._end is None:
             self.tick(now)
             self._end = now
-        self.status, self.error, self.notes = status, error, tuple(notes)
+            self.status, self.error, self.notes = status, error, tuple(notes)
 
     def tick(self, now: float) -> bool:
         """Close the window if 100 ms have passed; returns whether it did."""

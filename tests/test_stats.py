@@ -12,7 +12,7 @@ KEYS = [
     "status", "method", "channels", "total_time_ms", "setup_time_ms", "downtime_ms", "mbps", "pages_per_second",
     "normal_pages", "zero_pages", "transferred_bytes", "ram_bytes", "dirty_sync_count", "method_stats",
     "tracker", "tracker_reason", "rounds", "dirty_pages", "dirty_pages_rate", "expected_downtime_ms",
-    "throttle_percent", "error",
+    "throttle_percent", "error", "notes",
 ]  # fmt: skip
 
 

@@ -319,6 +319,7 @@ class Sender:
 
     def _complete(self) -> None:
         """The destination has confirmed: let the channels end."""
+        notes: list[str] = []
         try:
             self._rounds.end()
             late = self._crew.join()
@@ -328,13 +329,13 @@ class Sender:
         except MultifdError as e:
             # The memory is where it should be; what failed after that, such as a clean-up, is said, not raised.
             _LOG.warning("%s", e)
-            self.stats.finish(time.monotonic(), "completed", notes=[str(e)])
+            notes.append(str(e))
         except BaseException as e:
             self._record(self.fate.conclude(e))
             raise
         finally:
             self._close()
-        self.stats.finish(time.monotonic(), "completed", notes=self.stats.notes)
+        self.stats.finish(time.monotonic(), "completed", notes=notes)
 
     def _explain(self, error: BaseException) -> BaseException:
         """The error to tell: the destination's own word if it comes, else the first."""

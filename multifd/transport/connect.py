@@ -137,11 +137,11 @@ class _Attempt:
             TimeoutError: the deadline has passed.
             ChannelError: the migration was aborted.
         """
-        slice_s = min(_POLL_S, deadline - time.monotonic())
-        if slice_s <= 0:
-            raise TimeoutError(errno.ETIMEDOUT, "timed out")
-        is_over = bool(wait(slice_s))
+        # What has come is looked at even when the time is up: a refusal says more than that it is late.
+        is_over = bool(wait(min(_POLL_S, max(0.0, deadline - time.monotonic()))))
         self._check()
+        if not is_over and time.monotonic() >= deadline:
+            raise TimeoutError(errno.ETIMEDOUT, "timed out")
         return is_over
 
 

@@ -19,7 +19,7 @@ def child(monkeypatch, code: str, tmp_path) -> demo._ReceivingProcess:
     script.write_text(f"#!{sys.executable}\nimport sys, time\n{code}\n")
     script.chmod(0o755)
     monkeypatch.setattr(demo.sys, "executable", str(script))
-    return demo._ReceivingProcess(tmp_path / "out")
+    return demo._ReceivingProcess(tmp_path / "out", "none")
 
 
 def test_one_that_says_a_lot_is_never_held_up(monkeypatch, tmp_path):

@@ -114,21 +114,22 @@ class TestRoundTrip:
         assert again.read_bytes() == path.read_bytes()
 
     def test_formats(self, path):
-        for wrong in ({"source_format": "qcow2"}, {"dialect": "6.0"}):
-            with pytest.raises(UsageError, match="expected"):
-                multifd.send(path, "tcp:127.0.0.1:1", **wrong)
+        with pytest.raises(UsageError, match="expected"):
+            multifd.send(multifd.Image(path, "qcow2"), "tcp:127.0.0.1:1")
+        with pytest.raises(UsageError, match="expected"):
+            multifd.send(path, "tcp:127.0.0.1:1", dialect="6.0")
         with pytest.raises(UsageError, match="expected mapped-ram, raw"):
             multifd.receive("tcp:127.0.0.1:0", path, format="qcow2")
 
     def test_forced_formats(self, receiver, path, tmp_path):
         (tmp_path / "raw").write_bytes(b"x" * PAGE)
         with pytest.raises(RamError, match="not a capture"):
-            multifd.send(tmp_path / "raw", "tcp:127.0.0.1:1", source_format="mapped-ram")
+            multifd.send(multifd.Image(tmp_path / "raw", "mapped-ram"), "tcp:127.0.0.1:1")
         data = path.read_bytes()
         (tmp_path / "pages").write_bytes(data[: len(data) // PAGE * PAGE])
         into = bytearray(len(data) // PAGE * PAGE)
         destination = receiver(into)
-        multifd.send(tmp_path / "pages", destination.uri, source_format="raw")
+        multifd.send(multifd.Image(tmp_path / "pages", "raw"), destination.uri)
         destination.join()
         assert into == data[: len(into)]
 

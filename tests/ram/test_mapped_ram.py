@@ -24,7 +24,7 @@ from multifd.errors import RamError
 from multifd.pages import Geometry
 from multifd.ram import capture
 from multifd.ram.block import Staging
-from multifd.ram.mapped_ram import is_mapped_ram
+from multifd.ram.export import export
 from multifd.ram.mapped_source import MappedRamSource
 from multifd.ram.mapped_target import MappedRamTarget
 from multifd.transport.connection import Connection
@@ -198,7 +198,7 @@ class TestReads:
         (tmp_path / "f").write_bytes(build([(b"ram", b"old." * 1024 * 70)], absent=frozenset(range(10, 69))))
         expected = b"old." * 1024 * 10 + bytes(59 * PAGE) + b"old." * 1024
         assert read(tmp_path / "f")[1] == {"ram": expected}
-        assert capture.export(tmp_path / "f", tmp_path / "raw").zero_pages == 59
+        assert export(tmp_path / "f", tmp_path / "raw").blocks[0].zero_pages == 59
         assert (tmp_path / "raw").read_bytes() == expected
 
     def test_a_file_cut_short_before_it_is_mapped(self, tmp_path):
@@ -243,13 +243,6 @@ class TestReads:
         with pytest.raises(RamError, match="closed"):
             source.blocks[0].map(first, staging)
 
-    @pytest.mark.parametrize("start", [b"", b"QEVM", b"QEVM\0\0\0\x02", bytes(100)])
-    def test_is_mapped_ram(self, tmp_path, start):
-        (tmp_path / "f").write_bytes(start)
-        assert not is_mapped_ram(tmp_path / "f")
-        (tmp_path / "f").write_bytes(b"QEVM\0\0\0\x03")
-        assert is_mapped_ram(tmp_path / "f")
-
     def test_no_descriptor_is_left(self, tmp_path):
         (tmp_path / "f").write_bytes(build(TWO))
         (tmp_path / "bad").write_bytes(build(TWO)[:2000])
@@ -278,8 +271,8 @@ class TestRefuses:
     @pytest.mark.parametrize(
         ("data", "words"),
         [
-            (b"", "in the middle"),
-            (build(TWO, capabilities=()), "not a mapped-ram file"),
+            (SMALL[:70], "in the middle"),
+            (build(TWO, capabilities=()), "main stream"),  # the headers are no plain stream
             (build(TWO, capabilities=(b"x-ignore-shared",)), "capability 'x-ignore-shared'"),
             (with_header(version=2), "mapped-ram version 2"),
             (with_header(page=8192), "pages of 8192 bytes, expected 1 and 4096"),
