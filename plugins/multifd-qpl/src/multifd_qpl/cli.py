@@ -121,16 +121,18 @@ def simulate(
 
 
 def _print_rows(rows: list[Row], ram_bytes: int) -> None:
-    from multifd_qpl.experiment import PUBLISHED, PUBLISHED_RAM, is_published_case
+    from multifd_qpl.experiment import published_case
 
     machine = f"{rows[0].devices} devices, {rows[0].channels} channels"
     click.echo(f"Simulated: {ram_bytes / 2**20:g} MiB, {machine}. Not a measurement.")
     names = ("total ms", "down ms", "mbps", "pages/s", "pages/s mean", "hardware", "software", "raw", "busy", "retried")
     click.echo(f"{'':22}" + "".join(f"{name:>14}" for name in names))
+    hidden = ("policy", "devices", "channels", "retries", "verify")
     for row in rows:
-        values = [value for name, value in row.as_dict().items() if name not in ("policy", "devices", "channels")]
+        values = [value for name, value in row.as_dict().items() if name not in hidden]
         click.echo(f"{row.policy:22}" + "".join(f"{value:>14}" for value in values))
-        if is_published_case(row):
-            scaled = round(row.total_time_ms * PUBLISHED_RAM / ram_bytes)
-            click.echo(f"{'  at 60.3 GiB':22}{scaled:>14}")
-            click.echo(f"{'  published':22}" + "".join(f"{value:>14}" for value in PUBLISHED[row.policy].values()))
+        if published := published_case(row):
+            error = row.guest_ms / published.total_time_ms - 1
+            click.echo(f"{'  the published guest':22}{row.guest_ms:>14.0f}  ({error:+.1%} of what was published)")
+            figures = (published.total_time_ms, published.downtime_ms, published.mbps, published.pages_per_second)
+            click.echo(f"{'  published':22}" + "".join(f"{value:>14}" for value in figures))
