@@ -122,9 +122,12 @@ def simulate(
 
 def _print_rows(rows: list[Row], ram_bytes: int) -> None:
     from multifd_qpl.experiment import published_case
+    from multifd_qpl.prediction import ERRORS
 
     machine = f"{rows[0].devices} devices, {rows[0].channels} channels"
-    click.echo(f"Simulated: {ram_bytes / 2**20:g} MiB, {machine}. Not a measurement.")
+    low, high = ERRORS
+    click.echo(f"Simulated: {ram_bytes / 2**20:g} MiB, {machine}. Not a measurement: against published migrations the")
+    click.echo(f"times of this simulation were {-low:.0%} too short to {high:.0%} too long (docs/iaa-evidence.md).")
     names = ("total ms", "down ms", "mbps", "pages/s", "pages/s mean", "hardware", "software", "raw", "busy", "retried")
     click.echo(f"{'':22}" + "".join(f"{name:>14}" for name in names))
     hidden = ("policy", "devices", "channels", "retries", "verify")
