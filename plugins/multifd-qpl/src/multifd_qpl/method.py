@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from multifd.method import (
     PACKET_BYTES,
@@ -23,11 +23,8 @@ from multifd.method import (
     SendParams,
     option,
 )
-from multifd.pages import Geometry
 from multifd_qpl.library import Library, LibraryUnavailable, describe_status, load
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from multifd_qpl.watch import NO_QUEUE, Alarm, Engine, WatchedEngine, numa_advice, silence_s
 
 
 @dataclass(frozen=True)
@@ -72,6 +69,8 @@ class Choice:
     reason: str
     """Why not a better one."""
     library: Library | None = None
+    status: int = 0
+    """libqpl's status that stands against a device, if one does."""
 
 
 def choose(options: QplOptions, library: Library | None = None) -> Choice:
@@ -79,9 +78,10 @@ def choose(options: QplOptions, library: Library | None = None) -> Choice:
 
     Args:
         options: the method's.
-        library: what to use instead of looking for libqpl.
+        library: what to use instead of looking for libqpl; it is trusted, libqpl's device is tested.
     """
-    reasons = []
+    reasons: list[str] = []
+    status, check = 0, _probe if library is not None else _self_test
     if library is None:
         try:
             library = load()
@@ -92,35 +92,39 @@ def choose(options: QplOptions, library: Library | None = None) -> Choice:
         if options.hardware == "off":
             reasons.append("hardware=off")
         else:
-            from multifd_qpl.jobs import probe
-
-            status = probe(library)
-            if status == 0:
-                is_blind = options.verify == "on" and not library.has_crc
+            has_crc, problem, status = check(library)
+            if not problem:
+                is_blind = options.verify == "on" and not has_crc
                 reason = f"{found} reports no CRC: the device's results are not verified" if is_blind else ""
-                return Choice("iaa", reason, library)
-            reasons.append(f"no IAA for {found}: {describe_status(status)}")
+                return Choice("iaa", reason, replace(library, has_crc=has_crc))
+            reasons.append(f"no IAA for {found}: {problem}")
     if options.hardware == "required":
-        return Choice("", "hardware=required, but " + "; ".join(reasons))
+        return Choice("", "hardware=required, but " + "; ".join(reasons), status=status)
     if library is not None and options.software != "isal":
-        return Choice("libqpl", "; ".join(reasons), library)
+        return Choice("libqpl", "; ".join(reasons), library, status)
     if options.software == "libqpl":
         return Choice("", "software=libqpl, but " + "; ".join(reasons))
     try:
         import isal.igzip_lib  # noqa: F401
     except ImportError as e:
         return Choice("", "; ".join([*reasons, f"ISA-L cannot be imported: {e}"]))
-    return Choice("isal", "; ".join(reasons))
+    return Choice("isal", "; ".join(reasons), status=status)
 
 
-class _Engine(Protocol):
-    """What does the work of one channel and direction."""
+def _probe(library: Library) -> tuple[bool, str, int]:
+    """Whether the library reports CRCs, why it makes no hardware job (empty if it does), and its status."""
+    from multifd_qpl.jobs import probe
 
-    def compress(self, p: SendParams) -> None: ...
+    status = probe(library)
+    return library.has_crc, describe_status(status) if status else "", status
 
-    def decompress(self, lengths: Sequence[int], p: RecvParams) -> None: ...
 
-    def close(self) -> None: ...
+def _self_test(library: Library) -> tuple[bool, str, int]:
+    """The same, by a page that goes through the device."""
+    from multifd_qpl.selftest import check_hardware
+
+    test = check_hardware(library)
+    return library.has_crc and test.has_crc, test.reason, test.code
 
 
 class QplMethod(MultifdMethods):
@@ -143,6 +147,7 @@ class QplMethod(MultifdMethods):
     def __init__(self, options: MethodOptions | None = None, library: Library | None = None) -> None:
         super().__init__(options)
         self._library = library
+        self._alarm = Alarm()
 
     @classmethod
     def availability(cls, options: MethodOptions) -> Availability:
@@ -153,7 +158,7 @@ class QplMethod(MultifdMethods):
 
     def send_setup(self, p: SendParams) -> None:
         """The channel's jobs and buffers."""
-        p.state = self._open(p.geometry, p.abort)
+        p.state = self._open(p)
 
     def send_prepare(self, p: SendParams) -> None:
         """The length table, then each page compressed, or raw if it does not shrink."""
@@ -165,7 +170,7 @@ class QplMethod(MultifdMethods):
 
     def recv_setup(self, p: RecvParams) -> None:
         """The channel's jobs and buffers."""
-        p.state = self._open(p.geometry, p.abort)
+        p.state = self._open(p)
 
     def recv(self, p: RecvParams) -> None:
         """Check the length table, then decompress straight into the pages."""
@@ -175,33 +180,39 @@ class QplMethod(MultifdMethods):
         """Finish the channel's jobs."""
         self._close(p)
 
-    def _open(self, geometry: Geometry, abort: bytearray) -> _Engine:
+    def _open(self, p: SendParams | RecvParams) -> Engine:
         choice = choose(self.options, self._library)
+        advice = numa_advice() if choice.status == NO_QUEUE and self._library is None else ""
+        p.counters.update(silent=0, no_device=int(bool(advice)))
         if not choice.engine:
-            raise MethodUnavailable(choice.reason)
+            raise MethodUnavailable("; ".join(filter(None, (choice.reason, advice))))
+        if advice:
+            self._alarm.say("no_device", f"channel {p.channel} has no IAA device: {choice.reason}", lambda: advice)
         if choice.library is None:
             from multifd_qpl.software import IsalEngine
 
-            return IsalEngine(geometry)
+            return IsalEngine(p.geometry)
         from multifd_qpl.jobs import BatchEngine
 
         engine = BatchEngine(
             choice.library,
-            geometry,
-            abort,
+            p.geometry,
+            p.abort,
             hardware=choice.engine == "iaa",
             wait=self.options.busy == "wait",
             retries=self.options.retries,
             verify=self.options.verify == "on",
+            silence_s=silence_s(getattr(p, "timeout_s", 60.0)),
         )
-        if self.options.hardware == "required" and not engine.has_hardware:
+        is_required = self.options.hardware == "required"
+        if is_required and not engine.has_hardware:
             engine.close()
             raise MethodUnavailable("hardware=required, but libqpl cannot make enough hardware jobs")
-        return engine
+        return WatchedEngine(engine, self._alarm, is_required=is_required) if engine.has_hardware else engine
 
     @staticmethod
     def _close(p: SendParams | RecvParams) -> None:
-        engine: _Engine | None = p.state
+        engine: Engine | None = p.state
         p.state = None
         if engine is not None:
             engine.close()
