@@ -57,6 +57,15 @@ def score() -> str:
     return "\n".join(lines) + "\n"
 
 
+def verify() -> str:
+    """What verification costs: 1 device, 4 channels, both policies."""
+    lines = ["| policy | `verify=off` | `verify=on` |", "| --- | --- | --- |"]
+    by_verify = [simulate(POLICIES, devices=1, channels=4, ram_bytes=48 << 20, verify=each) for each in ("off", "on")]
+    for off, on in zip(*by_verify, strict=True):
+        lines.append(f"| {off.policy} | {off.guest_ms:.0f} ms | {on.guest_ms:.0f} ms |")
+    return "\n".join(lines) + "\n"
+
+
 def _head(first: str) -> str:
     names = [f"{of.what}, {of.channels} ch." for of in prediction.SENSITIVE]
     return f"| {first} | {' | '.join(names)} |\n| --- |" + " --- |" * len(names) + "\n"
@@ -126,6 +135,7 @@ def main() -> None:
         "iaa-simulated.inc": simulated,
         "iaa.svg": picture(simulated),
         "iaa-score.inc": score(),
+        "iaa-verify.inc": verify(),
         "iaa-sensitivity.inc": _head("parameter, 20 % less / more")
         + "".join(sensitivity_line(name) for name in prediction.PARAMETERS),
         "iaa-rates.inc": _head("rate of a device") + "".join(rate_line(name) for name in prediction.OTHER_RATES),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -62,6 +63,18 @@ def test_score_is_what_the_docs_show(figure: ModuleType) -> None:
 @pytest.mark.parametrize(("devices", "channels"), [(1, 2), (1, 8), (2, 4)])
 def test_the_table_is_fresh(figure: ModuleType, devices: int, channels: int) -> None:
     assert figure.table_line(devices, channels) in lines_of("iaa-simulated.inc"), "run docs/iaa_figure.py"
+
+
+def test_the_cost_of_verification_is_fresh(figure: ModuleType) -> None:
+    assert figure.verify().splitlines() == lines_of("iaa-verify.inc"), "run docs/iaa_figure.py"
+
+
+def test_every_generated_file_is_tested(figure: ModuleType) -> None:
+    """A file that `main` writes and no test here reads would go stale."""
+    written = set(re.findall(r'"(iaa[\w.-]*)":', Path(figure.__file__ or "").read_text()))
+    here = Path(__file__).read_text()
+    assert written == {path.name for path in DOCS.glob("iaa*") if path.suffix in (".inc", ".svg")}
+    assert all(f'"{name}"' in here for name in written)
 
 
 def test_the_picture_is_the_tables(figure: ModuleType) -> None:
