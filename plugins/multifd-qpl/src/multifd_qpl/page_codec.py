@@ -27,39 +27,61 @@ class Deflate:
     A job's CRC is that of the right bytes: damage happens on the way to memory.
     """
 
+    def compress(self, page: bytes, room: int) -> tuple[int, bytes]:
+        """libqpl's status and the stream, for `room` bytes of output."""
+        deflater = zlib.compressobj(1, zlib.DEFLATED, -12, 8, zlib.Z_FIXED)
+        stream = deflater.compress(page) + deflater.flush()
+        return (_NO_ROOM, b"") if len(stream) > room else (_OK, stream)
+
+    def decompress(self, stream: bytes, room: int) -> tuple[int, bytes]:
+        """libqpl's status and the page, for `room` bytes of output; a stream without its end is not looked at."""
+        try:
+            page = zlib.decompressobj(-15).decompress(stream, room + 1)
+        except zlib.error:
+            return _INVALID_BLOCK, b""
+        return (_NO_ROOM, b"") if len(page) > room else (_OK, page)
+
     def run(self, job: Any, fault: Fault | None, *, on_device: bool) -> int:
         """See `Codec`."""
         source = bytes(ffi.buffer(job.next_in_ptr, job.available_in))
         if job.op == lib.MQ_COMPRESS:
-            data, complete, page = _deflate(source), True, source
-            damaged = bytes([data[0] | 6]) + data[1:]  # block type 3, which does not exist
+            status, data = self.compress(source, job.available_out)
+            page = source
         else:
-            inflater = zlib.decompressobj(-15)
-            try:
-                data = inflater.decompress(source, job.available_out + 1)
-            except zlib.error:
-                return _INVALID_BLOCK
-            complete, page = inflater.eof or not on_device, data
-            damaged = bytes([data[0] ^ 1]) + data[1:] if data else data
-        if fault is Fault.CORRUPT:
-            data = damaged
-        elif fault is Fault.WRONG:
-            other = bytes([page[0] ^ 1]) + page[1:] if page else page
-            data = _deflate(other) if job.op == lib.MQ_COMPRESS else other[::-1]
+            status, data = self.decompress(source, job.available_out)
+            page = data
+            if status == _OK and on_device and not _has_end(source):
+                return _BAD_END
+        if status != _OK:
+            return status
+        data = self._damaged(job, fault, data, page)
         if len(data) > job.available_out:
             return _NO_ROOM
-        if not complete:
-            return _BAD_END
-        if fault is Fault.SHORT:
-            data = data[: len(data) // 2] if job.op == lib.MQ_DECOMPRESS else b""
         ffi.memmove(job.next_out_ptr, data, len(data))
         job.total_in, job.total_out, job.crc = len(source), len(data), zlib.crc32(page)
         return _OK
 
+    def _damaged(self, job: Any, fault: Fault | None, data: bytes, page: bytes) -> bytes:
+        """What arrives in memory instead of `data`."""
+        is_stream = job.op == lib.MQ_COMPRESS
+        if fault is Fault.CORRUPT:
+            first = data[0] | 6 if is_stream else data[0] ^ 1  # block type 3, which does not exist
+            return bytes([first]) + data[1:]
+        if fault is Fault.WRONG:
+            other = bytes([page[0] ^ 1]) + page[1:]
+            return self.compress(other, len(other))[1] if is_stream else other[::-1]
+        if fault is Fault.SHORT:
+            return b"" if is_stream else data[: len(data) // 2]
+        return data
 
-def _deflate(page: bytes) -> bytes:
-    deflater = zlib.compressobj(1, zlib.DEFLATED, -12, 8, zlib.Z_FIXED)
-    return deflater.compress(page) + deflater.flush()
+
+def _has_end(stream: bytes) -> bool:
+    inflater = zlib.decompressobj(-15)
+    try:
+        inflater.decompress(stream)
+    except zlib.error:
+        return False
+    return inflater.eof
 
 
 @dataclass(frozen=True)
