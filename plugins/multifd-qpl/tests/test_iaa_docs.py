@@ -40,7 +40,7 @@ def test_every_counter_is_described() -> None:
 def test_the_numbers_of_the_watch() -> None:
     text = " ".join(PAGE.split())
     assert f"no page of {watch._REFUSING_PACKETS} packets in a row" in text
-    assert f"for {watch.SILENCE_S:g} s, or for half of the migration's `--timeout`" in text
+    assert f"for {jobs.SILENCE_S:g} s, or for half of the migration's `--timeout`" in text
 
 
 def test_every_option_is_in_the_readme() -> None:

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 from multifd_qpl import method as qpl_method
+from multifd_qpl.jobs import SILENCE_S
 from multifd_qpl.method import QplMethod, QplOptions
 from multifd_qpl.selftest import check_hardware
 from multifd_qpl.simulator import Fault, Faults, Machine, SimulatedIaa
-from multifd_qpl.watch import SILENCE_S, silence_s
+from multifd_qpl.watch import silence_s
 from qpl_ends import Ends, make_pages
 
 from multifd import receive, send

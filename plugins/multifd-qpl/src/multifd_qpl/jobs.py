@@ -16,7 +16,6 @@ from multifd.method import CodecError, MethodUnavailable, RecvParams, SendParams
 from multifd.pages import Geometry
 from multifd_qpl._batch import ffi, lib
 from multifd_qpl.library import Library, describe_status
-from multifd_qpl.watch import SILENCE_S
 
 COUNTERS = ("submitted", "completed", "busy", "retried", "waited", "failed", "corrupt", "fell_back", "software", "raw")
 """The names in ``method_stats``, in ``_batch.c``'s order. Two sums hold in every outcome:
@@ -28,6 +27,11 @@ COUNTERS = ("submitted", "completed", "busy", "retried", "waited", "failed", "co
 followed one, ``waited`` how often room in a queue was waited for (``busy=wait``), ``corrupt`` those of
 ``failed`` that the device called good with the CRC of other bytes.
 """
+
+SILENCE_S = 5.0
+"""How long the device may neither end a job nor accept one before it counts as dead. Its slowest
+published page fault takes 0.56 ms; a page that must come from a busy disk takes tenths of seconds;
+multifd itself gives up after 60 s of silence."""
 
 _BYTES = ffi.typeof("uint8_t[]")
 _new_memory = ffi.new_allocator(should_clear_after_alloc=False)  # init clears it
@@ -97,7 +101,7 @@ class BatchEngine:
         wait: wait for room in a queue instead of falling back.
         retries: submissions after a refusal before a page falls back.
         verify: check what the device writes, if the library reports CRCs.
-        silence_s: see `multifd_qpl.watch.SILENCE_S`.
+        silence_s: see `SILENCE_S`.
 
     Raises:
         MethodUnavailable: the software job cannot be made.

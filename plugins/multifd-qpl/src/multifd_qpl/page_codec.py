@@ -44,21 +44,24 @@ class Deflate:
     def run(self, job: Any, fault: Fault | None, *, on_device: bool) -> int:
         """See `Codec`."""
         source = bytes(ffi.buffer(job.next_in_ptr, job.available_in))
+        used = len(source)
         if job.op == lib.MQ_COMPRESS:
             status, data = self.compress(source, job.available_out)
             page = source
         else:
             status, data = self.decompress(source, job.available_out)
             page = data
-            if status == _OK and on_device and not _has_end(source):
-                return _BAD_END
+            if status == _OK:
+                used, has_end = _look_at_end(source)
+                if on_device and not has_end:
+                    return _BAD_END
         if status != _OK:
             return status
         data = self._damaged(job, fault, data, page)
         if len(data) > job.available_out:
             return _NO_ROOM
         ffi.memmove(job.next_out_ptr, data, len(data))
-        job.total_in, job.total_out, job.crc = len(source), len(data), zlib.crc32(page)
+        job.total_in, job.total_out, job.crc = used, len(data), zlib.crc32(page)
         return _OK
 
     def _damaged(self, job: Any, fault: Fault | None, data: bytes, page: bytes) -> bytes:
@@ -75,13 +78,14 @@ class Deflate:
         return data
 
 
-def _has_end(stream: bytes) -> bool:
+def _look_at_end(stream: bytes) -> tuple[int, bool]:
+    """How many bytes a stream takes, and whether it ends properly."""
     inflater = zlib.decompressobj(-15)
     try:
         inflater.decompress(stream)
     except zlib.error:
-        return False
-    return inflater.eof
+        return len(stream), False
+    return len(stream) - len(inflater.unused_data), inflater.eof
 
 
 @dataclass(frozen=True)

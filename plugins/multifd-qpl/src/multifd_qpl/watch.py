@@ -22,10 +22,6 @@ _LOG = logging.getLogger("multifd.qpl")  # below multifd's own, so that its hand
 COUNTERS = ("silent", "no_device")
 """Channels whose device was given up; channels that got none although the kernel shows a usable one."""
 
-SILENCE_S = 5.0
-"""How long a device may neither end a job nor accept one. Its slowest published page fault takes 0.56 ms; a page that
-must come from a busy disk takes tenths of seconds."""
-
 NO_QUEUE = 503
 """libqpl's status if this thread may use no work queue; the thread's socket decides, too."""
 
@@ -36,7 +32,9 @@ _REFUSING_PACKETS = 64
 
 
 def silence_s(timeout_s: float) -> float:
-    """Seconds after which a device counts as dead: well before the migration's own timeout ends it."""
+    """Seconds after which a device counts as dead: `jobs.SILENCE_S`, but well before the migration's own timeout."""
+    from multifd_qpl.jobs import SILENCE_S
+
     return min(SILENCE_S, timeout_s / 2)
 
 
