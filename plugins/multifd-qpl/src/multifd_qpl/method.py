@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 from multifd.method import (
@@ -127,6 +128,10 @@ def _self_test(library: Library) -> tuple[bool, str, int]:
     return library.has_crc and test.has_crc, test.reason, test.code
 
 
+def _is_sound(library: Library) -> bool:
+    return not _self_test(library)[1]
+
+
 class QplMethod(MultifdMethods):
     """Intel QPL: an IAA device if there is one, else libqpl's software path, else ISA-L.
 
@@ -208,7 +213,10 @@ class QplMethod(MultifdMethods):
         if is_required and not engine.has_hardware:
             engine.close()
             raise MethodUnavailable("hardware=required, but libqpl cannot make enough hardware jobs")
-        return WatchedEngine(engine, self._alarm, is_required=is_required) if engine.has_hardware else engine
+        if not engine.has_hardware:
+            return engine
+        is_sound = partial(_is_sound, choice.library)
+        return WatchedEngine(engine, self._alarm, is_sound=is_sound, is_required=is_required)
 
     @staticmethod
     def _close(p: SendParams | RecvParams) -> None:

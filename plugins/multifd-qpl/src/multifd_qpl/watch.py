@@ -98,13 +98,14 @@ class WatchedEngine:
     Args:
         engine: does the work; closed with this.
         alarm: the migration's.
+        is_sound: sends a page of our own through the device, and says whether it came back.
         is_required: end the migration when the device fails, instead of going on in software.
     """
 
-    def __init__(self, engine: DeviceEngine, alarm: Alarm, *, is_required: bool) -> None:
-        self._engine, self._alarm, self._is_required = engine, alarm, is_required
+    def __init__(self, engine: DeviceEngine, alarm: Alarm, *, is_sound: Callable[[], bool], is_required: bool) -> None:
+        self._engine, self._alarm, self._is_sound, self._is_required = engine, alarm, is_sound, is_required
         self._failed = self._fell_back = 0
-        self._refusing_packets = 0
+        self._refusing_packets = self._doubtful_packets = 0
 
     def compress(self, p: SendParams) -> None:
         """See `multifd_qpl.jobs.BatchEngine.compress`.
@@ -113,7 +114,7 @@ class WatchedEngine:
             MethodUnavailable: the device failed, and it is required.
         """
         self._engine.compress(p)
-        self._look(p)
+        self._look(p, self._is_failing)
 
     def decompress(self, lengths: Sequence[int], p: RecvParams) -> None:
         """See `multifd_qpl.jobs.BatchEngine.decompress`.
@@ -125,13 +126,26 @@ class WatchedEngine:
             self._engine.decompress(lengths, p)
         finally:
             p.counters["silent"] = int(self._engine.is_hardware_lost)
-        self._look(p)
+        self._look(p, self._is_failing_at_streams)
 
     def close(self) -> None:
         """Close the engine."""
         self._engine.close()
 
-    def _look(self, p: SendParams | RecvParams) -> None:
+    @staticmethod
+    def _is_failing(failed: int, pages: int) -> bool:
+        return 2 * failed > pages
+
+    def _is_failing_at_streams(self, failed: int, pages: int) -> bool:
+        """What a device does not decompress may be the sender's doing: where it matters, our own page tells, after
+        the first such packet, the second, the fourth, and so on."""
+        if not self._is_required or not self._is_failing(failed, pages):
+            return False
+        self._doubtful_packets += 1
+        is_power_of_2 = self._doubtful_packets & (self._doubtful_packets - 1) == 0
+        return is_power_of_2 and not self._is_sound()
+
+    def _look(self, p: SendParams | RecvParams, is_failing: Callable[[int, int], bool]) -> None:
         """After a packet: is the device still doing the work?"""
         counters, pages = p.counters, len(p.pages)
         failed, fell_back = counters["failed"] - self._failed, counters["fell_back"] - self._fell_back
@@ -140,7 +154,7 @@ class WatchedEngine:
         if self._engine.is_hardware_lost:
             counters["silent"] = 1
             self._trouble(p, "silent", "the IAA device answers nothing or takes nothing any more")
-        elif 2 * failed > pages:
+        elif is_failing(failed, pages):
             self._trouble(p, "failing", f"the IAA device failed {failed} of a packet's {pages} pages")
         elif self._refusing_packets >= _REFUSING_PACKETS:
             self._trouble(p, "refusing", f"the IAA device took no page of {self._refusing_packets} packets in a row")
@@ -148,9 +162,9 @@ class WatchedEngine:
         if done >= _MUCH_PAGES and 2 * counters["fell_back"] > done:
             self._alarm.say(
                 "refused",
-                f"channel {p.channel}: the IAA device did not take {counters['fell_back']} of {done} pages, which "
-                "software does: it is full (more devices, fewer channels, or qpl:busy=wait) or on another NUMA node "
-                "(see numactl and `multifd-iaa status`)",
+                f"channel {p.channel}: the IAA device did not do {counters['fell_back']} of {done} pages "
+                f"({counters['failed']} failed), which software does: it is full (more devices, "
+                "fewer channels, or qpl:busy=wait) or on another NUMA node (see numactl and `multifd-iaa status`)",
                 numa_advice,
             )
 
