@@ -1,7 +1,6 @@
 """What the tests of qpl share: a libqpl, packets in memory, pages.
 
-The library is the one that MULTIFD_QPL_LIBRARY names, else a stand-in compiled from ``standin.c``. A named one also
-does what simulated machines do to bytes; only tests that need the stand-in's switches go without it.
+The library is the one that MULTIFD_QPL_LIBRARY names, else a stand-in compiled from ``standin.c``.
 """
 
 from __future__ import annotations
@@ -14,31 +13,11 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-if TYPE_CHECKING:
-    from multifd_qpl.page_codec import Deflate
-
 HERE = Path(__file__).parent
-
-
-@pytest.fixture(scope="session")
-def named_codec() -> type[Deflate] | None:
-    """A simulated device's codec that is the named libqpl's software path; None if none is named."""
-    if not os.environ.get("MULTIFD_QPL_LIBRARY"):
-        return None
-    from library_codec import by_library
-    from multifd_qpl.library import load
-
-    return by_library(load())
-
-
-@pytest.fixture(autouse=True)
-def _simulate_by_the_named_library(named_codec: type[Deflate] | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    if named_codec is not None:
-        monkeypatch.setattr("multifd_qpl.simulator.Deflate", named_codec)
 
 
 @pytest.fixture(scope="session")
