@@ -103,7 +103,7 @@ class WatchedEngine:
     """
 
     def __init__(self, engine: DeviceEngine, alarm: Alarm, *, is_sound: Callable[[], bool], is_required: bool) -> None:
-        self._engine, self._alarm, self._is_sound, self._is_required = engine, alarm, is_sound, is_required
+        self.engine, self._alarm, self._is_sound, self._is_required = engine, alarm, is_sound, is_required
         self._failed = self._fell_back = 0
         self._refusing_packets = self._doubtful_packets = 0
 
@@ -113,7 +113,7 @@ class WatchedEngine:
         Raises:
             MethodUnavailable: the device failed, and it is required.
         """
-        self._engine.compress(p)
+        self.engine.compress(p)
         self._look(p, self._is_failing)
 
     def decompress(self, lengths: Sequence[int], p: RecvParams) -> None:
@@ -123,14 +123,14 @@ class WatchedEngine:
             MethodUnavailable: the device failed, and it is required.
         """
         try:
-            self._engine.decompress(lengths, p)
+            self.engine.decompress(lengths, p)
         finally:
-            p.counters["silent"] = int(self._engine.is_hardware_lost)
+            p.counters["silent"] = int(self.engine.is_hardware_lost)
         self._look(p, self._is_failing_at_streams)
 
     def close(self) -> None:
         """Close the engine."""
-        self._engine.close()
+        self.engine.close()
 
     @staticmethod
     def _is_failing(failed: int, pages: int) -> bool:
@@ -151,7 +151,7 @@ class WatchedEngine:
         failed, fell_back = counters["failed"] - self._failed, counters["fell_back"] - self._fell_back
         self._failed, self._fell_back = counters["failed"], counters["fell_back"]
         self._refusing_packets = self._refusing_packets + 1 if fell_back >= pages else 0
-        if self._engine.is_hardware_lost:
+        if self.engine.is_hardware_lost:
             counters["silent"] = 1
             self._trouble(p, "silent", "the IAA device answers nothing or takes nothing any more")
         elif is_failing(failed, pages):
