@@ -49,7 +49,7 @@ def test_damage_on_the_way_to_memory_is_found(hardware: ctypes.CDLL, op: int) ->
 
 
 def test_probe_failure_is_normal(standin_library: ctypes.CDLL) -> None:
-    with Ends(QplMethod()) as ends:
+    with Ends(QplMethod(QplOptions(software="libqpl"))) as ends:
         assert standin_library.standin_live_jobs() == 2
         ends.send(make_pages(4096, 4))
 
