@@ -349,10 +349,11 @@ static uint32_t dynamic_codes(reader_t *r, code_t *literals, code_t *distances)
     return OK;
 }
 
-static uint32_t inflate(const reader_t *source, uint8_t *out, uint32_t room, uint32_t *produced)
+static uint32_t inflate(reader_t *source, uint8_t *out, uint32_t room, uint32_t *produced)
 {
     reader_t r = *source;
     uint32_t n = 0;
+    source->at = r.length;
     int last = 0;
     while (!last) {
         code_t literals, distances;
@@ -375,6 +376,14 @@ static uint32_t inflate(const reader_t *source, uint8_t *out, uint32_t room, uin
                 *produced = n;
                 if (r.over)
                     return OK;
+                if (n == room && room >= 65536) {
+                    /* As libqpl 1.6.0: its bit buffer goes out before the room is looked at, with status 0. */
+                    out[n] = (uint8_t)byte;
+                    for (int k = 1; k < 3 && length; k++, length--)
+                        out[n + k] = (uint8_t)get(&r, 8);
+                    source->at = r.at;
+                    return OK;
+                }
                 if (n == room)
                     return NO_ROOM;
                 out[n++] = (uint8_t)byte;
@@ -432,6 +441,8 @@ static uint32_t inflate(const reader_t *source, uint8_t *out, uint32_t room, uin
         }
     }
     *produced = n;
+    /* As libqpl 1.6.0: what it has read ahead counts as used, garbage behind the end too. */
+    source->at = r.at + 6 < r.length ? r.at + 6 : r.length;
     return OK;
 }
 
@@ -441,9 +452,9 @@ static uint32_t decompress(job_t *job)
     uint32_t produced = 0, status = inflate(&r, job->next_out, job->available_out, &produced);
     if (status > NO_ROOM)
         return status;
-    job->next_in += job->available_in;
-    job->total_in = job->available_in;
-    job->available_in = 0;
+    job->next_in += r.at;
+    job->total_in = r.at;
+    job->available_in -= r.at;
     job->crc = crc32_of(job->next_out, produced);
     job->next_out += produced;
     job->available_out -= produced;

@@ -111,7 +111,7 @@ typedef struct {
     uint8_t has_stuck;      /* set here: a job is marked MQ_STUCK */
     uint64_t counters[COUNTER_COUNT];
     /* page_count slots of mq_slot_bytes each: what a job reads, what it writes, what a verification writes.
-       Without hardware `source` and `proof` are not used, and of `out` a decoder uses the first slot only. */
+       Without hardware only `out` is used, by a decoder its first slot. */
     uint8_t *source, *out, *proof;
     uint8_t **pages;    /* scratch, page_count each */
     uint32_t *lengths;

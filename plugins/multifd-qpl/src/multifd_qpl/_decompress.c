@@ -23,20 +23,23 @@ static int is_table_right(const mq_channel *c, uint32_t n, const uint8_t *payloa
     return total == payload_length;
 }
 
-/* A page by the software job, through a slot with room to spare. What is no page, or leaves input, is in doubt. */
-static uint32_t restore(mq_channel *c, uint32_t i, const uint8_t *in, uint32_t length, uint8_t *slot)
+/*
+ * A page by the software job, through a slot with room to spare. In doubt is what is no page, and what leaves input:
+ * libqpl reads up to eight bytes behind an end mark and counts them as used, so more than that is left.
+ */
+static uint32_t restore(mq_channel *c, uint32_t i, const uint8_t *stream, uint32_t length)
 {
     const qpl_job *job = c->software;
-    uint32_t status = ST_OK, made = 0, used = 0;
+    uint8_t *out = mq_slot(c, c->out, c->hardware ? i : 0);
+    uint32_t status = ST_OK, made = 0;
 
     if (length) {
-        status = mq_execute(c, MQ_DECOMPRESS, in, length, slot, c->page_size + MQ_ROOM_TO_SPARE);
+        status = mq_execute(c, MQ_DECOMPRESS, stream, length, out, c->page_size + MQ_ROOM_TO_SPARE);
         made = job->total_out;
-        used = job->total_in;
-    }
-    if (length && status == ST_OK && made == c->page_size && used == length) {
-        memcpy(c->pages[i], slot, c->page_size);
-        return 1;
+        if (status == ST_OK && made == c->page_size && job->total_in == length) {
+            memcpy(c->pages[i], out, c->page_size);
+            return 1;
+        }
     }
     c->doubts[c->doubt_count++] = (mq_doubt){i, status, made};
     return 0;
@@ -81,7 +84,7 @@ int mq_decompress(mq_channel *c, const mq_run *runs, uint32_t run_count, const u
             memcpy(c->pages[i], in, length);
             raw++;
         } else if (!length || !mq_may_use_hardware(c, i) || !offer(c, i, in, length)) {
-            software += restore(c, i, in, length, mq_slot(c, c->out, c->hardware ? i : 0));
+            software += restore(c, i, in, length);
         }
         in += length;
     }
@@ -97,7 +100,7 @@ int mq_decompress(mq_channel *c, const mq_run *runs, uint32_t run_count, const u
                 memcpy(c->pages[i], slot, c->page_size);
                 completed++;
             } else {
-                software += restore(c, i, in, length, slot);
+                software += restore(c, i, in, length);
             }
         }
         in += length;

@@ -165,6 +165,7 @@ class Deflate:
             except zlib.error:
                 return _INVALID_BLOCK
             complete, page = inflater.eof or not on_device, data
+            source = source[: len(source) - len(inflater.unused_data)]
             damaged = bytes([data[0] ^ 1]) + data[1:] if data else data
         if fault is Fault.CORRUPT:
             data = damaged

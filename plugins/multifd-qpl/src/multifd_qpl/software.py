@@ -74,13 +74,14 @@ class IsalEngine:
         self._count(lengths, p.counters)
 
     def _inflate(self, i: int, stream: memoryview) -> bytes:
-        """Exactly a page."""
+        """Exactly a page. Of a stream without an end mark ISA-L does not always give the last byte."""
         inflater = igzip_lib.IgzipDecompressor(igzip_lib.DECOMP_DEFLATE, _ANY_WINDOW_BITS)
         try:
             page = inflater.decompress(stream, self._page_size + 1)
         except igzip_lib.error as e:  # type: ignore[misc]  # its stub has no base class
             return inflate_page(i, stream, self._page_size, str(e))
-        return page if len(page) == self._page_size else inflate_page(i, stream, self._page_size)
+        is_page = inflater.eof and len(page) == self._page_size
+        return page if is_page else inflate_page(i, stream, self._page_size)
 
     def _count(self, lengths: Sequence[int], counters: dict[str, int]) -> None:
         raw = sum(length == self._page_size for length in lengths)
