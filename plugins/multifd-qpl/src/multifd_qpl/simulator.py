@@ -569,14 +569,13 @@ def _address(pointer: Any) -> int:
 
 def _callback(name: str, failure: int | None) -> Any:
     """A C function that calls the active simulation; an exception is stored, C gets `failure`."""
-    function = getattr(SimulatedIaa, name)
 
     def call(*arguments: Any) -> Any:
         active = SimulatedIaa._active
         if active is None:
             return failure
         try:
-            return function(active, *arguments)
+            return getattr(active, name)(*arguments)
         except BaseException as e:
             active.errors.append(e)
             return failure
