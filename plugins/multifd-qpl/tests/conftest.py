@@ -16,8 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from multifd_qpl import _batch
 
 HERE = Path(__file__).parent
+
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1"]
+"""What the stand-in is compiled with, too, when the plugin is (`make sanitize`)."""
+
+
+def pytest_configure() -> None:
+    """`make sanitize` must not end up testing the module without sanitizers."""
+    folder = os.environ.get("MULTIFD_QPL_SANITIZED")
+    if folder and not Path(str(_batch.__file__)).is_relative_to(folder):
+        raise pytest.UsageError(f"{_batch.__file__} is tested, expected the one in {folder}")
 
 
 @pytest.fixture(scope="session")
@@ -46,8 +57,9 @@ def compile_library(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., s
             text = folder / "source.c"
             text.write_text(source)
         target = folder / "libqpl.so.1"
+        flags = SANITIZERS if "MULTIFD_QPL_SANITIZED" in os.environ else ["-O2"]
         subprocess.run(
-            [compiler, "-O2", "-shared", "-fPIC", *defines, str(text), "-o", str(target)], check=True, timeout=60
+            [compiler, *flags, "-shared", "-fPIC", *defines, str(text), "-o", str(target)], check=True, timeout=60
         )
         return str(target)
 

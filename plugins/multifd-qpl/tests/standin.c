@@ -97,7 +97,7 @@ uint32_t qpl_get_job_size(int path, uint32_t *size)
 /* With -DSELF_TEST_...: a library with one fault, which the plugin's self-test must find. */
 #ifdef SELF_TEST_SIZE
 #undef qpl_get_job_size
-uint32_t qpl_get_job_size(int path, uint32_t *size) { *size = path == SOFTWARE ? 1 : 4096; return OK; }
+uint32_t qpl_get_job_size(int path, uint32_t *size) { *size = path == SOFTWARE ? SELF_TEST_SIZE : 4096; return OK; }
 #endif
 
 uint32_t qpl_init_job(int path, job_t *job)
