@@ -102,9 +102,9 @@ def _open_and_test() -> Library:
         from multifd_qpl._batch import ffi, lib
     except ImportError as e:
         raise LibraryUnavailable(
-            "the extension multifd_qpl._batch, which libqpl and devices are used by, is not there: "
-            f"{e} (no C compiler when multifd-qpl was installed? pip install --force-reinstall --no-cache-dir --no-deps "
-            "multifd-qpl builds it)"
+            f"the extension multifd_qpl._batch, without which neither libqpl nor a device is used, is not there: {e} "
+            "(no C compiler when multifd-qpl was installed? "
+            "pip install --force-reinstall --no-cache-dir --no-deps multifd-qpl builds it)"
         ) from e
     opened, path, version = open_shared_object()
     table = ffi.new("mq_table *")
