@@ -24,7 +24,8 @@ from multifd.method import (
     SendParams,
     option,
 )
-from multifd_qpl.library import Library, LibraryUnavailable, describe_status, load
+from multifd_qpl.abi import Library, LibraryUnavailable, describe_status
+from multifd_qpl.library import load
 from multifd_qpl.watch import NO_QUEUE, Alarm, Engine, WatchedEngine, numa_advice, silence_s
 
 
@@ -41,11 +42,11 @@ class QplOptions(MethodOptions):
         "when all work queues are busy after the retries: compress the page in software, or wait",
         choices=("fallback", "wait"),
     )
-    retries: int = option(3, "submissions after a refusal, at once, before a page falls back", low=0)
+    retries: int = option(3, "submissions after a refusal, at once, before a page falls back", low=0, high=1000)
     software: str = option(
         "auto",
-        "who compresses without a device: libqpl, ISA-L, or the first of them that is there "
-        "(pages that a device refuses are always libqpl's)",
+        "who compresses without a device: ISA-L, libqpl, or the first of them that is there: ISA-L is faster and "
+        "smaller (pages that a device refuses are always libqpl's)",
         choices=("auto", "isal", "libqpl"),
     )
     hardware: str = option(
@@ -83,33 +84,42 @@ def choose(options: QplOptions, library: Library | None = None) -> Choice:
     """
     reasons: list[str] = []
     status, check = 0, _probe if library is not None else _self_test
-    if library is None:
+    if library is None and (options.hardware != "off" or options.software == "libqpl"):
         try:
             library = load()
         except LibraryUnavailable as e:
             reasons.append(str(e))
-    if library is not None:
+    if options.hardware == "off":
+        reasons.append("hardware=off")
+    elif library is not None:
         found = f"{library.path} {library.version}"
-        if options.hardware == "off":
-            reasons.append("hardware=off")
-        else:
-            has_crc, problem, status = check(library)
-            if not problem:
-                is_blind = options.verify == "on" and not has_crc
-                reason = f"{found} reports no CRC: the device's results are not verified" if is_blind else ""
-                return Choice("iaa", reason, replace(library, has_crc=has_crc))
-            reasons.append(f"no IAA for {found}: {problem}")
+        has_crc, problem, status = check(library)
+        if not problem:
+            is_blind = options.verify == "on" and not has_crc
+            reason = f"{found} reports no CRC: the device's results are not verified" if is_blind else ""
+            return Choice("iaa", reason, replace(library, has_crc=has_crc))
+        reasons.append(f"no IAA for {found}: {problem}")
     if options.hardware == "required":
         return Choice("", "hardware=required, but " + "; ".join(reasons), status=status)
-    if library is not None and options.software != "isal":
-        return Choice("libqpl", "; ".join(reasons), library, status)
-    if options.software == "libqpl":
-        return Choice("", "software=libqpl, but " + "; ".join(reasons))
-    try:
-        import isal.igzip_lib  # noqa: F401
-    except ImportError as e:
-        return Choice("", "; ".join([*reasons, f"ISA-L cannot be imported: {e}"]))
-    return Choice("isal", "; ".join(reasons), status=status)
+    return replace(_choose_software(options.software, library, reasons), status=status)
+
+
+def _choose_software(wanted: str, library: Library | None, reasons: list[str]) -> Choice:
+    """The engine without a device; with ``auto`` ISA-L before libqpl.
+
+    Measured on 64 MiB of 4 KiB pages (2-core machine without AVX-512, libqpl 1.6.0, 2026-11): ISA-L 2.064 to 1 at
+    11.4 to 13.3 us a page, libqpl 1.839 to 1 at 13.8 to 16.7 us.
+    """
+    if wanted != "libqpl":
+        try:
+            import isal.igzip_lib  # noqa: F401
+        except ImportError as e:
+            reasons.append(f"ISA-L cannot be imported: {e}")
+        else:
+            return Choice("isal", "; ".join(reasons))
+    if wanted != "isal" and library is not None:
+        return Choice("libqpl", "; ".join(reasons), library)
+    return Choice("", "; ".join([f"software={wanted}, but {reasons[0]}" if reasons else "", *reasons[1:]]))
 
 
 def _probe(library: Library) -> tuple[bool, str, int]:
@@ -133,7 +143,7 @@ def _is_sound(library: Library) -> bool:
 
 
 class QplMethod(MultifdMethods):
-    """Intel QPL: an IAA device if there is one, else libqpl's software path, else ISA-L.
+    """Intel QPL: an IAA device if there is one, else ISA-L, else libqpl's software path.
 
     Args:
         options: see `QplOptions`; None for the defaults.

@@ -138,8 +138,8 @@ class SimulatedIaa:
         self._waiting: set[int] = set()
         self._lock = threading.Lock()
         table = ffi.new("mq_table *")
-        for name in (*_FUNCTIONS, "now_ns", "relax"):
-            setattr(table, name, getattr(lib, f"mq_sim_{name}"))
+        for name, function in _CALLBACKS.items():
+            setattr(table, name, function)
         self.library = Library(table, "1.6.0", "simulated IAA", has_crc=True)
 
     def __enter__(self) -> Self:
@@ -303,24 +303,23 @@ def _address(pointer: Any) -> int:
     return int(ffi.cast(_UINTPTR, pointer))
 
 
-def _callback(name: str, failure: int | None) -> None:
-    """Route a C callback to the active simulation; an exception is stored, C gets `failure`."""
-    function = getattr(SimulatedIaa, name)
+def _callback(name: str, failure: int | None) -> Any:
+    """A C function that calls the active simulation; an exception is stored, C gets `failure`."""
 
     def call(*arguments: Any) -> Any:
         active = SimulatedIaa._active
         if active is None:
             return failure
         try:
-            return function(active, *arguments)
+            return getattr(active, name)(*arguments)
         except BaseException as e:
             active.errors.append(e)
             return failure
 
-    ffi.def_extern(name=f"mq_sim_{name}")(call)
+    kinds = {field: info.type for field, info in ffi.typeof("mq_table").fields}
+    return ffi.callback(kinds[name], call)
 
 
-for _name in _FUNCTIONS:
-    _callback(_name, _INTERNAL)
-_callback("now_ns", 0)
-_callback("relax", None)
+# Made once, as many pieces of executable memory as there are functions.
+_CALLBACKS = {name: _callback(name, _INTERNAL) for name in _FUNCTIONS}
+_CALLBACKS |= {"now_ns": _callback("now_ns", 0), "relax": _callback("relax", None)}
