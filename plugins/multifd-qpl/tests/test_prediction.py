@@ -60,6 +60,16 @@ def test_score_is_what_the_docs_show(figure: ModuleType) -> None:
     assert high - 0.01 < max(errors) <= high + 0.0005
 
 
+def test_the_words_around_the_tables_say_the_same() -> None:
+    text = " ".join((DOCS / "iaa-evidence.md").read_text().split())
+    predicted = [float(line.split("|")[5]) for line in lines_of("iaa-score.inc")[2:4]]
+    of = [published.WAIT, published.FALLBACK]
+    ratio, measured = predicted[1] / predicted[0], of[1].total_time_ms / of[0].total_time_ms
+    assert f"published {measured:.3f}, predicted {ratio:.3f}" in text
+    again = next(line for line in lines_of("iaa-simulated.inc") if line.startswith("| 4 | 2 |"))
+    assert f"simulated {again.split('|')[3].strip()} ms, measured {published.IAA_2.total_time_ms}" in text
+
+
 @pytest.mark.parametrize(("devices", "channels"), [(1, 2), (1, 8), (2, 4)])
 def test_the_table_is_fresh(figure: ModuleType, devices: int, channels: int) -> None:
     assert figure.table_line(devices, channels) in lines_of("iaa-simulated.inc"), "run docs/iaa_figure.py"

@@ -13,6 +13,8 @@ from click.testing import CliRunner
 from multifd_qpl import library, remedy
 from multifd_qpl.cli import main
 from multifd_qpl.devices import Status, read_status
+from multifd_qpl.sysfs import can_map
+from multifd_qpl.watch import numa_advice
 
 QUEUE = {
     "mode": "shared",
@@ -180,6 +182,41 @@ def test_notes_name_numa_and_numactl(tmp_path: Path) -> None:
     notes = read_status(tmp_path).notes
     assert any("block_on_fault 0" in note for note in notes)
     assert any("node 1:" in note and "numactl --cpunodebind=0" in note for note in notes)
+
+
+def test_advice_about_numa_names_the_nodes_that_have_a_device(tmp_path: Path) -> None:
+    assert numa_advice(tmp_path) == ""
+    plant(tmp_path, "iax1", device={"numa_node": "1"})
+    plant(tmp_path, "iax3", device={"numa_node": "0"}, mode="dedicated")
+    assert "NUMA node 1:" in numa_advice(tmp_path)
+    assert "numactl --cpunodebind=1 --membind=1" in numa_advice(tmp_path)
+    plant(tmp_path, "iax1", device={"numa_node": "-1"})
+    assert "unknown NUMA node" in numa_advice(tmp_path)
+
+
+def test_who_may_not_map_a_queue_is_told_of_rawio(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, standin_library: ctypes.CDLL
+) -> None:
+    """The fix of CVE-2024-21823: the queue is fine, the process may open it, and libqpl answers 503."""
+    plant(tmp_path)
+    standin_library.standin_set_hardware(503)
+    assert can_map(str(tmp_path / "dev/iax/wq1.0")) is None  # a plain file, no portal
+    assert can_map(str(tmp_path / "absent")) is None
+    assert not any("RAWIO" in reason for reason in read_status(tmp_path).missing)
+    monkeypatch.setattr("multifd_qpl.devices.can_map", lambda _node: False)
+    found = [reason for reason in read_status(tmp_path).missing if "CAP_SYS_RAWIO" in reason]
+    assert len(found) == 1
+    assert "libqpl 1.6" in found[0]
+
+
+def test_a_refused_map_is_told_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a character device that anybody may open."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "not permitted")
+
+    monkeypatch.setattr("mmap.mmap", refuse)
+    assert can_map("/dev/null") is False
 
 
 def status_by_command(*arguments: str) -> tuple[int, str]:

@@ -58,6 +58,7 @@ def read_status(root: Path = Path("/")) -> Status:
     Args:
         root: where ``sys`` and ``dev`` are.
     """
+    pci_devices, devices = count_pci(root), read_devices(root)
     library, problem = _load()
     causes = [Cause(problem)] if problem else []
     accel_config = _can_open("libaccel-config.so.1")
@@ -65,10 +66,9 @@ def read_status(root: Path = Path("/")) -> Status:
         causes.append(
             Cause(
                 "libaccel-config.so.1 cannot be opened; libqpl needs it to find devices",
-                ["apt-get install libaccel-config1 accel-config   # Debian, Ubuntu"],
+                ["apt-get install libaccel-config1 accel-config   # Debian, Ubuntu"] if pci_devices else [],
             )
         )
-    pci_devices, devices = count_pci(root), read_devices(root)
     causes += _device_causes(pci_devices, devices)
     tested: dict[str, Any] = {"status": "none", "reason": "no libqpl", "compress_us": None, "decompress_us": None}
     if library is not None:

@@ -6,7 +6,7 @@ Rules of this file:
   commit f6fe9fea99, nor the cover letter's IAA rows at 4 and 8 channels.
 * The file was committed before the simulation was run with these numbers, and is not changed to bring a result
   nearer to a published one. An error of the prediction is reported, with its reason if one is known.
-* Whoever chose the parameters knew the published rows, so the choice follows rules that leave no freedom:
+* Whoever chose the parameters knew the published rows, so the choice follows rules that leave little freedom:
   arithmetic on other rows of the letter, or the one measurement by a third party.
 
 The device's rate is the number that matters most. Three were published:
