@@ -5,7 +5,8 @@ from __future__ import annotations
 import child
 
 _FRAME = """
-import os, traceback
+import os, traceback, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of any fork beside numpy's threads
 from multifd.errors import MethodError
 from multifd_qpl.method import QplMethod, QplOptions, choose
 from multifd_qpl.simulator import SimulatedIaa
