@@ -74,5 +74,9 @@ def test_command_simulate() -> None:
     assert [row["policy"] for row in rows] == ["fallback", "wait"]
     assert run(*arguments, "--json") == text
     assert "Not a measurement" in run(*arguments)
-    published = run("simulate", "--devices", "1", "--channels", "4", "--policy", "wait", "--ram", "2M")
-    assert "859607" in published
+    one_device = ("simulate", "--devices", "1", "--channels", "4", "--ram", "2M", "--policy")
+    assert "859607" in run(*one_device, "wait")
+    assert "1509647" in run(*one_device, "fallback")
+    assert "too short" in run(*one_device, "fallback")  # the error of the prediction
+    for other in (("--retries", "7"), ("--verify", "on")):
+        assert "1509647" not in run(*one_device, "fallback", *other)
