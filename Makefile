@@ -3,14 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PLUGINS := $(wildcard plugins/*/pyproject.toml)
+# Compiled at installation.
+COMPILED := $(wildcard plugins/*/setup.py plugins/*/src/*/_build.py plugins/*/src/*/*.[ch])
 # Reinstalled when what describes the distributions changes.
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test interop lint docs bench check-machine clean
+.PHONY: help demo test sanitize interop lint docs bench check-machine clean
 
 help:
 	@echo "make demo    migrate memory that is being written by every installed method and a running QEMU guest, and show the figures"
 	@echo "make test    all tests, of multifd and of every plugin"
+	@echo "make sanitize the tests of qpl's C code under ASan and UBSan, and of its threads under TSan"
 	@echo "make interop every case of the tests against real QEMUs, for hours; \`make test\` tries a pairwise selection"
 	@echo "make lint    ruff, mypy --strict, import-linter"
 	@echo "make docs    the documentation, into docs/_build/html"
@@ -19,7 +22,7 @@ help:
 check-machine:
 	@PYTHON="$(PYTHON)" sh tests/check-machine.sh
 
-$(STAMP): pyproject.toml setup.cfg multifd/_version.py $(PLUGINS) | check-machine
+$(STAMP): pyproject.toml setup.cfg multifd/_version.py $(PLUGINS) $(COMPILED) | check-machine
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test,lint,docs,build]' \
@@ -34,6 +37,16 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The plugin once more, with sanitizers, beside the installed one. The interpreter's own leaks are its own affair.
+SANITIZED := $(CURDIR)/build/sanitize
+
+sanitize: $(STAMP)
+	cd plugins/multifd-qpl && CC=gcc MULTIFD_QPL_BUILD=sanitize $(CURDIR)/$(BIN)/python setup.py -q \
+		build --build-base $(SANITIZED)/work --build-lib $(SANITIZED)/lib
+	MULTIFD_QPL_SANITIZED=$(SANITIZED)/lib PYTHONPATH=$(SANITIZED)/lib \
+		LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		$(BIN)/python -m pytest plugins/multifd-qpl/tests $(PYTEST_ARGS)
 
 # A second, newer QEMU is unpacked if none is named; where that fails, what needs it says so.
 NEWER = MULTIFD_QEMU_NEW="$${MULTIFD_QEMU_NEW:-$$(tests/interop/newer-qemu.sh)}"

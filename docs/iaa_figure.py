@@ -1,67 +1,103 @@
-"""Makes the simulated table and the picture of the IAA page: ``python docs/iaa_figure.py``.
+"""Makes the simulated tables and the picture of the IAA pages: ``python docs/iaa_figure.py``.
 
-Writes ``iaa-simulated.inc`` and ``iaa.svg`` beside itself. The simulation repeats exactly, so a second run
-changes nothing unless the plugin did.
+Writes ``iaa-*.inc`` and ``iaa.svg`` beside itself. The simulation repeats exactly, so a second run changes nothing
+unless the plugin did; the plugin's ``tests/test_prediction.py`` compares.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from multifd_qpl.experiment import Row, simulate
+from multifd_qpl import prediction
+from multifd_qpl.experiment import simulate
+from multifd_qpl.published import IAA_2, IAA_4, IAA_8
 
 HERE = Path(__file__).parent
 DEVICES = range(1, 9)
 CHANNELS = (2, 4, 8)
 POLICIES = ("fallback", "wait")
-LETTER_PAGES = 15.23e6  # the guest of the QPL v8 cover letter, see multifd_qpl.simulator.Machine
-PUBLISHED_MS = {(4, 2): 7330, (4, 4): 5219, (4, 8): 5250}  # the letter's rows of IAA, no bandwidth limit
+PUBLISHED = {(row.devices, row.channels): row.total_time_ms for row in (IAA_2, IAA_4, IAA_8)}
 COLOURS = {2: "#1b7837", 4: "#2166ac", 8: "#b2182b"}
 
 
-def rows() -> dict[tuple[int, int, str], Row]:
-    """Every case, with RAM in proportion to the devices so that the ends of a run weigh the same."""
-    return {
-        (devices, channels, policy): simulate(
-            [policy], devices=devices, channels=channels, ram_bytes=(48 << 20) * devices
-        )[0]
-        for devices in DEVICES
-        for channels in CHANNELS
-        for policy in POLICIES
-    }
+def table_line(devices: int, channels: int) -> str:
+    """Both policies on one machine, with RAM in proportion to the devices so that the ends of a run weigh the same."""
+    fallback, wait = simulate(POLICIES, devices=devices, channels=channels, ram_bytes=(48 << 20) * devices)
+    share = fallback.software_pages / (fallback.software_pages + fallback.hardware_pages)
+    return (
+        f"| {devices} | {channels} | {fallback.guest_ms:.0f} | {fallback.pages_per_second_mean / 1e6:.2f} "
+        f"| {share:.1%} | {wait.guest_ms:.0f} | {wait.pages_per_second_mean / 1e6:.2f} "
+        f"| {PUBLISHED.get((devices, channels), '')} |"
+    )
 
 
-def total_ms(row: Row) -> float:
-    """The time of the letter's guest at this row's rate."""
-    return LETTER_PAGES / row.pages_per_second_mean * 1e3
-
-
-def table(found: dict[tuple[int, int, str], Row]) -> str:
+def table() -> str:
+    """1 to 8 devices with 2, 4 and 8 channels."""
     lines = [
         "| devices | channels | fallback: ms | M pages/s | in software | wait: ms | M pages/s | published: ms |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        *(table_line(devices, channels) for devices in DEVICES for channels in CHANNELS),
     ]
-    for devices in DEVICES:
-        for channels in CHANNELS:
-            fallback, wait = (found[devices, channels, policy] for policy in POLICIES)
-            share = fallback.software_pages / (fallback.software_pages + fallback.hardware_pages)
-            lines.append(
-                f"| {devices} | {channels} | {total_ms(fallback):.0f} | {fallback.pages_per_second_mean / 1e6:.2f} "
-                f"| {share:.1%} | {total_ms(wait):.0f} | {wait.pages_per_second_mean / 1e6:.2f} "
-                f"| {PUBLISHED_MS.get((devices, channels), '')} |"
-            )
     return "\n".join(lines) + "\n"
 
 
-def picture(found: dict[tuple[int, int, str], Row]) -> str:
-    """Pages a second over devices: a line for each number of channels, solid fallback, dashed wait."""
+def score() -> str:
+    """Every published row beside its prediction."""
+    lines = [
+        "| published row | channels | devices | total ms: published | predicted | error "
+        "| mbps: published | predicted | error |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for each in prediction.score():
+        of = each.published
+        lines.append(
+            f"| {of.what} | {of.channels} | {of.devices} | {of.total_time_ms} | {each.total_time_ms:.0f} "
+            f"| {each.time_error:+.1%} | {of.mbps:.0f} | {each.mbps:.0f} | {each.mbps_error:+.1%} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def verify() -> str:
+    """What verification costs: 1 device, 4 channels, both policies."""
+    lines = ["| policy | `verify=off` | `verify=on` |", "| --- | --- | --- |"]
+    by_verify = [simulate(POLICIES, devices=1, channels=4, ram_bytes=48 << 20, verify=each) for each in ("off", "on")]
+    for off, on in zip(*by_verify, strict=True):
+        lines.append(f"| {off.policy} | {off.guest_ms:.0f} ms | {on.guest_ms:.0f} ms |")
+    return "\n".join(lines) + "\n"
+
+
+def _head(first: str) -> str:
+    names = [f"{of.what}, {of.channels} ch." for of in prediction.SENSITIVE]
+    return f"| {first} | {' | '.join(names)} |\n| --- |" + " --- |" * len(names) + "\n"
+
+
+def sensitivity_line(parameter: str) -> str:
+    """What 20 % of a parameter do to the predicted total times."""
+    changes = prediction.sensitivity(parameter)
+    return f"| `{parameter}` | " + " | ".join(f"{less:+.1%} / {more:+.1%}" for less, more in changes) + " |\n"
+
+
+def rate_line(name: str) -> str:
+    """The errors with a published device rate that was not taken."""
+    return f"| {name} | " + " | ".join(f"{error:+.1%}" for error in prediction.errors_at(name)) + " |\n"
+
+
+def picture(of_table: str) -> str:
+    """Pages a second over devices: a line for each number of channels, solid fallback, dashed wait.
+
+    Args:
+        of_table: what `table` made.
+    """
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in of_table.splitlines()[2:]]
+    rate = {(int(c[0]), int(c[1]), policy): float(c[3 + 3 * k]) for c in cells for k, policy in enumerate(POLICIES)}
+
     left, top, width, height, most = 60, 20, 480, 300, 6.0
 
     def x(devices: float) -> float:
         return left + (devices - 1) / 7 * width
 
-    def y(rate: float) -> float:
-        return top + height - rate / most * height
+    def y(million: float) -> float:
+        return top + height - million / most * height
 
     parts = [
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 380" font-family="sans-serif" font-size="12">',
@@ -81,9 +117,7 @@ def picture(found: dict[tuple[int, int, str], Row]) -> str:
     )
     for i, channels in enumerate(CHANNELS):
         for k, policy in enumerate(POLICIES):
-            points = " ".join(
-                f"{x(d):.1f},{y(found[d, channels, policy].pages_per_second_mean / 1e6):.1f}" for d in DEVICES
-            )
+            points = " ".join(f"{x(d):.1f},{y(rate[d, channels, policy]):.1f}" for d in DEVICES)
             style = f'stroke="{COLOURS[channels]}" fill="none" stroke-width="2"' + (
                 ' stroke-dasharray="6 4"' if k else ""
             )
@@ -95,9 +129,19 @@ def picture(found: dict[tuple[int, int, str], Row]) -> str:
 
 
 def main() -> None:
-    found = rows()
-    (HERE / "iaa-simulated.inc").write_text(table(found))
-    (HERE / "iaa.svg").write_text(picture(found))
+    """Make them all."""
+    simulated = table()
+    files = {
+        "iaa-simulated.inc": simulated,
+        "iaa.svg": picture(simulated),
+        "iaa-score.inc": score(),
+        "iaa-verify.inc": verify(),
+        "iaa-sensitivity.inc": _head("parameter, 20 % less / more")
+        + "".join(sensitivity_line(name) for name in prediction.PARAMETERS),
+        "iaa-rates.inc": _head("rate of a device") + "".join(rate_line(name) for name in prediction.OTHER_RATES),
+    }
+    for name, text in files.items():
+        (HERE / name).write_text(text)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from multifd.cli.main import main
 from multifd.errors import exit_statuses
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("plugins/*/README.md")])
 
 
 def test_the_readmes_library_example_runs(tmp_path):
@@ -60,6 +60,16 @@ def test_the_command_reference_has_every_command_and_option(tmp_path):
 def test_links_between_pages_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_commands_and_options_of_multifd_iaa_exist(page):
+    iaa = pytest.importorskip("multifd_qpl.cli", reason="multifd-qpl is not installed").main
+    for line in re.findall(r"(?:^|`)(multifd-iaa [a-z].*?)(?:$|`)", page.read_text(), re.MULTILINE):
+        words = line.partition("#")[0].split()
+        assert words[1] in iaa.commands, line
+        known = {o for p in iaa.commands[words[1]].params for o in p.opts} | {"--help"}
+        assert {word.split("=")[0] for word in words if word.startswith("--")} <= known, line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

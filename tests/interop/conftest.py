@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from interop.guest import Guest, passes_printed
 from interop.pairwise import pairwise
-from interop.qemu import Qemu, QemuMissing, Release, newer_release, system_release
+from interop.qemu import Qemu, QemuMissing, Release, newer_release, qpl_release, system_release
 from interop.scenario import MIB
 
 
@@ -34,7 +34,7 @@ def _require(find: Callable[[], Release], *, is_required: bool) -> Release:
 
 @pytest.fixture(scope="session")
 def releases() -> Callable[[str], Release]:
-    """The QEMU that a case calls "system" or "newer", or a skip that says what is missing.
+    """The QEMU that a case calls "system", "newer" or "qpl", or a skip that says what is missing.
 
     MULTIFD_REQUIRE_QEMU makes it a failure if the system's QEMU is missing, or the one that MULTIFD_QEMU_NEW names.
     """
@@ -44,6 +44,8 @@ def releases() -> Callable[[str], Release]:
     def find(name: str) -> Release:
         if name == "system":
             return _require(system_release, is_required=is_required)
+        if name == "qpl":
+            return _require(qpl_release, is_required=is_required and "MULTIFD_QEMU_QPL" in os.environ)
         return _require(newer_release, is_required=is_required and "MULTIFD_QEMU_NEW" in os.environ)
 
     return find

@@ -58,6 +58,14 @@ def newer_release() -> Release:
     return release
 
 
+def qpl_release() -> Release:
+    """A QEMU with qpl compiled in: that of ``MULTIFD_QEMU_QPL``."""
+    binary = os.environ.get("MULTIFD_QEMU_QPL")
+    if not binary:
+        raise QemuMissing("no QEMU with qpl compiled in (Debian's are without): name one in MULTIFD_QEMU_QPL")
+    return _release(binary)
+
+
 def _release(binary: str) -> Release:
     def says(*arguments: str) -> str:
         command = [binary, *arguments]

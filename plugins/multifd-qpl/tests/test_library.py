@@ -64,7 +64,8 @@ def test_a_missing_function(monkeypatch: pytest.MonkeyPatch, compile_library: Ca
 @pytest.mark.parametrize(
     ("defines", "word"),
     [
-        ("-Dqpl_get_job_size=hidden -DSELF_TEST_SIZE", "job size"),
+        ("-Dqpl_get_job_size=hidden -DSELF_TEST_SIZE=1", "job size"),
+        ("-Dqpl_get_job_size=hidden -DSELF_TEST_SIZE=1048577", "job size"),  # 128 of them are made for a channel
         ("-DSELF_TEST_STATUS", "status of compression"),
         ("-DSELF_TEST_BYTES", "inflate"),
         ("-DSELF_TEST_POINTER", "next_in"),

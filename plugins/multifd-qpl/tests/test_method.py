@@ -129,8 +129,9 @@ def test_options() -> None:
         load_method("qpl:level=1")
     with pytest.raises(OptionError, match="fallback, wait"):
         load_method("qpl:busy=never")
-    with pytest.raises(OptionError, match="at least 0"):
-        load_method("qpl:retries=-1")
+    for retries in (-1, 1001):
+        with pytest.raises(OptionError, match="from 0 to 1000"):
+            load_method(f"qpl:retries={retries}")
     options = QplOptions.parse({"busy": "wait", "retries": "0", "software": "isal", "hardware": "off"})
     assert (options.busy, options.retries) == ("wait", 0)
 
@@ -155,20 +156,32 @@ def test_says_why_not_better(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_hardware_statuses_in_words(standin_library: object, status: int, word: str) -> None:
     standin_library.standin_set_hardware(status)  # type: ignore[attr-defined]
-    available = QplMethod.availability(QplOptions())
-    assert available.engine == "libqpl"
-    assert word in available.reason
+    for software in ("isal", "libqpl"):
+        available = QplMethod.availability(QplOptions(software=software))
+        assert available.engine == software
+        assert word in available.reason
     required = QplMethod.availability(QplOptions(hardware="required"))
     assert not required.ok
     assert word in required.reason
 
 
 def test_engines_by_option(standin_library: object) -> None:
-    assert QplMethod.availability(QplOptions(software="isal")).engine == "isal"
-    assert QplMethod.availability(QplOptions(hardware="off")).engine == "libqpl"
+    """ISA-L is the better engine without a device."""
+    for software, engine in (("isal", "isal"), ("libqpl", "libqpl"), ("auto", "isal")):
+        for hardware in ("auto", "off"):
+            assert QplMethod.availability(QplOptions(software=software, hardware=hardware)).engine == engine
     standin_library.standin_set_hardware(0)  # type: ignore[attr-defined]
-    assert QplMethod.availability(QplOptions()).engine == "iaa"
-    assert QplMethod.availability(QplOptions(hardware="off")).engine == "libqpl"
+    for software in ("isal", "libqpl", "auto"):
+        assert QplMethod.availability(QplOptions(software=software)).engine == "iaa"
+    assert QplMethod.availability(QplOptions(hardware="off")).engine == "isal"
+
+
+def test_libqpl_if_there_is_no_isal(standin_library: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "isal.igzip_lib", None)
+    available = QplMethod.availability(QplOptions())
+    assert available.engine == "libqpl"
+    assert "ISA-L cannot be imported" in available.reason
+    assert not QplMethod.availability(QplOptions(software="isal")).ok
 
 
 def test_works_without_the_extension() -> None:
@@ -178,6 +191,7 @@ def test_works_without_the_extension() -> None:
         "from multifd_qpl.method import QplMethod, QplOptions\n"
         "available = QplMethod.availability(QplOptions())\n"
         "assert available.engine == 'isal', available\n"
+        "assert 'extension multifd_qpl._batch' in available.reason, available\n"
         "method = QplMethod()\n"
         "from multifd.method import SendParams, Geometry, Memory, Pages\n"
         "import numpy as np\n"

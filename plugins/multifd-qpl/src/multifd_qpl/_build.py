@@ -1,8 +1,11 @@
-"""Builds ``multifd_qpl._batch`` from ``_batch.c`` with a C compiler alone: no QPL headers, no libqpl.
+"""Builds ``multifd_qpl._batch`` from the C files beside this with a C compiler alone: no QPL headers, no libqpl.
 
-The extension is optional: without a compiler the installation succeeds and qpl runs on ISA-L.
+The extension is optional: without a compiler the installation succeeds, qpl runs on ISA-L, and the method's
+availability says so. MULTIFD_QPL_BUILD=strict makes it necessary and warnings errors, as for whoever publishes a
+wheel; MULTIFD_QPL_BUILD=sanitize adds ASan and UBSan (`make sanitize`).
 """
 
+import os
 from pathlib import Path
 
 from cffi import FFI
@@ -37,18 +40,22 @@ typedef struct {
 typedef struct { uint8_t *start; uint32_t page_count; } mq_run;
 typedef struct { int32_t run; uint32_t start, length; } mq_piece;
 
+typedef struct { uint32_t page, status, length; } mq_doubt;
+
 typedef struct {
     const mq_table *table;
     qpl_job *software, **hardware;
     uint8_t *slots;
     const uint8_t *abort;
     uint64_t silence_ns;
-    uint32_t page_size, retries;
-    uint8_t wait_for_queue, verify, hardware_off, silent;
+    uint32_t page_size, page_count, retries;
+    uint8_t wait_for_queue, verify, hardware_off, silent, has_stuck;
     uint64_t counters[...];
-    uint32_t bad_page, bad_status, bad_length;
+    uint8_t *source, *out, *proof;
     uint8_t **pages;
     uint32_t *lengths;
+    mq_doubt *doubts;
+    uint32_t doubt_count;
     ...;
 } mq_channel;
 
@@ -60,7 +67,9 @@ typedef struct {
 #define MQ_OK ...
 #define MQ_ABORTED ...
 #define MQ_SILENT ...
-#define MQ_BAD_PAGE ...
+#define MQ_MISUSE ...
+#define MQ_ROOM_TO_SPARE ...
+#define SOFTWARE ...
 #define MQ_AUTO ...
 #define MQ_HARDWARE ...
 #define MQ_SOFTWARE ...
@@ -69,32 +78,42 @@ typedef struct {
 #define MQ_COMPRESS ...
 #define MQ_DECOMPRESS ...
 
-uint32_t crc_of(const uint8_t *p, size_t length);
-uint32_t crc_by_table(uint32_t crc, const uint8_t *p, size_t length);
+size_t mq_slot_bytes(uint32_t page_size);
+void *mq_map(size_t bytes);
+void mq_unmap(void *start, size_t bytes);
 void mq_real_time(mq_table *table);
-int mq_compress(mq_channel *c, const mq_run *runs, uint32_t run_count,
-                uint8_t *out, uint8_t *lengths, mq_piece *pieces, uint32_t *piece_count);
-int mq_decompress(mq_channel *c, const mq_run *runs, uint32_t run_count, const uint8_t *payload);
-
-extern "Python" {
-    uint32_t mq_sim_get_job_size(int, uint32_t *);
-    uint32_t mq_sim_init_job(int, qpl_job *);
-    uint32_t mq_sim_fini_job(qpl_job *);
-    uint32_t mq_sim_execute_job(qpl_job *);
-    uint32_t mq_sim_submit_job(qpl_job *);
-    uint32_t mq_sim_check_job(qpl_job *);
-    uint64_t mq_sim_now_ns(void);
-    void mq_sim_relax(void);
-}
+int mq_compress(mq_channel *c, const mq_run *runs, uint32_t run_count, uint8_t *lengths, mq_piece *pieces,
+                uint32_t *piece_count);
+int mq_decompress(mq_channel *c, const mq_run *runs, uint32_t run_count, const uint8_t *payload,
+                  size_t payload_length);
+uint32_t mq_crc(const uint8_t *p, size_t length);
+uint32_t mq_crc_by_table(uint32_t crc, const uint8_t *p, size_t length);
 """)
 
 _HERE = Path(__file__).parent
+_SOURCES = ("_jobs.c", "_compress.c", "_decompress.c", "_crc.c")
+_HEADERS = ("_batch.h", "_jobs.h")
+
+_MODE = os.environ.get("MULTIFD_QPL_BUILD", "")
+if _MODE not in ("", "strict", "sanitize"):
+    raise SystemExit(f"MULTIFD_QPL_BUILD={_MODE}: expected strict or sanitize")
+_STRICT = ["-Wall", "-Wextra", "-Werror"] if _MODE else []
+_SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"] if _MODE == "sanitize" else []
+_DEBUG = ["-g", "-O1", "-fno-omit-frame-pointer"] if _SANITIZERS else ["-O2"]
+
+# What cffi writes behind this does not use every argument.
+_PREAMBLE = """
+#include "_batch.h"
+#pragma GCC diagnostic ignored "-Wunused-parameter"
+"""
 
 ffibuilder.set_source(
     "multifd_qpl._batch",
-    (_HERE / "_batch.c").read_text(),
+    _PREAMBLE,
+    sources=[f"src/multifd_qpl/{name}" for name in _SOURCES],  # from setup.py, as setuptools wants it
     include_dirs=[str(_HERE)],
-    depends=[str(_HERE / "_crc.h")],
-    extra_compile_args=["-O2"],
-    optional=True,
+    depends=[str(_HERE / name) for name in _HEADERS],
+    extra_compile_args=["-fvisibility=hidden", *_DEBUG, *_STRICT, *_SANITIZERS],
+    extra_link_args=_SANITIZERS,
+    optional=not _MODE,
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from multifd.errors import MultifdError
+from multifd.errors import MethodUnavailable, MultifdError
 
 if TYPE_CHECKING:
     from multifd_qpl.devices import Status
@@ -39,7 +39,11 @@ def main() -> None:
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON document.")
 def status(as_json: bool) -> None:
-    """Show libqpl, IAA devices and their work queues, and what is missing for the hardware path."""
+    """Show libqpl, IAA devices and their work queues, and what is missing for the hardware path.
+
+    If there is a device, a page goes through it both ways. Exit status: 0 if it came back with its CRC, so that a
+    migration here uses IAA; 3 if not. So `multifd-iaa status --json` is a node check for a cluster.
+    """
     from multifd_qpl.devices import read_status
 
     found = read_status()
@@ -47,24 +51,42 @@ def status(as_json: bool) -> None:
         click.echo(json.dumps(found.as_dict()))
     else:
         _print_status(found)
+    sys.exit(0 if found.hardware_ready else MethodUnavailable.exit_code)
 
 
 def _print_status(found: Status) -> None:
-    click.echo(f"libqpl           {f'{found.library} {found.library_version}' if found.library else 'not found'}")
+    from multifd_qpl.remedy import queue_problem
+
+    if found.library:
+        named = f" (by MULTIFD_QPL_LIBRARY={found.library_named})" if found.library_named else ""
+        click.echo(f"libqpl           {found.library_version}, loaded from {found.library}{named}")
+    else:
+        click.echo(f"libqpl           none can be used: {found.library_problem}")
     click.echo(f"libaccel-config  {'found' if found.accel_config else 'not found'}")
+    click.echo(f"kernel           {found.kernel}")
     click.echo(f"IAA devices      {found.pci_devices} on the PCI bus, {len(found.devices)} shown by the idxd driver")
     for device in found.devices:
-        click.echo(f"  {device.name}  {device.state}, NUMA node {device.numa_node}, {device.engines} engines")
+        node = "unknown" if device.numa_node is None else device.numa_node
+        click.echo(f"  {device.name}  {device.state}, NUMA node {node}, {device.engines} engines")
         for queue in device.queues:
+            problem = queue_problem(queue)
             click.echo(
-                f"    {queue.name}  {queue.mode}, {queue.state}, {queue.entries} entries, threshold {queue.threshold}, "
-                f"block_on_fault {int(queue.block_on_fault)}" + (f": {queue.problem}" if queue.problem else "")
+                f"    {queue.name}  {queue.type}, {queue.mode}, {queue.state}, {queue.entries} entries, threshold "
+                f"{queue.threshold}, block_on_fault {int(queue.block_on_fault)}" + (f": {problem}" if problem else "")
             )
-    click.echo(f"hardware path    {'ready' if found.hardware_ready else 'not usable'}")
+    test = found.hardware_test
+    if found.hardware_ready:
+        crc = "" if test["has_crc"] else ", without CRC: results of the device are not verified"
+        times = f"{test['compress_us']:.0f} us to compress, {test['decompress_us']:.0f} us to decompress"
+        click.echo(f"hardware path    ready: a page went through it, {times}{crc}")
+    else:
+        click.echo(f"hardware path    not usable: {test['reason']}")
+    for note in found.notes:
+        click.echo(f"  note: {note}")
     for reason in found.missing:
         click.echo(f"  missing: {reason}")
     if found.commands:
-        click.echo("To enable it, as root:")
+        click.echo("To mend it, as root, in this order:")
         for command in found.commands:
             click.echo(f"  {command}")
 
@@ -121,16 +143,21 @@ def simulate(
 
 
 def _print_rows(rows: list[Row], ram_bytes: int) -> None:
-    from multifd_qpl.experiment import PUBLISHED, PUBLISHED_RAM, is_published_case
+    from multifd_qpl.experiment import published_case
+    from multifd_qpl.prediction import ERRORS
 
     machine = f"{rows[0].devices} devices, {rows[0].channels} channels"
-    click.echo(f"Simulated: {ram_bytes / 2**20:g} MiB, {machine}. Not a measurement.")
+    low, high = ERRORS
+    click.echo(f"Simulated: {ram_bytes / 2**20:g} MiB, {machine}. Not a measurement: against published migrations the")
+    click.echo(f"times of this simulation were {-low:.0%} too short to {high:.0%} too long (docs/iaa-evidence.md).")
     names = ("total ms", "down ms", "mbps", "pages/s", "pages/s mean", "hardware", "software", "raw", "busy", "retried")
     click.echo(f"{'':22}" + "".join(f"{name:>14}" for name in names))
+    hidden = ("policy", "devices", "channels", "retries", "verify")
     for row in rows:
-        values = [value for name, value in row.as_dict().items() if name not in ("policy", "devices", "channels")]
+        values = [value for name, value in row.as_dict().items() if name not in hidden]
         click.echo(f"{row.policy:22}" + "".join(f"{value:>14}" for value in values))
-        if is_published_case(row):
-            scaled = round(row.total_time_ms * PUBLISHED_RAM / ram_bytes)
-            click.echo(f"{'  at 60.3 GiB':22}{scaled:>14}")
-            click.echo(f"{'  published':22}" + "".join(f"{value:>14}" for value in PUBLISHED[row.policy].values()))
+        if published := published_case(row):
+            error = row.guest_ms / published.total_time_ms - 1
+            click.echo(f"{'  the published guest':22}{row.guest_ms:>14.0f}  ({error:+.1%} of what was published)")
+            figures = (published.total_time_ms, published.downtime_ms, published.mbps, published.pages_per_second)
+            click.echo(f"{'  published':22}" + "".join(f"{value:>14}" for value in figures))

@@ -1,74 +1,19 @@
-"""What the kernel shows of IAA devices and their work queues, and what keeps libqpl from using them.
-
-Sources: Documentation/ABI/stable/sysfs-driver-dma-idxd of Linux 6.x (attributes below
-``/sys/bus/dsa/devices``); PCI 8086:0cfe, Intel's In-Memory Analytics Accelerator.
-"""
+"""Whether ``qpl`` runs on an IAA device here, and if not, each reason with what mends it."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from multifd_qpl.library import Library, LibraryUnavailable, describe_status, load, open_shared_object
+from multifd_qpl.library import ENVIRONMENT, Library, LibraryUnavailable, load
+from multifd_qpl.remedy import Cause, device_cause, is_usable, queue_problem
+from multifd_qpl.sysfs import Device, Queue, can_map, count_pci, read_devices
 
-_PCI_ID = ("0x8086", "0x0cfe")
-_ENTRIES = 128  # work queue entries of a device, all queues together
-
-
-@dataclass(frozen=True)
-class Queue:
-    """A work queue as the kernel shows it."""
-
-    name: str
-    mode: str
-    """shared or dedicated; libqpl uses shared ones only."""
-    state: str
-    entries: int
-    threshold: int
-    block_on_fault: bool
-    max_transfer_size: int
-    node: str
-    """The character device."""
-    is_permitted: bool
-    """This process may open it for reading and writing."""
-
-    @property
-    def problem(self) -> str:
-        """Why libqpl would not use it; empty if it would."""
-        if self.state != "enabled":
-            return f"is {self.state}"
-        if self.mode != "shared":
-            return f"is {self.mode}; libqpl uses shared queues only"
-        if not self.is_permitted:
-            return f"may not be opened by this user: permission on {self.node}"
-        return ""
-
-
-@dataclass(frozen=True)
-class Device:
-    """An IAA device that the idxd driver shows."""
-
-    name: str
-    state: str
-    numa_node: int
-    engines: int
-    queues: list[Queue]
-
-    def commands(self) -> list[str]:
-        """The accel-config commands, for root, that give it one shared queue with all engines."""
-        number = self.name.removeprefix("iax")
-        queue = f"{self.name}/wq{number}.0"
-        return [
-            *(f"accel-config config-engine {self.name}/engine{number}.{i} --group-id=0" for i in range(self.engines)),
-            f"accel-config config-wq {queue} --group-id=0 --mode=shared --wq-size={_ENTRIES} --threshold={_ENTRIES} "
-            "--priority=10 --block-on-fault=1 --type=user --name=multifd --driver-name=user "
-            "--max-transfer-size=2147483648",
-            f"accel-config enable-device {self.name}",
-            f"accel-config enable-wq {queue}",
-        ]
+__all__ = ["Device", "Queue", "Status", "read_status"]
 
 
 @dataclass(frozen=True)
@@ -76,76 +21,147 @@ class Status:
     """Everything that decides whether ``qpl`` runs on an IAA device."""
 
     library: str | None
-    """The shared object that was found."""
+    """The file of the libqpl that is loaded, as the kernel maps it; None if none can be used."""
     library_version: str | None
+    library_problem: str
+    """Why none can be used: not found, or found and refused."""
+    library_named: str | None
+    """What MULTIFD_QPL_LIBRARY asks for, if anything."""
     accel_config: bool
     """Whether libaccel-config.so.1, which libqpl needs for devices, can be opened."""
+    kernel: str
     pci_devices: int
     devices: list[Device]
     hardware_ready: bool
-    """libqpl made a hardware job."""
+    """A page went through a device both ways, and came back with its CRC."""
+    hardware_test: dict[str, Any]
+    """Of that page: status (passed, failed, silent, none), reason, times in microseconds."""
     missing: list[str]
     """What stands in the way, in words."""
     commands: list[str]
-    """What root can run to enable the devices that are there."""
+    """What root can run, in this order, to mend it."""
+    notes: list[str]
+    """What does not stand in the way but will be wondered about."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values; each queue with its problem."""
         document = asdict(self)
         for shown, device in zip(document["devices"], self.devices, strict=True):
             for entry, queue in zip(shown["queues"], device.queues, strict=True):
-                entry["problem"] = queue.problem
+                entry["problem"] = queue_problem(queue)
         return document
 
 
 def read_status(root: Path = Path("/")) -> Status:
-    """Look at the machine. Never raises for what is absent.
+    """Look at the machine, and send a page through a device if there is one. Never raises for what is absent.
 
     Args:
         root: where ``sys`` and ``dev`` are.
     """
-    missing: list[str] = []
-    name = version = None
-    library: Library | None = None
-    try:
-        _, name, version = open_shared_object()
-        library = load()
-    except LibraryUnavailable as e:
-        missing.append(str(e))
+    pci_devices, devices = count_pci(root), read_devices(root)
+    library, problem = _load()
+    causes = [Cause(problem)] if problem else []
     accel_config = _can_open("libaccel-config.so.1")
     if not accel_config:
-        missing.append("libaccel-config.so.1 cannot be opened; libqpl needs it to find devices")
-    pci_devices = _count_pci(root)
-    devices = _read_devices(root)
-    commands = _look_at_devices(pci_devices, devices, missing)
-    hardware_ready = False
-    if library is not None:
-        from multifd_qpl.jobs import probe
-
-        status = probe(library)
-        hardware_ready = status == 0
-        if status:
-            missing.append(f"libqpl makes no hardware job: {describe_status(status)}")
-    return Status(name, version, accel_config, pci_devices, devices, hardware_ready, missing, commands)
-
-
-def _look_at_devices(pci_devices: int, devices: list[Device], missing: list[str]) -> list[str]:
-    if not devices:
-        missing.append(
-            f"the machine has {pci_devices} IAA devices, but the idxd driver shows none: it needs "
-            "CONFIG_INTEL_IDXD and intel_iommu=on,sm_on on the kernel's command line"
-            if pci_devices
-            else "this machine has no IAA device (PCI 8086:0cfe)"
+        causes.append(
+            Cause(
+                "libaccel-config.so.1 cannot be opened; libqpl needs it to find devices",
+                ["apt-get install libaccel-config1 accel-config   # Debian, Ubuntu"] if pci_devices else [],
+            )
         )
-    if any(not queue.problem for device in devices for queue in device.queues):
-        return []
-    commands = []
-    for device in devices:
-        problems = [f"{queue.name} {queue.problem}" for queue in device.queues]
-        missing.append(f"{device.name} is {device.state}: {'; '.join(problems) or 'it has no work queue'}")
-        if device.state != "enabled":
-            commands += device.commands()
-    return commands
+    causes += _device_causes(pci_devices, devices)
+    tested: dict[str, Any] = {"status": "none", "reason": "no libqpl", "compress_us": None, "decompress_us": None}
+    if library is not None:
+        from multifd_qpl.selftest import check_hardware
+
+        test = check_hardware(library)
+        tested = test.as_dict()
+        if not test.ok:
+            causes.append(_untested(test.reason, devices))
+    return Status(
+        library=_file_of(library) if library else None,
+        library_version=library.version if library else None,
+        library_problem=problem,
+        library_named=os.environ.get(ENVIRONMENT) or None,
+        accel_config=accel_config,
+        kernel=platform.release(),
+        pci_devices=pci_devices,
+        devices=devices,
+        hardware_ready=tested["status"] == "passed",
+        hardware_test=tested,
+        missing=[cause.text for cause in causes],
+        commands=[command for cause in causes for command in cause.commands],
+        notes=_notes(root, devices),
+    )
+
+
+def _load() -> tuple[Library | None, str]:
+    try:
+        return load(), ""
+    except LibraryUnavailable as e:
+        return None, str(e)
+
+
+def _device_causes(pci_devices: int, devices: list[Device]) -> list[Cause]:
+    if devices:
+        return [cause for device in devices if (cause := device_cause(device))]
+    if not pci_devices:
+        return [Cause("this machine has no IAA device (PCI 8086:0cfe), or it is disabled in the BIOS")]
+    return [
+        Cause(
+            f"the machine has {pci_devices} IAA devices, but the idxd driver shows none: it needs Linux 5.18 with "
+            "CONFIG_INTEL_IDXD and CONFIG_INTEL_IDXD_SVM, and intel_iommu=on,sm_on on the kernel's command line",
+            ["modprobe idxd"],
+        )
+    ]
+
+
+def _untested(reason: str, devices: list[Device]) -> Cause:
+    """The device's self-test did not pass; who may not map queues is told so."""
+    text = f"libqpl's hardware path: {reason}"
+    usable = [queue for device in devices for queue in device.queues if is_usable(queue)]
+    if usable and can_map(usable[0].node) is False:
+        text += (
+            f"; {usable[0].node} may not be mapped: this kernel has the fix of CVE-2024-21823 and wants CAP_SYS_RAWIO "
+            "for that, or libqpl 1.6, which does without"
+        )
+    return Cause(text)
+
+
+def _notes(root: Path, devices: list[Device]) -> list[str]:
+    """NUMA nodes with processors and without a usable device; queues that do not wait for page faults."""
+    usable = [(device, queue) for device in devices for queue in device.queues if is_usable(queue)]
+    notes = [
+        f"{device.name}/{queue.name} has block_on_fault 0: pages that fault go to software"
+        for device, queue in usable
+        if not queue.block_on_fault
+    ]
+    served = {device.numa_node for device, _ in usable}
+    bare = sorted(_nodes_with_processors(root) - {node for node in served if node is not None})
+    if usable and bare and served.isdisjoint({None, -1}):
+        node = min(node for node in served if node is not None)
+        notes.append(
+            f"no usable device on NUMA node {', '.join(map(str, bare))}: libqpl uses devices of the thread's own "
+            f"socket only; start multifd by `numactl --cpunodebind={node} --membind={node}`"
+        )
+    return notes
+
+
+def _nodes_with_processors(root: Path) -> set[int]:
+    nodes: set[int] = set()
+    base = root / "sys/devices/system/node"
+    try:
+        names = os.listdir(base)
+    except OSError:
+        return nodes
+    for name in names:
+        number = name.removeprefix("node")
+        try:
+            if number.isdigit() and (base / name / "cpulist").read_bytes().strip():
+                nodes.add(int(number))
+        except OSError:
+            continue
+    return nodes
 
 
 def _can_open(name: str) -> bool:
@@ -156,55 +172,17 @@ def _can_open(name: str) -> bool:
     return True
 
 
-def _text(path: Path) -> str:
+def _file_of(library: Library) -> str:
+    """The file that a function of the library lies in, by the kernel's table of this process's maps."""
+    from multifd_qpl._batch import ffi
+
+    address = int(ffi.cast("uintptr_t", library.table.get_job_size))
     try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
-
-
-def _number(path: Path) -> int:
-    text = _text(path)
-    try:
-        return int(text, 0)
-    except ValueError:
-        return 0
-
-
-def _count_pci(root: Path) -> int:
-    found = (root / "sys/bus/pci/devices").glob("*")
-    return sum((_text(path / "vendor"), _text(path / "device")) == _PCI_ID for path in found)
-
-
-def _read_devices(root: Path) -> list[Device]:
-    base = root / "sys/bus/dsa/devices"
-    devices = []
-    for path in sorted(base.glob("iax*")):
-        number = path.name.removeprefix("iax")
-        names = sorted({p.name for p in (*path.glob(f"wq{number}.*"), *base.glob(f"wq{number}.*"))})
-        queues = [_read_queue(root, path / name if (path / name).is_dir() else base / name) for name in names]
-        devices.append(
-            Device(
-                path.name,
-                _text(path / "state") or "unknown",
-                _number(path / "numa_node"),
-                _number(path / "max_engines") or 8,
-                [queue for queue in queues if queue.entries or queue.state == "enabled"],
-            )
-        )
-    return devices
-
-
-def _read_queue(root: Path, path: Path) -> Queue:
-    node = root / "dev/iax" / path.name
-    return Queue(
-        path.name,
-        _text(path / "mode") or "unknown",
-        _text(path / "state") or "unknown",
-        _number(path / "size"),
-        _number(path / "threshold"),
-        _text(path / "block_on_fault") == "1",
-        _number(path / "max_transfer_size"),
-        str(node),
-        os.access(node, os.R_OK | os.W_OK),
-    )
+        with open("/proc/self/maps", "rb") as maps:
+            for line in maps:
+                first, _, last = line.split(b" ", 1)[0].partition(b"-")
+                if int(first, 16) <= address < int(last, 16):
+                    return os.fsdecode(line.rstrip(b"\n").split(None, 5)[5])
+    except (OSError, ValueError, IndexError):
+        pass
+    return library.path

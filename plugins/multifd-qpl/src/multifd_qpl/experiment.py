@@ -1,8 +1,8 @@
 """A migration on a simulated machine: how many devices, and which policy.
 
 The method's own hooks run, with its jobs and ``_batch.c``, on a `SimulatedIaa` in lock step, so the same
-arguments give the same figures. The guest is idle and has no zero pages; every channel sends one packet
-more while the guest stands still. Simulated are the source's channel threads, its devices and the link.
+arguments give the same figures. The guest is idle, its zero pages are evenly spread; every channel sends one
+packet more while the guest stands still. Simulated are the source's channel threads, its devices and the link.
 Not simulated are the destination (decompression is several times cheaper), the setup, and what QEMU does
 to the devices of the guest when it stops it.
 """
@@ -11,18 +11,22 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from multifd.errors import UsageError
 from multifd.method import Memory, Pages, SendParams
 from multifd.pages import Geometry
 from multifd.stats import ChannelStats, MigrationStats
+from multifd_qpl.machine import Machine
 from multifd_qpl.method import QplMethod, QplOptions
-from multifd_qpl.simulator import LockStep, Machine, SimulatedIaa, Sizes
+from multifd_qpl.page_codec import Sizes
+from multifd_qpl.published import FALLBACK, HEADER_BYTES, NORMAL_PAGES, WAIT, Published
+from multifd_qpl.simulator import SimulatedIaa
+from multifd_qpl.virtual_time import LockStep
 
 _PAGE = 4096
-_HEADER_BYTES = 320 + 8 * 128  # of a packet with 128 page slots: migration/multifd.h, QEMU 9.1
+_RETRIES = 3  # of the published fallback: QEMU offers a page four times in all
 
 
 @dataclass(frozen=True)
@@ -36,34 +40,35 @@ class Row:
     downtime_ms: float
     mbps: float
     pages_per_second: int
-    """Of QEMU's last window of at least 100 ms; 0 if the migration was shorter."""
+    """Of QEMU's last window of at least 100 ms, zero pages too; 0 if the migration was shorter."""
     pages_per_second_mean: int
+    """Over the whole migration, without zero pages."""
     hardware_pages: int
     software_pages: int
     raw_pages: int
     busy: int
     retried: int
+    retries: int
+    verify: str
+    machine: Machine = field(repr=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, in the order of the fields."""
-        return asdict(self)
+        """Plain values, in the order of the fields; without the machine."""
+        document = asdict(self)
+        del document["machine"]
+        return document
 
-
-PUBLISHED = {
-    "wait": {"total_time_ms": 18381, "downtime_ms": 25, "mbps": 13698.65, "pages_per_second": 859607},
-    "fallback": {"total_time_ms": 14649, "downtime_ms": 25, "mbps": 17666.57, "pages_per_second": 1509647},
-}
-"""4 channels, 1 device: the message of QEMU commit f6fe9fea99 (June 2024)."""
-
-PUBLISHED_RAM = round(859607 * 18.381) * _PAGE
-"""Bytes that the waiting row moved, if its rate held throughout: 60.3 GiB of a 64 GiB guest."""
+    @property
+    def guest_ms(self) -> float:
+        """The total time of the published guest (`NORMAL_PAGES`) at this row's rate."""
+        return NORMAL_PAGES / self.pages_per_second_mean * 1e3
 
 
 class _Migration:
     """One run: what the channels share."""
 
     def __init__(self, machine: Machine, channels: int, options: QplOptions, page_count: int) -> None:
-        self.clock = LockStep(channels)
+        self.clock = LockStep(channels, machine.slack_ns)
         self.machine = machine
         self.iaa = SimulatedIaa(machine, codec=Sizes(machine), clock=self.clock)
         self.method = QplMethod(options, library=self.iaa.library)
@@ -130,15 +135,16 @@ class _Migration:
         p.pages = self._pages(count)
         p.iov.clear()
         clock, machine = self.clock, self.machine
-        clock.advance(clock.now() + count * machine.zero_check_ns)
+        clock.advance(clock.now() + count * (1 + machine.zero_share) * machine.zero_check_ns)
         self.method.send_prepare(p)
         self.iaa.raise_errors()
         clock.turn()
-        nbytes = _HEADER_BYTES + sum(len(b) for b in p.iov)
+        nbytes = HEADER_BYTES + sum(len(b) for b in p.iov)
         start = max(clock.now(), self._link_free)
         self._link_free = start + nbytes * machine.link_ns_per_byte
         clock.advance(start + nbytes * machine.send_ns_per_byte)
         stats.normal_pages += count
+        stats.zero_pages = int(stats.normal_pages * machine.zero_share)
         self.stats.wire_bytes += nbytes
         self.stats.tick(clock.now() / 1e9)
 
@@ -155,7 +161,7 @@ def simulate(
     devices: int,
     channels: int,
     ram_bytes: int,
-    retries: int = 3,
+    retries: int = _RETRIES,
     verify: str = "off",
     machine: Machine | None = None,
 ) -> list[Row]:
@@ -169,14 +175,14 @@ def simulate(
         retries: of ``fallback``.
         verify: as `QplOptions.verify`; off, as in what was published. The channel thread's time for the CRC is not
             simulated.
-        machine: other parameters than the sourced ones; its `devices` is ignored.
+        machine: other parameters than those of `multifd_qpl.machine`; its `devices` is ignored.
 
     Raises:
         UsageError: an argument that cannot be meant.
     """
     if not 1 <= channels <= 255 or devices < 1 or ram_bytes < _PAGE:
         raise UsageError("expected at least one device, 1 to 255 channels and a page of RAM")
-    machine = Machine(**{**asdict(machine or Machine()), "devices": devices})
+    machine = replace(machine or Machine(), devices=devices)
     options = [QplOptions(busy=policy, retries=retries, verify=verify) for policy in policies]
     return [_simulate(machine, channels, each, ram_bytes // _PAGE) for each in options]
 
@@ -200,9 +206,16 @@ def _simulate(machine: Machine, channels: int, options: QplOptions, page_count: 
         raw_pages=counters["raw"],
         busy=counters["busy"],
         retried=counters["retried"],
+        retries=options.retries,
+        verify=options.verify,
+        machine=machine,
     )
 
 
-def is_published_case(row: Row) -> bool:
-    """Whether `PUBLISHED` has a row beside this one."""
-    return (row.devices, row.channels) == (1, 4) and row.policy in PUBLISHED
+def published_case(row: Row) -> Published | None:
+    """The published row beside this one: only where every parameter is that row's."""
+    of = {"wait": WAIT, "fallback": FALLBACK}[row.policy]
+    machine = Machine(devices=of.devices)
+    same = (row.devices, row.channels, row.verify, row.machine) == (of.devices, of.channels, "off", machine)
+    has_its_retries = row.policy == "wait" or row.retries == _RETRIES
+    return of if same and has_its_retries else None

@@ -1,4 +1,4 @@
-"""Finds libqpl, checks that it is the library this was written for, and fills the table for ``_batch.c``.
+"""Finds libqpl, checks that it is the library this was written for, and fills the table for the C code.
 
 The shared object is opened once and stays open. Whether there is a device is libqpl's to say, once
 for each process; see `multifd_qpl.jobs.probe`.
@@ -9,93 +9,67 @@ from __future__ import annotations
 import ctypes
 import os
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
+from multifd_qpl.abi import DAMAGED_ACCEL_CONFIG, Library, LibraryUnavailable, describe_status
+from multifd_qpl.elf import NotLoadable, is_cut_short, is_privileged, open_shared
+
+__all__ = [
+    "ENVIRONMENT",
+    "SONAMES",
+    "Library",
+    "LibraryUnavailable",
+    "describe_status",
+    "load",
+    "named_library",
+    "open_shared_object",
+    "self_test",
+]
+
 ENVIRONMENT = "MULTIFD_QPL_LIBRARY"
-"""Names the shared object to use instead of `SONAMES`: a path, or a name for the dynamic linker."""
+"""Names the shared object to use instead of `SONAMES`: a path, or a name for the dynamic linker. Not looked at in
+a process with privileges of its file, as the linker does not look at LD_LIBRARY_PATH there."""
 
 SONAMES = ("libqpl.so.1", "libqpl.so")
 """Shared builds exist from libqpl 1.5.0 on, with this SONAME."""
 
 _FUNCTIONS = ("get_job_size", "init_job", "fini_job", "execute_job", "submit_job", "check_job")
 _HEAD_BYTES = 240  # sizeof(qpl_job), libqpl 0.2.0 to 1.6.0: the least a job can need
-_MOST_BYTES = 64 << 20  # libqpl 1.6.0 asks for 0.83 MB at most
-
-_STATUSES = {
-    2: "the output does not fit",
-    5: "all work queues are busy",
-    7: "the job was never submitted",
-    8: "the work queue's OPCFG forbids the operation",
-    54: "no such path",
-    101: "no memory",
-    213: "invalid block type",
-    214: "stored block with a wrong length",
-    215: "the stream does not end properly",
-    217: "a distance of more than 4096 bytes",
-    218: "a reference before the start",
-    219: "no progress",
-    229: "verification failed",
-    303: "page fault while reading",
-    319: "larger than the work queue's max_transfer_size",
-    431: "page fault while writing",
-    500: "this kernel does not show the device's capabilities, which a second-generation device needs",
-    501: "libaccel-config.so.1 is missing or too old",
-    502: "libaccel-config cannot make its context",
-    503: "no enabled shared IAA work queue that this process may open: none is configured, or permission "
-    "on /dev/iax/wq* is missing",
-}
-"""libqpl's statuses that a user may meet, in words (its status.h, 1.6.0)."""
+_MOST_BYTES = 1 << 20
+"""The most memory for a job. libqpl 1.6.0 asks for 740864 bytes in software and 188736 on hardware, of which a
+channel makes one for each page of a packet, 128 at most: 24 MB."""
 
 
-def describe_status(status: int) -> str:
-    """A status of libqpl in words; unknown ones are accepted."""
-    if 201 <= status <= 218 and status not in _STATUSES:
-        return f"not a deflate stream (status {status})"
-    return f"{_STATUSES.get(status, 'unexpected answer')} (status {status})"
-
-
-class LibraryUnavailable(Exception):
-    """libqpl cannot be used; the message says why."""
-
-
-@dataclass(frozen=True)
-class Library:
-    """libqpl, or what stands in for it."""
-
-    table: Any
-    """``mq_table *``."""
-    version: str
-    path: str
-    """Where it came from, for messages."""
-    has_crc: bool = False
-    """Whether its jobs report the CRC-32 of a page's bytes: what `QplOptions.verify` needs."""
+def named_library() -> str | None:
+    """What `ENVIRONMENT` names, if that may be used."""
+    return None if is_privileged() else os.environ.get(ENVIRONMENT) or None
 
 
 def open_shared_object() -> tuple[ctypes.CDLL, str, str]:
-    """The shared object, its name and its version.
+    """The shared object, its path and its version.
 
     Raises:
         LibraryUnavailable: not found, or not of a version with the ABI this was written for.
     """
-    named = os.environ.get(ENVIRONMENT)
+    named = named_library()
     reasons = []
     for name in (named,) if named else SONAMES:
         try:
-            opened = ctypes.CDLL(name)
-        except OSError as e:
+            opened, path = open_shared(name)
+        except NotLoadable as e:
             reasons.append(str(e))
             continue
         try:
             get_version = opened.qpl_get_library_version
         except AttributeError:
-            raise LibraryUnavailable(f"{name} is not libqpl: it has no qpl_get_library_version") from None
+            raise LibraryUnavailable(f"{path} is not libqpl: it has no qpl_get_library_version") from None
         get_version.restype = ctypes.c_char_p
         version = (get_version() or b"").decode("ascii", "replace")
         if version.split(".")[0] != "1":
-            raise LibraryUnavailable(f"{name} is libqpl {version!r}; 1.x is needed (shared builds begin with 1.5)")
-        return opened, name, version
+            raise LibraryUnavailable(f"{path} is libqpl {version!r}; 1.x is needed (shared builds begin with 1.5)")
+        return opened, path, version
     raise LibraryUnavailable("libqpl not found: " + "; ".join(reasons))
 
 
@@ -105,7 +79,7 @@ def load() -> Library:
     Raises:
         LibraryUnavailable: it cannot be used, or the extension for it was not built.
     """
-    return _load(os.environ.get(ENVIRONMENT))
+    return _load(named_library())
 
 
 @cache
@@ -124,23 +98,25 @@ def _load(named: str | None) -> Library:
 
 
 def _open_and_test() -> Library:
-    opened, name, version = open_shared_object()
     try:
         from multifd_qpl._batch import ffi, lib
     except ImportError as e:
         raise LibraryUnavailable(
-            f"{name} {version} is there, but the extension multifd_qpl._batch is not "
-            f"(no C compiler when multifd-qpl was installed?): {e}"
+            f"the extension multifd_qpl._batch, without which neither libqpl nor a device is used, is not there: {e} "
+            "(no C compiler when multifd-qpl was installed? "
+            "pip install --force-reinstall --no-cache-dir --no-deps multifd-qpl builds it)"
         ) from e
+    opened, path, version = open_shared_object()
     table = ffi.new("mq_table *")
     for function in _FUNCTIONS:
         try:
             address = ctypes.cast(getattr(opened, f"qpl_{function}"), ctypes.c_void_p).value
         except AttributeError:
-            raise LibraryUnavailable(f"{name} {version} has no qpl_{function}") from None
+            raise LibraryUnavailable(f"{path} {version} has no qpl_{function}") from None
         setattr(table, function, ffi.cast(ffi.typeof(getattr(table, function)), address))
     lib.mq_real_time(table)
-    library = Library(table, version, name)
+    no_hardware = DAMAGED_ACCEL_CONFIG if is_cut_short("libaccel-config.so.1") else 0
+    library = Library(table, version, path, no_hardware=no_hardware)
     return replace(library, has_crc=self_test(library))
 
 

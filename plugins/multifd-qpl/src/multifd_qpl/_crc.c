@@ -6,9 +6,8 @@
  * and x^160, x^96 (by 16); the method is Gopal et al., "Fast CRC Computation for Generic Polynomials Using
  * PCLMULQDQ Instruction", Intel 2009.
  */
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
+#include "_batch.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -28,15 +27,18 @@ __attribute__((constructor)) static void make_crc_table(void)
             crc_table[k][i] = crc_table[k - 1][i] >> 8 ^ crc_table[0][crc_table[k - 1][i] & 0xff];
 }
 
-/* Without the inversions at both ends; `length` is a multiple of 8. */
-static uint32_t crc_by_table(uint32_t crc, const uint8_t *p, size_t length)
+/* Without the inversions at both ends. */
+uint32_t mq_crc_by_table(uint32_t crc, const uint8_t *p, size_t length)
 {
-    for (const uint8_t *end = p + length; p < end; p += 8) {
+    const uint8_t *end = p + length;
+    for (; end - p >= 8; p += 8) {
         crc ^= p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
         crc = crc_table[7][crc & 0xff] ^ crc_table[6][crc >> 8 & 0xff] ^ crc_table[5][crc >> 16 & 0xff]
               ^ crc_table[4][crc >> 24] ^ crc_table[3][p[4]] ^ crc_table[2][p[5]] ^ crc_table[1][p[6]]
               ^ crc_table[0][p[7]];
     }
+    for (; p < end; p++)
+        crc = crc >> 8 ^ crc_table[0][(crc ^ *p) & 0xff];
     return crc;
 }
 
@@ -47,7 +49,8 @@ __attribute__((target("pclmul"))) static __m128i crc_fold(__m128i a, __m128i by,
     return _mm_xor_si128(_mm_xor_si128(low, high), next);
 }
 
-__attribute__((target("pclmul"))) static uint32_t crc_by_multiplication(uint32_t crc, const uint8_t *p, size_t length)
+__attribute__((target("pclmul"))) static uint32_t crc_by_multiplication(uint32_t crc, const uint8_t *p,
+                                                                       size_t length)
 {
     const __m128i by_64 = _mm_set_epi64x(0x1c6e41596, 0x154442bd4), by_16 = _mm_set_epi64x(0x0ccaa009e, 0x1751997d0);
     const __m128i *v = (const __m128i *)p, *end = v + length / 16;
@@ -65,16 +68,15 @@ __attribute__((target("pclmul"))) static uint32_t crc_by_multiplication(uint32_t
     for (int k = 1; k < 4; k++)
         a[k] = crc_fold(a[k - 1], by_16, a[k]);
     _mm_storeu_si128((__m128i *)rest, a[3]);
-    return crc_by_table(0, rest, sizeof rest);
+    return mq_crc_by_table(0, rest, sizeof rest);
 }
 #endif
 
-/* `length` is a multiple of 64, and not 0. */
-static uint32_t crc_of(const uint8_t *p, size_t length)
+uint32_t mq_crc(const uint8_t *p, size_t length)
 {
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("pclmul"))
+    if (length && length % 64 == 0 && __builtin_cpu_supports("pclmul"))
         return ~crc_by_multiplication(0xffffffff, p, length);
 #endif
-    return ~crc_by_table(0xffffffff, p, length);
+    return ~mq_crc_by_table(0xffffffff, p, length);
 }
