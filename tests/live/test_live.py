@@ -382,7 +382,7 @@ class TestArguments:
 CHILD = """
 import mmap, os, signal, sys
 import multifd, multifd.api
-from multifd.arena import ArenaTarget
+from multifd.live.arena import ArenaTarget
 how, nbytes = sys.argv[1], int(sys.argv[2])
 class Target(ArenaTarget):
     def commit(self, uuid):
