@@ -407,6 +407,12 @@ class Receiver:
         payload: memoryview,
     ) -> None:
         block = self._blocks[packet.ramblock]
+        if method.capabilities.verbatim and (views := block.lend(packet.normal)) is not None:
+            nbytes = sum(map(len, views))
+            if packet.next_packet_size not in (0, nbytes):
+                raise RemoteWireError(f"next_packet_size {packet.next_packet_size}, expected {nbytes}", offset=20)
+            connection.recv_exactly(views)
+            return
         pages = block.place(packet.normal, staging)
         receive_payload(connection, method, p, pages, packet.next_packet_size, payload)
         block.store(packet.normal, staging)

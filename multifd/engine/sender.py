@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from multifd.engine.canceller import Canceller
 from multifd.engine.payload import prepare_payload
 from multifd.engine.sync import OneRound, Packet, Rounds, Schedule
@@ -29,6 +31,7 @@ from multifd.errors import (
     note_others,
 )
 from multifd.method import MultifdMethods, SendParams, run_hook
+from multifd.methods.none import NoneMethod
 from multifd.pages import Geometry
 from multifd.ram.block import Source, Staging
 from multifd.stats import ChannelStats, MigrationStats, Result
@@ -96,6 +99,8 @@ class Sender:
         self._schedule = schedule or OneRound(source.blocks, self._geometry)
         self._handle = handle or Canceller()
         self._code = PRIVATE_CODE if method.wire_code is None else method.wire_code
+        # The payload is the pages themselves: no hook needs to see them.
+        self._sends_in_place = method.capabilities.verbatim and type(method).send_prepare is NoneMethod.send_prepare
         self._silence = IdleTimer(config.timeout_s)
         self._limit = RateLimit(config.max_bandwidth, self._silence.stopped) if config.max_bandwidth else None
         self._rounds = Rounds(config.channels)
@@ -365,18 +370,17 @@ class Sender:
         stats: ChannelStats,
     ) -> None:
         block, offsets = packet
-        pages = block.load(offsets, staging)
-        normal, zero, payload = NO_OFFSETS, offsets, 0
         p.iov.clear()
-        if pages is not None:
-            mask = pages.zero_mask()
-            if mask is None:
-                zero, normal = NO_OFFSETS, offsets
-            else:
-                zero, normal = offsets[mask], offsets[~mask]
-                pages = pages.select(~mask)
-            if len(normal):
-                payload = prepare_payload(self._method, p, pages)
+        mapped = block.map(offsets, staging) if self._sends_in_place else None
+        if mapped is not None:
+            mask, payload = mapped.zero_mask, sum(map(len, mapped.views))
+            p.iov.extend(mapped.views)
+        else:
+            pages = block.load(offsets, staging)
+            mask, payload = np.ones(len(offsets), np.bool_) if pages is None else pages.zero_mask(), 0
+        zero, normal = (NO_OFFSETS, offsets) if mask is None else (offsets[mask], offsets[~mask])
+        if mapped is None and pages is not None and len(normal):
+            payload = prepare_payload(self._method, p, pages if mask is None else pages.select(~mask))
         if not self._config.dialect.zero_pages_in_packets and len(zero):
             self._write(writer.encode_zero_pages(block.idstr, zero))
             stats.zero_pages += len(zero)
