@@ -86,11 +86,11 @@ def one(kind: str, when: str, method: str, tracker: str, into: str) -> None:
         assert listening.wait(DEADLINE_S)
         try:
             with multifd.Arena(source.map, writers="this-process") as arena:
-                multifd.send(
-                    arena, uris[0], method, tracker=tracker, pause=lambda: calls.append("pause"),
-                    resume=lambda: calls.append("resume"), on_progress=spoil_once, timeout=30,
-                    max_bandwidth=32 << 20 if when == "during" else 0,
-                )  # fmt: skip
+                live = multifd.Live(
+                    arena, lambda: calls.append("pause"), lambda: calls.append("resume"), tracker=tracker
+                )
+                bandwidth = 32 << 20 if when == "during" else 0
+                multifd.send(live, uris[0], method, on_progress=spoil_once, timeout=30, max_bandwidth=bandwidth)
         except MultifdError as e:
             errors.append(e)
         thread.join(DEADLINE_S)
