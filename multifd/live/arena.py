@@ -95,7 +95,7 @@ class Arena:
             return f"its mappings cannot be looked up: {e.strerror}"
         for part in parts:
             if not part.is_private_memory:
-                what = part.path or "a shared mapping"
+                what = part.label or "a shared mapping"
                 return f"it is shared ({what}), so other processes may write to it"
         return ""
 

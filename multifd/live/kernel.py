@@ -39,6 +39,13 @@ class Mapping:
     offset: int
     """Of `start`, in the file."""
     path: str
+    """As the kernel lists it: a newline as ``\\012``, " (deleted)" behind what has no name any more, bytes that are
+    not UTF-8 as surrogates (`os.fsdecode`)."""
+
+    @property
+    def label(self) -> str:
+        """The path for messages: what a terminal would act on, or cannot show, is escaped."""
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in self.path)
 
     @property
     def is_private_memory(self) -> bool:
@@ -58,23 +65,24 @@ def mappings(address: int, nbytes: int) -> list[Mapping]:
         OSError: /proc is not there.
     """
     found = []
-    with open("/proc/self/maps") as lines:
+    with open("/proc/self/maps", "rb") as lines:
         for line in lines:
-            span, permissions, offset, device, inode, *path = line.split(maxsplit=5)
-            start, end = (int(text, 16) for text in span.split("-"))
+            # A path may hold any byte but a newline: only what is asked for is decoded.
+            span, permissions, offset, device, inode, *path = line.rstrip(b"\n").split(maxsplit=5)
+            start, end = (int(text, 16) for text in span.split(b"-"))
             if start < address + nbytes and end > address:
-                major, minor = (int(text, 16) for text in device.split(":"))
+                major, minor = (int(text, 16) for text in device.split(b":"))
                 first = max(start, address)
                 found.append(
                     Mapping(
                         start=first,
                         end=min(end, address + nbytes),
-                        span=span,
-                        is_shared=permissions[3] == "s",
+                        span=span.decode(),
+                        is_shared=permissions[3:4] == b"s",
                         device=os.makedev(major, minor),
                         inode=int(inode),
                         offset=int(offset, 16) + first - start,
-                        path=path[0].rstrip("\n") if path else "",
+                        path=os.fsdecode(path[0]) if path else "",
                     )
                 )
     return found
@@ -147,6 +155,7 @@ def _names(part: Mapping) -> Iterator[str]:
     yield f"/proc/self/map_files/{part.span}"  # for the privileged
     if part.path.startswith("/dev/shm/"):
         yield part.path
+        yield part.path.replace("\\012", "\n")
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
             info = os.fstat(int(name))

@@ -1,16 +1,13 @@
-"""The two logs that the kernel keeps of what a process writes.
+"""The kernel's write-protect log of what a process writes, Linux 6.7 and later.
 
-Sources: Documentation/admin-guide/mm/pagemap.rst, userfaultfd.rst and soft-dirty.rst of Linux 6.18; the
-write-protect log was tried on that release (tests/test_dirty.py), the soft-dirty bits on a stand-in for /proc.
+Sources: Documentation/admin-guide/mm/pagemap.rst and userfaultfd.rst of Linux 6.18, on which it was tried
+(tests/live/test_trackers.py).
 """
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import fcntl
 import os
-import platform
 import struct
 from typing import ClassVar
 
@@ -21,15 +18,10 @@ from multifd.live.arena import Arena, Region
 from multifd.live.kernel import PAGE, populated
 from multifd.live.ranges import Ranges, union
 from multifd.live.tracker import InPlace, Unavailable, readable
+from multifd.live.userfaultfd import open_userfaultfd
 
 _Entries = npt.NDArray[np.uint64]
-# The generic system call and ioctl numbers; architectures not listed here number them differently.
-_USERFAULTFD = {"x86_64": 323, "aarch64": 282, "riscv64": 282}
-_UFFD_USER_MODE_ONLY = 1
-_UFFDIO_API = 0xC018AA3F
 _UFFDIO_REGISTER = 0xC020AA00
-_UFFD_API = 0xAA
-_FEATURES = 1 << 15 | 1 << 13 | 1 << 12  # WP_ASYNC, WP_UNPOPULATED, WP_HUGETLBFS_SHMEM
 _MODE_WP = 2
 _PAGEMAP_SCAN = 0xC0606610
 _WP_MATCHING_CHECK_ASYNC = 3
@@ -59,7 +51,7 @@ class WriteProtect(InPlace):
 
     def __init__(self, arena: Arena, page_size: int) -> None:
         super().__init__(arena, page_size)
-        self._fd = _open_userfaultfd()
+        self._fd = open_userfaultfd()
         self._pagemap = -1
         try:
             self._pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
@@ -123,26 +115,3 @@ class WriteProtect(InPlace):
 
 def _page_numbers(entries: _Entries, region: Region) -> Ranges:
     return (entries[:, :2].astype(np.int64) - region.address) // PAGE
-
-
-def _open_userfaultfd() -> int:
-    number = _USERFAULTFD.get(platform.machine())
-    if number is None or platform.system() != "Linux":
-        raise Unavailable(f"not on {platform.system()} on {platform.machine()}")
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd: int = libc.syscall(number, os.O_CLOEXEC | os.O_NONBLOCK | _UFFD_USER_MODE_ONLY)
-    if fd < 0:
-        code = ctypes.get_errno()
-        reason = {
-            errno.ENOSYS: "the kernel has no userfaultfd",
-            errno.EPERM: "userfaultfd is forbidden, by a container's seccomp profile or a sysctl",
-        }.get(code, os.strerror(code))
-        raise Unavailable(reason)
-    try:
-        fcntl.ioctl(fd, _UFFDIO_API, bytearray(struct.pack("3Q", _UFFD_API, _FEATURES, 0)))
-    except OSError:
-        os.close(fd)
-        raise Unavailable(
-            f"Linux {platform.release()} has no asynchronous write protection; 6.7 and later have"
-        ) from None
-    return fd

@@ -6,6 +6,7 @@ is. What is not a migration's is closed and counted; nothing that a stranger sen
 
 from __future__ import annotations
 
+import logging
 import os
 import selectors
 import socket
@@ -21,6 +22,7 @@ from multifd.transport.listen import Exhausted, Listener
 from multifd.wire import stream
 from multifd.wire.packet import INIT_BYTES, MAGIC_BYTES, InitPacket
 
+_LOG = logging.getLogger(__name__)
 Arrival = tuple[socket.socket, str, InitPacket | None]
 """A socket, its peer's name, and a channel's init packet, None for main."""
 _MAX_PENDING = 512
@@ -182,7 +184,8 @@ class Acceptor:
         if start != stream.MAGIC_BYTES:
             try:
                 init = InitPacket.decode(start)
-            except RemoteWireError:
+            except RemoteWireError as e:
+                _LOG.warning("%s: closed, what it began a channel with cannot be: %s", incoming.peer, e)
                 self._drop(pending)
                 return
             # A channel counts only once something follows its init packet, as on every real one at once: 64 bytes

@@ -60,7 +60,7 @@ class _Attempt:
 
     def __init__(self, uri: Uri, silence: IdleTimer, deadline: float) -> None:
         self._uri, self._silence, self._deadline = uri, silence, deadline
-        self._failures: dict[str, str] = {}
+        self._failures: dict[str, OSError] = {}
 
     def run(self, *, retry: bool) -> socket.socket:
         """Try every address, again and again if that may help.
@@ -80,8 +80,7 @@ class _Attempt:
                 except ChannelError:
                     raise  # aborted
                 except OSError as e:
-                    failure = e
-                    self._failures[_name(address)] = _reason(e)
+                    failure = self._remember(address, e)
                     may_help = may_help or isinstance(e, _TEMPORARY)
                     if isinstance(e, TimeoutError):
                         hangs.append(address)
@@ -92,10 +91,17 @@ class _Attempt:
             self._silence.stopped.wait(min(_POLL_S, self._left()))
             self._check()
 
+    def _remember(self, address: Address, error: OSError) -> OSError:
+        """What this address is said to have answered: its last word, not that there was no time for another."""
+        name = _name(address)
+        if not (isinstance(error, TimeoutError) and isinstance(self._failures.get(name), _TEMPORARY)):
+            self._failures[name] = error
+        return self._failures[name]
+
     def describe(self, error: OSError) -> str:
         """Why it failed: each address's reason, where there are several."""
         if len(self._failures) > 1:
-            return "; ".join(f"{name}: {reason}" for name, reason in self._failures.items())
+            return "; ".join(f"{name}: {_reason(failure)}" for name, failure in self._failures.items())
         return _reason(error)
 
     def _resolve(self) -> list[Address]:

@@ -17,7 +17,7 @@ import pytest
 from memory_kinds import PAGES, TRACKERS, make_memory, needs_log
 
 from multifd.errors import RamError, UsageError
-from multifd.live import write_protect
+from multifd.live import comparison, kernel, userfaultfd, write_protect
 from multifd.live.arena import Arena
 from multifd.live.choose import TRACKERS as NAMES
 from multifd.live.choose import choose
@@ -276,7 +276,6 @@ def test_comparison_is_not_fooled_by_a_page_that_changes_back(watch):
 
 
 def test_comparison_needs_memory(monkeypatch):
-    from multifd.live import comparison
 
     monkeypatch.setattr(comparison, "_available_bytes", lambda: 1 << 20)
     memory = make_memory("private")
@@ -391,39 +390,105 @@ class TestChoice:
             with pytest.raises(UsageError, match="multiple of the kernel's"):
                 choose(arena, PAGE // 2)
 
-    @pytest.mark.parametrize(
-        ("code", "words"),
-        [(errno.ENOSYS, "no userfaultfd"), (errno.EPERM, "forbidden"), (errno.EMFILE, "Too many open files")],
-    )
-    def test_why_the_log_cannot_be_had(self, monkeypatch, code, words):
-        class Libc:
-            def __init__(self, *_, **__):
-                pass
-
-            def syscall(self, *_):
-                return -1
-
-        monkeypatch.setattr(write_protect.ctypes, "CDLL", Libc)
-        monkeypatch.setattr(write_protect.ctypes, "get_errno", lambda: code)
-        monkeypatch.setattr(write_protect.platform, "machine", lambda: "x86_64")
-        name, reason = self.chosen(make_memory("private"), "comparison")
-        assert (name, reason) == ("comparison", "")
+    def test_why_the_log_cannot_be_had(self, monkeypatch):
+        """Both ways are tried, and what each answered is said."""
+        refuse(monkeypatch, errno.EPERM, errno.EACCES)
+        assert self.chosen(make_memory("private"), "comparison") == ("comparison", "")
         name, reason = self.chosen(make_memory("private"))
         assert name != "write-protect"
-        assert "write-protect: " in reason
-        assert words in reason
+        assert "the system call userfaultfd: Operation not permitted" in reason
+        assert "/dev/userfaultfd: Permission denied" in reason
+
+    @needs_log
+    @pytest.mark.parametrize("code", [errno.EPERM, errno.ENOSYS])
+    def test_the_device_is_enough(self, monkeypatch, code):
+        """A container's seccomp profile denies the system call; the device, where it is open, gives the same."""
+        system_call = userfaultfd._by_system_call
+        refuse(monkeypatch, code, None)
+        asked = []
+
+        def device():
+            asked.append(1)
+            return system_call()
+
+        monkeypatch.setattr(userfaultfd, "_by_device", device)
+        assert self.chosen(make_memory("private")) == ("write-protect", "")
+        assert asked
+
+    @pytest.mark.skipif(not os.access("/dev/userfaultfd", os.R_OK | os.W_OK), reason="no access to /dev/userfaultfd")
+    @needs_log
+    def test_the_real_device(self, monkeypatch):
+        refuse(monkeypatch, errno.EPERM, None)
+        before = len(os.listdir("/proc/self/fd"))
+        assert self.chosen(make_memory("private")) == ("write-protect", "")
+        assert len(os.listdir("/proc/self/fd")) == before
 
     def test_an_old_kernel(self, monkeypatch):
         def ioctl(*_):
             raise OSError(errno.EINVAL, "Invalid argument")
 
-        monkeypatch.setattr(write_protect.fcntl, "ioctl", ioctl)
-        _, reason = self.chosen(make_memory("private"))
-        assert "6.7 and later" in reason or "no userfaultfd" in reason or "forbidden" in reason
+        monkeypatch.setattr(userfaultfd, "_by_system_call", lambda: os.open("/dev/null", os.O_RDONLY))
+        monkeypatch.setattr(userfaultfd.fcntl, "ioctl", ioctl)
+        assert "6.7 and later" in self.chosen(make_memory("private"))[1]
 
     def test_another_architecture(self, monkeypatch):
-        monkeypatch.setattr(write_protect.platform, "machine", lambda: "s390x")
+        monkeypatch.setattr(userfaultfd.platform, "machine", lambda: "s390x")
+        monkeypatch.setattr(userfaultfd, "_DEVICE", "/dev/missing")
         assert "s390x" in self.chosen(make_memory("private"))[1]
+
+
+def refuse(monkeypatch, system_call, device):
+    """What the two ways to a userfaultfd answer; None is as it is."""
+    for name, code in (("_by_system_call", system_call), ("_by_device", device)):
+        if code is not None:
+
+            def fail(code=code):
+                raise OSError(code, os.strerror(code))
+
+            monkeypatch.setattr(userfaultfd, name, fail)
+
+
+class TestPathsOfMappings:
+    """Any mapping of the process, also one that has nothing to do with the arena, may have any name."""
+
+    @pytest.mark.parametrize(
+        "name",
+        [b"latin-\xe4\xff", b"new\nline", b"carriage\rreturn", b"  spaces  ", b"sep\x1c\x85arate", b"esc\x1b[31m",
+         b"a\\012b", b"x (deleted)", "\N{SNOWMAN}".encode()],
+    )  # fmt: skip
+    @pytest.mark.parametrize("deleted", [False, True])
+    def test_arenas_beside_and_on_it(self, tmp_path, name, deleted):
+        path = os.fsencode(tmp_path) + b"/" + name
+        with open(path, "w+b") as file:
+            file.truncate(4 * PAGE)
+            file.write(b"x" * PAGE)
+            file.flush()
+            shared = mmap.mmap(file.fileno(), 4 * PAGE)
+        if deleted:
+            os.unlink(path)
+        with Arena(make_memory("private")) as arena:  # beside it
+            assert arena.foreign_writers() == ""
+        with Arena(shared) as arena:
+            reason = arena.foreign_writers()
+            assert "shared" in reason
+            assert reason.isprintable()
+            tracker, _ = choose(arena, PAGE)
+            assert tracker.name == "comparison"
+            assert len(tracker.arm()) == 1
+            tracker.close()
+
+    def test_shared_memory_with_such_a_name_is_found_by_it(self):
+        """What of it was never touched is known without reading it."""
+        name = f"/dev/shm/multifd-{os.getpid()}-\xe4\n\udcff"
+        with open(name, "w+b") as file:
+            try:
+                file.truncate(8 * PAGE)
+                memory = mmap.mmap(file.fileno(), 8 * PAGE)
+            finally:
+                os.unlink(name)
+            memory[3 * PAGE] = 1
+            address = np.frombuffer(memory, np.uint8).ctypes.data
+            assert kernel.populated(address, 8 * PAGE).tolist() == [[3, 4]]
 
 
 def test_the_names_are_those_of_the_trackers():
