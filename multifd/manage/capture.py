@@ -106,14 +106,11 @@ def capture(
     with _address(listen) as uri:
         file.create(run.state)
         try:
-            incoming = Incoming(uri, out, method, channels, timeout)
-            try:
-                apply_method(monitor, wanted, method)
-                result = run.migrate(incoming)
-            finally:
-                incoming.stop()
+            run.incoming = Incoming(uri, out, method, channels, timeout)
+            apply_method(monitor, wanted, method)
+            result = run.migrate(run.incoming)
         except BaseException as e:
-            _undo(monitor, run.state, file, e)
+            _undo(monitor, run, file, e)
             raise
     return _finish(monitor, run, file, result)
 
@@ -140,6 +137,7 @@ class _Capture:
     ) -> None:  # fmt: skip
         self.state, self.then = state, then
         self.stood_still_ms: float | None = None
+        self.incoming: Incoming | None = None
         self._monitor, self._out, self._on_progress = monitor, out, on_progress
         self._is_cancelled = False
 
@@ -218,12 +216,16 @@ def _finish(monitor: Monitor, run: _Capture, file: StateFile, result: Result) ->
     return CaptureResult(result, ended, run.stood_still_ms, run.state.snapshot)
 
 
-def _undo(monitor: Monitor, state: State, file: StateFile, error: BaseException) -> None:
+def _undo(monitor: Monitor, run: _Capture, file: StateFile, error: BaseException) -> None:
     """After a failure: as it was, or a note to the error that says what is not."""
+    state, is_complete = run.state, False
     try:
+        if run.incoming is not None:
+            run.incoming.stop()
+            is_complete = run.incoming.is_complete  # it was too late to stop
         if isinstance(error, MonitorLost):
             monitor.reopen()
-        _put_back(monitor, state)
+        _put_back(monitor, dataclasses.replace(state, snapshot="") if is_complete else state)
     except MultifdError as e:
         file.close()
         error.add_note(f"the guest or QEMU's settings may not be as they were: {e}")
@@ -233,7 +235,8 @@ def _undo(monitor: Monitor, state: State, file: StateFile, error: BaseException)
         raise
     else:
         file.remove()
-        error.add_note("there is no file; the guest and QEMU's settings are as they were")
+        what = "the file is complete" if is_complete else "there is no file"
+        error.add_note(f"{what}; the guest and QEMU's settings are as they were")
 
 
 def _put_back(monitor: Monitor, state: State) -> None:

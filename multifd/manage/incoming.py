@@ -67,6 +67,11 @@ class Incoming:
     def _progresses(self, figures: Result) -> None:
         self.progress = figures
 
+    @property
+    def is_complete(self) -> bool:
+        """The file is durable and under its name."""
+        return self._result is not None
+
     def cancel(self) -> bool:
         """Give up, unless the file is about to appear; returns whether that was in time."""
         return self._canceller.cancel()
