@@ -20,6 +20,7 @@
     ├── RamError                      6  a RAM image that cannot be read or written as asked
     ├── OutcomeUnknown                7  the connection died when the destination may have taken over
     ├── NotConverged                  8  a live source writes faster than its pages can be moved
+    ├── ControlError                  9  QEMU's monitor refused a command, or cannot be had
     ├── Cancelled                   130  by `Canceller.cancel`
     └── UsageError                    2  an argument that cannot be meant; also a ValueError
 
@@ -229,6 +230,13 @@ class NotConverged(MultifdError):
 
     exit_code = 8
     meaning = "a live source writes faster than its pages can be moved"
+
+
+class ControlError(MultifdError):
+    """QEMU refused what its monitor was asked for, failed, or cannot be asked."""
+
+    exit_code = 9
+    meaning = "QEMU refused or failed, or its monitor cannot be had"
 
 
 class Cancelled(MultifdError):

@@ -1,0 +1,122 @@
+"""A stored machine into a QEMU that was started with ``-incoming defer``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from multifd.api import Image, send
+from multifd.engine.canceller import Canceller
+from multifd.errors import ControlError, MultifdError, OutcomeUnknown, UsageError, about
+from multifd.manage import guest
+from multifd.manage.monitor import Monitor
+from multifd.manage.settings import Settings, apply_method, plan, read
+from multifd.stats import Result
+
+THEN = ("cont", "stop")
+
+
+def restore(
+    monitor: Monitor,
+    source: str | os.PathLike[str],
+    method: str = "none",
+    *,
+    channels: int = 2,
+    max_bandwidth: int = 0,
+    then: str = "",
+    listen: str = "",
+    timeout: float = 60.0,
+    dialect: str | None = None,
+    on_progress: Callable[[Result], None] | None = None,
+    canceller: Canceller | None = None,
+) -> tuple[Result, str]:
+    """Send a stored machine to a QEMU, and leave its settings as they were.
+
+    Args:
+        monitor: the QEMU's, from `open_monitor`.
+        source: the stored machine.
+        method: one that this QEMU has, with options.
+        channels: connections besides main, 1 to 255.
+        max_bandwidth: bytes per second; 0 is unlimited.
+        then: cont or stop; empty: as QEMU was started, with -S or without.
+        listen: where QEMU is to listen, ``tcp:HOST:PORT`` or ``unix:PATH``; empty: a unix socket in a private folder.
+        timeout: seconds that all connections may be silent.
+        dialect: as `multifd.send`.
+        on_progress: called in this thread with the figures so far.
+        canceller: cancels this call from another thread.
+
+    Returns:
+        The figures, and the guest's run state.
+
+    Raises:
+        MultifdError: a note says whether the QEMU can be used again.
+    """
+    if then not in ("", *THEN):
+        raise about(UsageError(f"then {then!r}, expected one of {', '.join(THEN)}"), "then")
+    if not Path(source).is_file():
+        raise about(UsageError(f"{source}: no such file"), "source")
+    if (state := guest.run_state(monitor)) != "inmigrate":
+        raise ControlError(f"QEMU does not wait for a migration (state {state}): start it with -incoming defer")
+    if (status := guest.migration(monitor)["status"]) != "none":
+        raise ControlError(f"QEMU waits for another migration (status {status}): start it with -incoming defer")
+    wanted, before = plan(read(monitor), method, channels)
+    canceller = canceller or Canceller()
+    has_begun = False
+    with tempfile.TemporaryDirectory(prefix="multifd-") as folder:  # mode 0700
+        try:
+            apply_method(monitor, wanted, method)
+            if then == "stop":
+                monitor.execute("stop")
+            has_begun = True
+            uri = _listen(monitor, listen or f"unix:{folder}/restore")
+            result = send(
+                Image(source), uri, method, channels=channels, max_bandwidth=max_bandwidth, timeout=timeout,
+                dialect=dialect, uuid=_uuid(monitor), on_progress=on_progress, canceller=canceller,
+            )  # fmt: skip
+        except BaseException as e:
+            _undo(monitor, before, e, has_begun)
+            raise
+    guest.retried(lambda: guest.migration(monitor)["status"] == "completed", "complete the migration")
+    _put_back(monitor, before)
+    if then == "cont" and guest.run_state(monitor) != "running":
+        monitor.resume()
+    return result, guest.run_state(monitor)
+
+
+def _listen(monitor: Monitor, uri: str) -> str:
+    """Let QEMU listen; the URI to send to, its port filled in."""
+    monitor.execute("migrate-incoming", uri=uri)
+    if not (uri.startswith("tcp:") and uri.endswith(":0")):
+        return uri
+    address: dict[str, Any] = guest.retried(
+        lambda: next(iter(guest.migration(monitor).get("socket-address", ())), None), "say where it listens"
+    )
+    return f"{uri[:-1]}{address['port']}"
+
+
+def _uuid(monitor: Monitor) -> str | None:
+    """The destination's: a QEMU takes no channel of a machine with another one."""
+    return str(UUID(monitor.execute("query-uuid")["UUID"]))
+
+
+def _put_back(monitor: Monitor, before: Settings) -> None:
+    def step() -> bool:
+        before.put_back(monitor)
+        return True
+
+    guest.retried(step, "take its settings back")
+
+
+def _undo(monitor: Monitor, before: Settings, error: BaseException, has_begun: bool) -> None:
+    if has_begun and isinstance(error, OutcomeUnknown):
+        error.add_note("multifd may be on in that QEMU: switch it off before its next savevm")
+    if has_begun:
+        error.add_note("a QEMU whose migration failed takes no other: start it again")
+    with contextlib.suppress(MultifdError):
+        if guest.run_state(monitor) != "inmigrate" or not has_begun:
+            _put_back(monitor, before)
