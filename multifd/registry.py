@@ -1,12 +1,7 @@
-"""Names to methods: entry points of group ``multifd.methods``, the only user of stevedore.
+"""Names to methods: entry points of group ``multifd.methods``, listed and loaded by stevedore.
 
-Listing imports no plugin; a method's module is imported when it is named, or when all are
-described. A plugin that cannot be used never hides another one.
-
-What is done here about stevedore 5.10 (each pinned by a test in test_registry.py): its disk cache
-misses what was installed in the last two minutes and drops the distribution, so names are looked up
-again with importlib.metadata; it sees only neighbouring duplicates, so they are counted here; an
-AssertionError at a plugin's import passes its callback, so it is caught here.
+Listing imports no plugin; a method's module is imported when it is named, or when all are described. A plugin that
+cannot be used never hides another one. `_Plugins` is the only user of stevedore and guards its traps.
 """
 
 from __future__ import annotations
@@ -14,9 +9,11 @@ from __future__ import annotations
 import difflib
 import importlib.metadata
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
 from typing import Any
+
+from stevedore import NamedExtensionManager
 
 from multifd.errors import (
     HookError,
@@ -27,7 +24,7 @@ from multifd.errors import (
     OptionError,
     UsageError,
 )
-from multifd.method import API, Availability, MethodOptions, MultifdMethods
+from multifd.method import API, OLDEST_API, Availability, Capabilities, MethodOptions, MultifdMethods
 
 GROUP = "multifd.methods"
 
@@ -47,6 +44,36 @@ class MethodInfo:
     wire_code: int | None
     """None: private, or not known because the plugin does not load."""
     options: list[dict[str, Any]]
+    promises: list[str] = field(default_factory=list)
+    """The fields of `multifd.method.Capabilities` that are promised, sorted; ``stateless`` is ``streaming=False``."""
+
+
+class _Plugins(NamedExtensionManager[Any]):
+    """stevedore's manager for our group, with its traps guarded; each is pinned by a test in test_registry.py.
+
+    * Its list comes from a cache on disk that misses what was installed in the last two minutes and has lost the
+      distributions: `list_entry_points` asks importlib.metadata instead.
+    * Of two plugins with one name it loads both and keeps one: `_find` counts them before it loads any.
+    * A manager imports every plugin of its group unless it is told names: this one is always told, and for listing it
+      is told none.
+    * It logs and drops what does not load, and lets an AssertionError or SystemExit through: `fail` raises instead, and
+      `_guarded` takes all of them.
+
+    Args:
+        names: the plugins to import.
+    """
+
+    def __init__(self, names: Sequence[str] = ()) -> None:
+        super().__init__(GROUP, list(names), on_load_failure_callback=self.fail)
+
+    @staticmethod
+    def fail(_manager: Any, _entry_point: EntryPoint, error: BaseException) -> None:
+        """Pass the error of a plugin's import on to who asked for it."""
+        raise error
+
+    def list_entry_points(self) -> list[EntryPoint]:
+        """The entry points of the group as they are now; nothing is imported."""
+        return list(importlib.metadata.entry_points(group=GROUP))
 
 
 def installed() -> list[str]:
@@ -148,19 +175,25 @@ def _describe(name: str, entry_points: Sequence[EntryPoint]) -> MethodInfo:
     except MethodError as e:
         return MethodInfo(name, "unavailable", "", str(e), distribution, version, None, [])
     status = "ok" if available.ok else "unavailable"
-    return MethodInfo(name, status, available.engine, available.reason, distribution, version, code, options)
+    return MethodInfo(
+        name, status, available.engine, available.reason, distribution, version, code, options, _promises(cls)
+    )
+
+
+def _promises(cls: type[MultifdMethods]) -> list[str]:
+    c = cls.capabilities
+    held = {
+        "stateless": not c.streaming,
+        "page_independent": c.page_independent,
+        "deterministic": c.deterministic,
+        "verbatim": c.verbatim,
+    }
+    return sorted(name for name, holds in held.items() if holds)
 
 
 def _entry_points() -> list[EntryPoint]:
-    """All entry points of the group: stevedore's, and what its cache does not know yet."""
-    from stevedore import ExtensionManager
-
-    # make_test_instance: the only way to list through stevedore without importing every plugin.
-    listed = ExtensionManager.make_test_instance([], namespace=GROUP).list_entry_points()
-    fresh = list(importlib.metadata.entry_points(group=GROUP))
-    # By name: what the cache says of a name that is known may be what an upgrade has replaced.
-    seen = {ep.name for ep in fresh}
-    return fresh + [ep for ep in listed if ep.name not in seen]
+    """All entry points of the group, with duplicates; nothing is imported."""
+    return _Plugins().list_entry_points()
 
 
 def _guarded(what: str, call: Callable[[], Any]) -> Any:
@@ -174,21 +207,28 @@ def _guarded(what: str, call: Callable[[], Any]) -> Any:
 
 
 def _load(ep: EntryPoint) -> Any:
-    return _guarded(f"method {ep.name!r}: {ep.value} of {_owner(ep)} does not load", ep.load)
+    what = f"method {ep.name!r}: {ep.value} of {_owner(ep)} does not load"
+    return _guarded(what, lambda: _Plugins([ep.name])[ep.name].plugin)
 
 
 def _check(name: str, ep: EntryPoint, cls: Any) -> type[MultifdMethods]:
     where = f"method {name!r}: {ep.value} of {_owner(ep)}"
     if not (isinstance(cls, type) and issubclass(cls, MultifdMethods)):
         raise MethodIncompatible(f"{where} is {cls!r}, expected a subclass of multifd.method.MultifdMethods")
-    if cls.api != API:
-        raise MethodIncompatible(f"{where} is for plugin API {cls.api}, this multifd has API {API}")
+    api = getattr(cls, "api", None)
+    if type(api) is not int:
+        raise MethodIncompatible(f"{where} does not say which plugin API it is for: api is {api!r}, write api = {API}")
+    if not OLDEST_API <= api <= API:
+        taken = f"API {API}" if OLDEST_API == API else f"APIs {OLDEST_API} to {API}"
+        raise MethodIncompatible(f"{where} is for plugin API {api}, this multifd has {taken}")
     if getattr(cls, "name", None) != name:
         raise MethodIncompatible(f"{where} calls itself {getattr(cls, 'name', None)!r}")
     if not (name.isascii() and 0 < len(name) <= 31):
         raise MethodIncompatible(f"{where}: a name has 1 to 31 ASCII characters")
     if not (isinstance(cls.Options, type) and issubclass(cls.Options, MethodOptions)):
         raise MethodIncompatible(f"{where}: its Options is {cls.Options!r}, expected a subclass of MethodOptions")
+    if not isinstance(cls.capabilities, Capabilities):
+        raise MethodIncompatible(f"{where}: its capabilities are {cls.capabilities!r}, expected a Capabilities")
     if cls.__abstractmethods__:
         raise MethodIncompatible(f"{where} lacks {', '.join(sorted(cls.__abstractmethods__))}")
     return cls
@@ -202,13 +242,8 @@ def _availability(cls: type[MultifdMethods], options: Any) -> Availability:
 
 
 def _distribution(ep: EntryPoint) -> tuple[str, str]:
-    """Name and version of who provides it; stevedore's entry points have lost theirs."""
-    if ep.dist is not None:
-        return ep.dist.name, ep.dist.version
-    for known in importlib.metadata.entry_points(group=GROUP):
-        if (known.name, known.value) == (ep.name, ep.value) and known.dist is not None:
-            return known.dist.name, known.dist.version
-    return "", ""
+    """Name and version of the distribution that provides it."""
+    return ("", "") if ep.dist is None else (ep.dist.name, ep.dist.version)
 
 
 def _owner(ep: EntryPoint) -> str:

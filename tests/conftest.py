@@ -20,6 +20,9 @@ from multifd.stats import Result
 
 DEADLINE_S = 60
 
+# Whoever started the tests may ignore SIGINT, as a shell does for what it puts in the background: tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every", action="store_true", help="against real QEMUs, every case, not a pairwise selection")

@@ -56,7 +56,7 @@ class Sender:
         self.method.send_prepare(self.params)
         assert 0 < len(self.params.iov) <= MAX_IOV
         payload = b"".join(self.params.iov)
-        assert len(payload) <= self.method.capabilities.max_payload
+        assert len(payload) <= self.method.max_payload(GEOMETRY)
         return payload
 
 

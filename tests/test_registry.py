@@ -111,6 +111,10 @@ BROKEN = {
     "other_api": (
         PLAIN.replace("api = 1", "api = 7"), "MethodIncompatible", "for plugin API 7, this multifd has API 1",
     ),
+    "no_api": (PLAIN.replace("    api = 1\n", ""), "MethodIncompatible", "does not say which plugin API"),
+    "api_flag": (PLAIN.replace("api = 1", "api = True"), "MethodIncompatible", "api is True, write api = 1"),
+    "api_zero": (PLAIN.replace("api = 1", "api = 0"), "MethodIncompatible", "for plugin API 0, this multifd has API 1"),
+    "no_capabilities": (PLAIN + "    capabilities = None", "MethodIncompatible", "its capabilities are None"),
     "other_name": (PLAIN.replace("{name}", "zzz"), "MethodIncompatible", "calls itself 'zzz'"),
     "abstract": (PLAIN.replace("def recv", "def receive"), "MethodIncompatible", "lacks recv"),
     "no_options": (PLAIN + "    Options = dict", "MethodIncompatible", "Options is"),
@@ -222,15 +226,15 @@ def test_stevedores_stale_cache(site: Site) -> None:
     times = table.stat().st_atime, table.stat().st_mtime
     # stevedore switches its cache off for a Python under /tmp, where a test may well run
     prefix = "import sys\nsys.executable = '/usr/bin/python3'\n"
-    assert "before" in site.run(prefix + "print(json.dumps(registry.installed()))")
-    table.write_text("[multifd.methods]\nbefore = plug:Method\nfresh = plug2:Method\nmoved = plug3:Method\n")
-    os.utime(table, times)
-    listed = site.run(
+    plain = (
         prefix + "from stevedore import ExtensionManager\n"
         "names = ExtensionManager.make_test_instance([], namespace=registry.GROUP).list_entry_points()\n"
         "print(json.dumps([ep.name for ep in names]))"
     )
-    assert "fresh" not in listed  # else this test shows nothing
+    assert "before" in site.run(plain)
+    table.write_text("[multifd.methods]\nbefore = plug:Method\nfresh = plug2:Method\nmoved = plug3:Method\n")
+    os.utime(table, times)
+    assert "fresh" not in site.run(plain)  # else this test shows nothing
     found = site.run(
         prefix + "print(json.dumps([[i.name, i.status, i.distribution] for i in registry.describe()"
         " if i.distribution == 'plug' and i.status == 'ok']))"

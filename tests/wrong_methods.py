@@ -21,6 +21,7 @@ from multifd.method import (
     Availability,
     Capabilities,
     CodecError,
+    Geometry,
     MethodOptions,
     MultifdMethods,
     RecvParams,
@@ -380,7 +381,8 @@ class IgnoresRest(Good):
 
 @caught_by("test_payload_bound", "max_payload")
 class LiesAboutBound(Good):
-    capabilities = Capabilities(streaming=False, max_payload=512 * 1024)
+    def max_payload(self, geometry: Geometry) -> int:
+        return geometry.page_count * geometry.page_size
 
 
 @caught_by("test_stateless_claim", "streaming=False")
@@ -428,7 +430,8 @@ class NotVerbatim(Good):
 
 @caught_by("test_capabilities_are_possible", "max_payload")
 class HugeBound(Good):
-    capabilities = Capabilities(streaming=False, max_payload=1 << 30)
+    def max_payload(self, geometry: Geometry) -> int:
+        return 1 << 30
 
 
 @caught_by("test_capabilities_are_possible", "earlier ones")
@@ -523,16 +526,6 @@ class AbortsWithWrongError(Good):
 @caught_by("test_identity", "wire_code is one of")
 class OddCode(Good):
     wire_code: ClassVar[int | None] = 0x30
-
-
-class _Unwritten(MultifdMethods):
-    send_prepare = Good.send_prepare
-    recv = Good.recv
-
-
-@caught_by("test_identity", "api is written")
-class NoApi(_Unwritten):
-    capabilities = Capabilities(streaming=False)
 
 
 @caught_by("test_identity", "wire_version is a byte")

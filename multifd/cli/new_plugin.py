@@ -39,25 +39,23 @@ py-modules = ["$module"]
 testpaths = ["tests"]
 """
 _MODULE = '''\
-"""Method $name for multifd: each page is a block of its own.
+"""Method $name for multifd: the pages of a packet as one block.
 
-Put your codec into `encode_page` and `decode_page`; the rest is complete. It begins with Python's zlib.
+Put your codec into `encode` and `decode`; the rest is complete. It begins with Python's zlib.
 
-Payload, wire version 1: a big-endian u32 length for each page, then the blocks in the same order. A
-length equal to the page size is the page as it is.
+Payload, wire version 1: one byte, 0 for pages as they are and 1 for a block, then that.
 """
 
 from __future__ import annotations
 
-import struct
 import zlib
 from dataclasses import dataclass
 
 from multifd.method import (
-    PACKET_BYTES,
     Availability,
     Capabilities,
     CodecError,
+    Geometry,
     MethodOptions,
     MultifdMethods,
     RecvParams,
@@ -65,10 +63,12 @@ from multifd.method import (
     option,
 )
 
+_RAW, _BLOCK = b"\\0", b"\\1"
+
 
 @dataclass(frozen=True)
 class ${class_name}Options(MethodOptions):
-    """What users may set: $name:level=9."""
+    """What users may set: $name:level=9. The receiver does not know what the sender set."""
 
     level: int = option(1, "1 is fastest, 9 is smallest", low=1, high=9)
 
@@ -76,43 +76,40 @@ class ${class_name}Options(MethodOptions):
 # ---- your codec: these two functions ------------------------------------------------------------
 
 
-def encode_page(page: memoryview, options: ${class_name}Options) -> bytes:
-    """The block of one page. The page may be written meanwhile: read it once, keep nothing of it."""
-    return zlib.compress(page, options.level)
+def encode(data: memoryview, options: ${class_name}Options) -> bytes:
+    """The block of a packet's pages: up to 512 KiB, in one call that should release the GIL.
+
+    `data` is a private copy, which no guest writes to; keep no view of it.
+    """
+    return zlib.compress(data, options.level)
 
 
-def decode_page(block: memoryview, page_size: int) -> bytes:
-    """The page in a block that nobody vouches for; never make more than a page while finding out.
+def decode(block: memoryview, nbytes: int) -> bytes:
+    """The pages in a block that nobody vouches for; never make more than their bytes while finding out.
 
     Raises:
-        CodecError: it does not hold exactly `page_size` bytes.
+        CodecError: it does not hold exactly `nbytes` bytes.
     """
     inflater = zlib.decompressobj()
     try:
-        page = inflater.decompress(block, page_size + 1)
+        data = inflater.decompress(block, nbytes + 1)
     except zlib.error as e:
         raise CodecError(f"$name block of {len(block)} bytes: {e}") from e
-    if len(page) != page_size or not inflater.eof or inflater.unused_data:
-        raise CodecError(f"$name block of {len(block)} bytes is not one page of {page_size}")
-    return page
+    if len(data) != nbytes or not inflater.eof or inflater.unused_data:
+        raise CodecError(f"$name block of {len(block)} bytes does not hold exactly its {nbytes}")
+    return data
 
 
 # -------------------------------------------------------------------------------------------------
 
 
 class ${class_name}(MultifdMethods):
-    """Pages as independent blocks; no state, so channels have nothing to share."""
+    """Packets as independent blocks; no state, so channels have nothing to share."""
 
     name = "$name"
-    api = 1
+    api = 1  # of multifd.method, for which this was written
     wire_version = 1  # count up when the payload's format changes
-    capabilities = Capabilities(
-        streaming=False,
-        page_independent=True,
-        deterministic=True,
-        # every page raw, and a length for each of the most pages a packet can have
-        max_payload=PACKET_BYTES + 4 * (PACKET_BYTES // 4096),
-    )
+    capabilities = Capabilities(streaming=False, deterministic=True)
     Options = ${class_name}Options
     options: ${class_name}Options
 
@@ -121,28 +118,25 @@ class ${class_name}(MultifdMethods):
         """What it runs on here; say Availability(False, reason="...") if it cannot."""
         return Availability(True, "zlib")
 
+    def max_payload(self, geometry: Geometry) -> int:
+        """Pages as they are, and the byte before them."""
+        return 1 + geometry.page_count * geometry.page_size
+
     def send_prepare(self, p: SendParams) -> None:
-        """A table of lengths, then a block for each page."""
-        blocks = []
-        for page in p.pages:
-            block = encode_page(page, self.options)
-            blocks.append(block if len(block) < len(page) else bytes(page))
-        p.iov.append(struct.pack(f">{len(blocks)}I", *map(len, blocks)))
-        p.iov.extend(blocks)
+        """A block, or the pages as they are if that is not smaller."""
+        data = p.pages.gather()
+        block = encode(data, self.options)
+        p.iov.extend((_BLOCK, block) if len(block) < len(data) else (_RAW, data))
 
     def recv(self, p: RecvParams) -> None:
-        """Check the table against the payload before any of it is used, then every block."""
-        page_size, payload = p.pages.page_size, p.payload
-        at = 4 * len(p.pages)
-        if len(payload) < at:
-            raise CodecError(f"$name payload of {len(payload)} bytes, its table alone has {at}")
-        lengths = struct.unpack_from(f">{len(p.pages)}I", payload)
-        if at + sum(lengths) != len(payload):
-            raise CodecError(f"$name payload of {len(payload)} bytes, its table says {at + sum(lengths)}")
-        for page, length in zip(p.pages, lengths, strict=True):
-            block = payload[at : at + length]
-            at += length
-            page[:] = block if length == page_size else decode_page(block, page_size)
+        """Exactly the pages' bytes, or CodecError."""
+        kind, body, nbytes = bytes(p.payload[:1]), p.payload[1:], p.pages.nbytes
+        if kind == _BLOCK:
+            p.pages.scatter(decode(body, nbytes))
+        elif kind == _RAW and len(body) == nbytes:
+            p.pages.scatter(body)
+        else:
+            raise CodecError(f"$name payload of {len(p.payload)} bytes begins with {kind!r}, its pages have {nbytes}")
 '''
 _TESTS = '''\
 """multifd's conformance kit for $name; add what is its own below."""
@@ -167,7 +161,7 @@ Both ends need it, and `multifd receive` must name it: `--method $name`.
     pip install -e '.[test]'
     pytest
 
-The codec is `encode_page` and `decode_page` in `src/$module.py`. The tests are multifd's conformance kit: they prove
+The codec is `encode` and `decode` in `src/$module.py`. The tests are multifd's conformance kit: they prove
 that the method keeps every promise of the contract, and say which it broke.
 """
 _LICENSE = """\

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from multifd.errors import HookError, RemoteWireError
-from multifd.method import MAX_IOV, MultifdMethods, RecvParams, SendParams, run_hook
+from multifd.method import MAX_IOV, MultifdMethods, RecvParams, SendParams, max_payload, run_hook
 from multifd.pages import Buffer, Geometry, Pages
 from multifd.ram.block import Staging
 from multifd.transport.idle import IdleTimer
@@ -53,7 +53,10 @@ class SendSession:
         self.is_verbatim = method.capabilities.verbatim
         """The payload is the pages themselves: the engine moves them, and no hook sees them."""
         self.staging = Staging(geometry)
-        self._p = SendParams(channel, geometry, idle.abort, self.staging.pages(0), counters=counters)
+        self._p = SendParams(
+            channel, geometry, idle.abort, self.staging.pages(0), counters=counters, timeout_s=idle.timeout_s
+        )
+        self._bound = max_payload(method, geometry)
 
     def __enter__(self) -> Self:
         try:
@@ -79,7 +82,7 @@ class SendSession:
         p.pages = pages
         run_hook(self.method, "send_prepare", p)
         payload = sum(b.nbytes if isinstance(b, memoryview) else len(b) for b in p.iov)
-        bound = self.method.capabilities.max_payload
+        bound = self._bound
         if not 0 < payload <= bound or len(p.iov) > MAX_IOV:
             raise HookError(
                 f"method {self.method.name!r}: payload of {payload} bytes in {len(p.iov)} buffers, "
@@ -109,7 +112,9 @@ class RecvSession:
     ) -> None:
         self._method_of = method_of
         self.staging = Staging(geometry)
-        self._p = RecvParams(channel, geometry, idle.abort, self.staging.pages(0), counters=counters)
+        self._p = RecvParams(
+            channel, geometry, idle.abort, self.staging.pages(0), counters=counters, timeout_s=idle.timeout_s
+        )
         self._method: MultifdMethods | None = None
         self._code = -1
         self._payload = memoryview(b"")
@@ -131,7 +136,7 @@ class RecvSession:
         if self._method is None:
             method = self._method_of(code)
             # Anonymous and private: a child that somebody forks does not share it.
-            bound = method.capabilities.max_payload
+            bound = max_payload(method, self._p.geometry)
             self._payload = memoryview(mmap.mmap(-1, bound, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
             self._method, self._code = method, code
             run_hook(method, "recv_setup", self._p)

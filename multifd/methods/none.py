@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 from multifd.method import (
-    PACKET_BYTES,
     Availability,
     Capabilities,
     CodecError,
+    Geometry,
     MethodOptions,
     MultifdMethods,
     RecvParams,
@@ -22,14 +22,16 @@ class NoneMethod(MultifdMethods):
     name = "none"
     api = 1
     wire_code: ClassVar[int | None] = 0x00
-    capabilities = Capabilities(
-        streaming=False, page_independent=True, deterministic=True, verbatim=True, max_payload=PACKET_BYTES
-    )
+    capabilities = Capabilities(streaming=False, page_independent=True, deterministic=True, verbatim=True)
 
     @classmethod
     def availability(cls, options: MethodOptions) -> Availability:
         """Everywhere."""
         return Availability(True, "copy")
+
+    def max_payload(self, geometry: Geometry) -> int:
+        """The pages themselves."""
+        return geometry.page_size * geometry.page_count
 
     def send_prepare(self, p: SendParams) -> None:
         """The runs of the pages."""

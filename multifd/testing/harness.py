@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from multifd.errors import MultifdError
-from multifd.method import MAX_IOV, CodecError, MultifdMethods, RecvParams, SendParams
+from multifd.method import MAX_IOV, CodecError, MultifdMethods, RecvParams, SendParams, max_payload
 from multifd.pages import Geometry, Memory, Offsets, Pages
 
 GUIDE = "docs/write-a-method.md"
@@ -86,6 +86,7 @@ class _End:
     def __init__(self, method: MultifdMethods, page_size: int = 4096, channel: int = 0) -> None:
         self.method, self.geometry, self.channel = method, Geometry.of(page_size), channel
         self.packet = 0
+        self.bound = max_payload(method, self.geometry)
         self.scratch = Memory(bytearray(page_size * self.geometry.page_count), page_size)
         self.no_pages = Pages(self.scratch, np.empty(0, np.int64), self.scratch)
 
@@ -161,7 +162,7 @@ class SendEnd(_End):
         return self.take()
 
     def _check_iov(self) -> None:
-        iov, bound = self.p.iov, self.method.capabilities.max_payload
+        iov, bound = self.p.iov, self.bound
         for i, item in enumerate(iov):
             good = isinstance(item, bytes | bytearray | memoryview)
             if not good or (isinstance(item, memoryview) and (item.itemsize != 1 or not item.c_contiguous)):
@@ -173,7 +174,7 @@ class SendEnd(_End):
         total = sum(memoryview(item).nbytes for item in iov)
         if total > bound:
             raise Broken(
-                "no payload is longer than capabilities.max_payload",
+                "no payload is longer than max_payload(geometry)",
                 Section.CAPABILITIES,
                 f"{self.where}: {total} bytes for {len(self.p.pages)} pages of {self.geometry.page_size}, "
                 f"max_payload is {bound}",

@@ -121,13 +121,13 @@ def damage(method: MultifdMethods) -> None:
         for case, payload in _damaged(good, payloads[1], rng):
             judge.try_case(f"{kind}: {case}", payload)
     judge = _Judge(method, [])
-    for case, payload in _foreign(rng, method.capabilities.max_payload):
+    for case, payload in _foreign(rng, method.max_payload(Geometry.of(PAGE_SIZE))):
         judge.try_case(case, payload)
 
 
 def bombs(method: MultifdMethods) -> None:
     """Payloads within the bound that decode to hundreds of times a packet."""
-    bound = method.capabilities.max_payload
+    bound = method.max_payload(Geometry.of(PAGE_SIZE))
     for case, payload in _bombs(method, bound):
         print(case, flush=True)
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak: proc(5)

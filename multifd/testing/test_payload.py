@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from multifd.method import PACKET_BYTES, CodecError
+from multifd.method import MAX_PAYLOAD, CodecError
 from multifd.pages import Buffer, Geometry, Memory, Pages
 from multifd.registry import load_method
 from multifd.testing.harness import Broken, RecvEnd, Section, SendEnd, check_equal, round_trip, show
@@ -103,12 +103,14 @@ def test_capabilities_are_possible(multifd_method: str) -> None:
     bad = [n for n in ("streaming", "page_independent", "deterministic", "verbatim") if type(getattr(c, n)) is not bool]
     if bad:
         raise Broken("capabilities are True or False", Section.CAPABILITIES, f"method {method.name!r}: {bad} are not")
-    if type(c.max_payload) is not int or not 0 < c.max_payload <= 2 * PACKET_BYTES:
-        raise Broken(
-            "max_payload is at most 1 MiB, QEMU's own limit",
-            Section.CAPABILITIES,
-            f"method {method.name!r}: {c.max_payload}",
-        )
+    for page_size in PAGE_SIZES:
+        bound = method.max_payload(Geometry.of(page_size))
+        if type(bound) is not int or not 0 < bound <= MAX_PAYLOAD:
+            raise Broken(
+                "max_payload is from 1 byte to 1 MiB, QEMU's own limit",
+                Section.CAPABILITIES,
+                f"method {method.name!r}: {bound!r} for pages of {page_size} bytes",
+            )
     if c.streaming and (c.page_independent or c.verbatim):
         raise Broken(
             "a method whose payloads need earlier ones is neither page_independent nor verbatim",

@@ -13,10 +13,10 @@ from functools import partial
 from typing import ClassVar
 
 from multifd.method import (
-    PACKET_BYTES,
     Availability,
     Capabilities,
     CodecError,
+    Geometry,
     MethodOptions,
     MethodUnavailable,
     MultifdMethods,
@@ -153,9 +153,7 @@ class QplMethod(MultifdMethods):
     name = "qpl"
     api = 1
     wire_code: ClassVar[int | None] = 0x08
-    capabilities = Capabilities(
-        streaming=False, page_independent=True, max_payload=PACKET_BYTES + 4 * (PACKET_BYTES // 4096)
-    )
+    capabilities = Capabilities(streaming=False, page_independent=True)
     Options = QplOptions
     options: QplOptions
 
@@ -170,6 +168,10 @@ class QplMethod(MultifdMethods):
         assert isinstance(options, QplOptions)
         choice = choose(options)
         return Availability(bool(choice.engine), choice.engine, choice.reason)
+
+    def max_payload(self, geometry: Geometry) -> int:
+        """Every page as it is, and the length table."""
+        return geometry.page_count * (geometry.page_size + 4)
 
     def send_setup(self, p: SendParams) -> None:
         """The channel's jobs and buffers."""
