@@ -99,5 +99,5 @@ class Crew:
 
     def stop(self) -> list[str]:
         """Abort the migration and wait for all threads; returns the names of those that do not end."""
-        self._idle.stop()
+        self._idle.abort.set()
         return self.join()

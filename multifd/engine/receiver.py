@@ -298,7 +298,7 @@ class Receiver:
     def _cancel(self) -> None:
         """From `Canceller.cancel`, in any thread: what blocks ends, the caller's thread raises `Cancelled`."""
         self._crew.fail(Cancelled("the migration was cancelled"))
-        self._idle.stop()
+        self._idle.abort.set()
         self._acceptor.wake()
 
     def _stop_waiting(self) -> None:
@@ -334,7 +334,7 @@ class Receiver:
         attach(told, self.result)
 
     def _tear_down(self) -> None:
-        self._idle.stop()
+        self._idle.abort.set()
         self.barrier.end()
         self._ready.set()
         self._disk.stop()

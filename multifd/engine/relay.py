@@ -285,7 +285,7 @@ class Relay:
     def _cancel(self) -> None:
         """From `Canceller`, in any thread: what blocks ends, the caller's thread raises `Cancelled`."""
         self._crew.fail(Cancelled("the relay was cancelled"))
-        self._idle.stop()
+        self._idle.abort.set()
         self._acceptor.wake()
 
     # -- the end ------------------------------------------------------------------------------------
@@ -304,7 +304,7 @@ class Relay:
         return self.fate.conclude(told)
 
     def _tear_down(self) -> None:
-        self._idle.stop()
+        self._idle.abort.set()
         if self._main is not None:
             self._main.release()
         connections = [link.source for link in self._channels.values()] + self._outs()
@@ -324,7 +324,7 @@ class Relay:
         config = self._config
         destination = connect(config.to, self._idle, timeout_s=config.connect_timeout_s, retry=retry)
         destination.peer = f"the destination's {what} ({config.to})"
-        if self._idle.stopped.is_set():
+        if self._idle.abort.is_set():
             destination.close()
             self._idle.check()
         return destination

@@ -113,7 +113,7 @@ class Sender:
         self._on_progress = on_progress
         self._canceller = canceller or Canceller()
         self._idle = IdleTimer(config.timeout_s)
-        self._limit = RateLimit(config.max_bandwidth, self._idle.stopped) if config.max_bandwidth else None
+        self._limit = RateLimit(config.max_bandwidth, self._idle.abort) if config.max_bandwidth else None
         self._crew = Crew(self._idle)
         self._rounds = Rounds(config.channels)
         self._main: SourceMain | None = None
@@ -279,7 +279,7 @@ class Sender:
         """From `Canceller.cancel`, in any thread: what blocks ends, the caller's thread raises `Cancelled`."""
         self._crew.fail(Cancelled("the migration was cancelled"))
         self._rounds.cut()
-        self._idle.stop()
+        self._idle.abort.set()
 
     def _stop_waiting(self) -> None:
         self._give_up_at = min(self._give_up_at, time.monotonic() + _LAST_WAIT_S)
@@ -376,7 +376,7 @@ class Sender:
         attach(told, self.result)
 
     def _tear_down(self) -> None:
-        self._idle.stop()
+        self._idle.abort.set()
         for connection in self._connections:
             connection.shutdown()
         self._crew.join()

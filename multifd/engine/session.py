@@ -54,7 +54,7 @@ class SendSession:
         """The payload is the pages themselves: the engine moves them, and no hook sees them."""
         self.staging = Staging(geometry)
         self._p = SendParams(
-            channel, geometry, idle.abort, self.staging.pages(0), counters=counters, timeout_s=idle.timeout_s
+            channel, geometry, idle.abort.flag, self.staging.pages(0), counters=counters, timeout_s=idle.timeout_s
         )
         self._bound = max_payload(method, geometry)
 
@@ -113,7 +113,7 @@ class RecvSession:
         self._method_of = method_of
         self.staging = Staging(geometry)
         self._p = RecvParams(
-            channel, geometry, idle.abort, self.staging.pages(0), counters=counters, timeout_s=idle.timeout_s
+            channel, geometry, idle.abort.flag, self.staging.pages(0), counters=counters, timeout_s=idle.timeout_s
         )
         self._method: MultifdMethods | None = None
         self._code = -1

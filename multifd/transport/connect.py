@@ -27,14 +27,14 @@ _TEMPORARY = (ConnectionRefusedError, FileNotFoundError, ConnectionResetError, C
 
 
 def connect(
-    uri: Uri, silence: IdleTimer, *, timeout_s: float, limit: RateLimit | None = None, retry: bool = False
+    uri: Uri, idle: IdleTimer, *, timeout_s: float, limit: RateLimit | None = None, retry: bool = False
 ) -> Connection:
     """Connect to a listener.
 
     Args:
         uri: of the listener. If its host has several addresses, each gets an equal share of the time that is left,
             so that one behind a dead route does not take it all.
-        silence: the migration's; while nothing is connected it does not run.
+        idle: the migration's; while nothing is connected it does not run.
         timeout_s: how long to try.
         limit: for what is sent.
         retry: go on while nobody listens yet, so that it does not matter which end starts first.
@@ -45,21 +45,21 @@ def connect(
     """
     if not timeout_s > 0:
         raise UsageError(f"connect timeout: got {timeout_s}, expected seconds above 0")
-    attempt = _Attempt(uri, silence, time.monotonic() + timeout_s)
+    attempt = _Attempt(uri, idle, time.monotonic() + timeout_s)
     try:
         sock = attempt.run(retry=retry)
     except OSError as e:
         if isinstance(e, ChannelError):
             raise
         raise ChannelError(f"cannot connect to {uri} within {timeout_s:g} s: {attempt.describe(e)}") from e
-    return Connection(sock, silence, str(uri), limit)
+    return Connection(sock, idle, str(uri), limit)
 
 
 class _Attempt:
     """One call of `connect`."""
 
-    def __init__(self, uri: Uri, silence: IdleTimer, deadline: float) -> None:
-        self._uri, self._silence, self._deadline = uri, silence, deadline
+    def __init__(self, uri: Uri, idle: IdleTimer, deadline: float) -> None:
+        self._uri, self._idle, self._deadline = uri, idle, deadline
         self._failures: dict[str, OSError] = {}
 
     def run(self, *, retry: bool) -> socket.socket:
@@ -88,7 +88,7 @@ class _Attempt:
                 raise failure
             # What did not answer at all gets no time again as long as others refuse at once.
             addresses = [address for address in addresses if address not in hangs]
-            self._silence.stopped.wait(min(_POLL_S, self._left()))
+            self._idle.abort.wait(min(_POLL_S, self._left()))
             self._check()
 
     def _remember(self, address: Address, error: OSError) -> OSError:
@@ -111,8 +111,8 @@ class _Attempt:
         return max(0.0, self._deadline - time.monotonic())
 
     def _check(self) -> None:
-        self._silence.check()
-        self._silence.touch()
+        self._idle.check()
+        self._idle.touch()
 
     def _connect(self, address: Address, deadline: float) -> socket.socket:
         family, where = address
@@ -121,7 +121,7 @@ class _Attempt:
             sock.setblocking(False)
             code = sock.connect_ex(where)
             while code == errno.EAGAIN:  # a unix socket whose backlog is full at the moment
-                self._wait(lambda slice_s: self._silence.stopped.wait(slice_s), deadline)
+                self._wait(lambda slice_s: self._idle.abort.wait(slice_s), deadline)
                 code = sock.connect_ex(where)
             if code == errno.EINPROGRESS:
                 ready = select.poll()

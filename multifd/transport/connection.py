@@ -21,7 +21,7 @@ from multifd.transport.idle import IdleTimer
 from multifd.transport.limit import RateLimit
 
 _SLICE_S = 0.25
-"""How long one system call may block before the silence and the abort flag are looked at."""
+"""How long one system call may block before the idle timer and the abort flag are looked at."""
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 6))
 """A dead peer host is noticed after 40 s, within the default timeout."""
 _IOV_MAX = 1024  # <limits.h>, Linux
@@ -32,17 +32,17 @@ class Connection:
 
     Args:
         sock: taken over, made blocking with a short kernel timeout.
-        silence: the migration's; every byte moved touches it.
+        idle: the migration's; every byte moved touches it.
         peer: the other end, as error messages name it.
         limit: for what is sent; None is unlimited.
     """
 
-    def __init__(self, sock: socket.socket, silence: IdleTimer, peer: str, limit: RateLimit | None = None) -> None:
-        self._sock, self._silence, self.peer, self._limit = sock, silence, peer, limit
+    def __init__(self, sock: socket.socket, idle: IdleTimer, peer: str, limit: RateLimit | None = None) -> None:
+        self._sock, self._idle, self.peer, self._limit = sock, idle, peer, limit
         self.bytes_sent = 0
         self.bytes_received = 0
         sock.setblocking(True)
-        slice_ = struct.pack("ll", 0, int(min(_SLICE_S, silence.timeout_s) * 1e6))
+        slice_ = struct.pack("ll", 0, int(min(_SLICE_S, idle.timeout_s) * 1e6))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, slice_)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, slice_)
         if sock.family != socket.AF_UNIX:
@@ -74,7 +74,7 @@ class Connection:
             try:
                 sent = self._sock.sendmsg(pending[:_IOV_MAX])
             except BlockingIOError:
-                self._silence.check()
+                self._idle.check()
                 continue
             except OSError as e:
                 if e.errno == errno.EFAULT:
@@ -83,7 +83,7 @@ class Connection:
                         "was protected"
                     ) from e
                 raise self._broken("sending", e) from e
-            self._silence.touch()
+            self._idle.touch()
             self.bytes_sent += sent
             done = 0
             while done < len(pending) and sent >= len(pending[done]):
@@ -118,7 +118,7 @@ class Connection:
                 else:
                     got = self._sock.recvmsg_into(pending[:_IOV_MAX], 0, flags)[0]
             except BlockingIOError:
-                self._silence.check()
+                self._idle.check()
                 continue
             except OSError as e:
                 if e.errno == errno.EFAULT:
@@ -128,12 +128,12 @@ class Connection:
                     ) from e
                 raise self._broken("receiving", e) from e
             if not got:
-                if self._silence.stopped.is_set():
-                    self._silence.check()
+                if self._idle.abort.is_set():
+                    self._idle.check()
                 if not done:
                     return 0
                 raise ChannelError(f"{self.peer} closed the connection after {done} of {wanted} bytes")
-            self._silence.touch()
+            self._idle.touch()
             self.bytes_received += got
             done += got
             if done >= wanted:
@@ -165,7 +165,7 @@ class Connection:
         except OSError as e:
             raise self._broken("receiving", e) from e
         if data:
-            self._silence.touch()
+            self._idle.touch()
             self.bytes_received += len(data)
         return data
 
@@ -201,7 +201,7 @@ class Connection:
         self._sock.close()
 
     def _broken(self, doing: str, cause: OSError) -> ChannelError:
-        if self._silence.stopped.is_set():
+        if self._idle.abort.is_set():
             return Aborted("the migration was aborted")
         reason = "closed by the peer" if cause.errno in (errno.EPIPE, errno.ECONNRESET) else cause.strerror
         return ChannelError(f"{self.peer}: connection broke while {doing}: {reason}")

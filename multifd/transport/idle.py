@@ -1,4 +1,4 @@
-"""How long a migration's connections may be idle, and the flag that aborts it."""
+"""What ends a migration's waits: the abort flag, and the time in which no byte moved."""
 
 from __future__ import annotations
 
@@ -9,8 +9,40 @@ from collections.abc import Callable
 from multifd.errors import Aborted, ChannelError, about
 
 
+class Abort:
+    """Set once, when a migration is torn down: every blocking call of it ends within a quarter of a second.
+
+    Thread rule: any thread.
+    """
+
+    def __init__(self) -> None:
+        self.flag = bytearray(1)
+        """One byte for hooks, readable from C: not zero once it is set."""
+        self._event = threading.Event()
+
+    def set(self) -> None:
+        """Tear down. Again and again is harmless."""
+        self.flag[0] = 1
+        self._event.set()
+
+    def is_set(self) -> bool:
+        """Whether the migration is being torn down."""
+        return self._event.is_set()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for at most `timeout_s`; whether it is set."""
+        return self._event.wait(timeout_s)
+
+    def check(self) -> None:
+        """Raise `Aborted` if it is set."""
+        if self._event.is_set():
+            raise Aborted("the migration was aborted")
+
+
 class IdleTimer:
     """The time since a byte moved on any connection of a migration, shared by all of them.
+
+    Thread rule: any thread.
 
     Args:
         timeout_s: how long all may be silent.
@@ -18,10 +50,8 @@ class IdleTimer:
     """
 
     def __init__(self, timeout_s: float, describe: Callable[[], str] = str) -> None:
-        self.timeout_s = timeout_s
-        self._describe = describe
-        self.abort = bytearray(1)
-        self.stopped = threading.Event()
+        self.timeout_s, self._describe = timeout_s, describe
+        self.abort = Abort()
         self._last = time.monotonic()
 
     def touch(self) -> None:
@@ -32,10 +62,10 @@ class IdleTimer:
         """Raise if the migration was aborted or has been silent for too long.
 
         Raises:
-            ChannelError: either.
+            Aborted: the first.
+            ChannelError: the second.
         """
-        if self.stopped.is_set():
-            raise Aborted("the migration was aborted")
+        self.abort.check()
         if time.monotonic() - self._last > self.timeout_s:
             raise about(
                 ChannelError(
@@ -44,8 +74,3 @@ class IdleTimer:
                 ),
                 "timeout",
             )
-
-    def stop(self) -> None:
-        """Abort: every blocking call ends within a quarter of a second, hooks see ``p.abort``."""
-        self.abort[0] = 1
-        self.stopped.set()

@@ -6,17 +6,25 @@ import math
 import threading
 import time
 
+from multifd.transport.idle import Abort
+
 
 class RateLimit:
     """Lets at most `bytes_per_s` pass, summed over all connections that share it.
 
     Bytes go in pieces worth about 10 ms, so that any second holds its share to within 5 %.
+
+    Thread rule: any thread.
+
+    Args:
+        bytes_per_s: above 0.
+        abort: the migration's, which ends a wait.
     """
 
-    def __init__(self, bytes_per_s: int, stopped: threading.Event) -> None:
+    def __init__(self, bytes_per_s: int, abort: Abort) -> None:
         self.bytes_per_s: float = bytes_per_s
         self.piece = max(bytes_per_s // 100, 1024)
-        self._stopped = stopped
+        self._abort = abort
         self._lock = threading.Lock()
         self._next = 0.0
 
@@ -32,4 +40,4 @@ class RateLimit:
             due = max(self._next, now - 0.01)
             self._next = due + nbytes / self.bytes_per_s
         if due > now:
-            self._stopped.wait(due - now)
+            self._abort.wait(due - now)

@@ -261,7 +261,7 @@ def test_the_listener_may_come_later(tmp_path: Path) -> None:
 
 def test_abort_ends_the_attempts(tmp_path: Path) -> None:
     silence = IdleTimer(DEADLINE_S)
-    silence.stop()
+    silence.abort.set()
     with pytest.raises(ChannelError, match="aborted"):
         connect(Uri(path=str(tmp_path / "sock")), silence, timeout_s=DEADLINE_S, retry=True)
 
@@ -283,7 +283,7 @@ def test_for_ever_is_a_time(tmp_path: Path, timeout_s: float, text: str) -> None
     listener = Listener(Uri.parse(text.format(tmp_path)))
     silence = IdleTimer(timeout_s)
     connect(listener.uri, silence, timeout_s=timeout_s, retry=True).close()
-    silence.stop()
+    silence.abort.set()
     with pytest.raises(ChannelError, match="aborted"):
         connect(Uri(path=str(tmp_path / "none")), silence, timeout_s=timeout_s, retry=True)
     listener.close()
@@ -339,7 +339,7 @@ def test_an_abort_ends_a_connect_that_hangs() -> None:
         pytest.raises(ChannelError, match="aborted"),
         thread(lambda: connect(Uri(host=dead[0], port=dead[1]), silence, timeout_s=float("inf"))),
     ):
-        silence.stop()
+        silence.abort.set()
 
 
 class SlowResolver:
@@ -375,7 +375,7 @@ def test_a_resolver_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> Non
             stack.enter_context(pytest.raises(ChannelError, match="aborted"))
             stack.enter_context(thread(lambda: connect(uri, silence, timeout_s=float("inf"))))
             assert resolver.asked.wait(DEADLINE_S)
-            silence.stop()
+            silence.abort.set()
     finally:
         resolver.answer.set()
     for each in threading.enumerate():

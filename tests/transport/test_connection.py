@@ -17,7 +17,7 @@ import pytest
 
 from multifd.errors import ChannelError, RamError
 from multifd.transport.connection import Connection
-from multifd.transport.idle import IdleTimer
+from multifd.transport.idle import Abort, IdleTimer
 from multifd.transport.limit import RateLimit
 
 DEADLINE_S = 30
@@ -68,7 +68,7 @@ def thread(run: Callable[[], object]) -> Iterator[None]:
 
 @pytest.mark.parametrize("limited", [False, True])
 def test_many_buffers_larger_than_the_socket(limited: bool) -> None:
-    pair = Pair(limit=RateLimit(1 << 40, threading.Event()) if limited else None)
+    pair = Pair(limit=RateLimit(1 << 40, Abort()) if limited else None)
     rng = random.Random(1)
     iov = [rng.randbytes(rng.choice([0, 1, 100, 5000])) for _ in range(2500)]  # more than one IOV_MAX
     data = b"".join(iov)
@@ -140,7 +140,7 @@ ODD = {
 @pytest.mark.parametrize("limited", [False, True])
 def test_views_of_every_kind(limited: bool) -> None:
     """What a plugin puts into iov goes out as its bytes, whatever its shape and format."""
-    pair = Pair(limit=RateLimit(1 << 40, threading.Event()) if limited else None)
+    pair = Pair(limit=RateLimit(1 << 40, Abort()) if limited else None)
     iov = [view for make in ODD.values() for view in (make(), b"|")]
     data = b"".join(bytes(view) for view in iov)
     got = bytearray(len(data))
@@ -244,10 +244,10 @@ def test_abort_ends_a_blocked_read_and_a_blocked_write(shut: bool) -> None:
         lambda c: c.send([bytes(64 << 20)]),
     ):
         pair = Pair()
-        stop = [pair.silence.stop, pair.one.shutdown] if shut else [pair.silence.stop]
+        stop = [pair.silence.abort.set, pair.one.shutdown] if shut else [pair.silence.abort.set]
         with pytest.raises(ChannelError, match="aborted"), thread(lambda p=pair, b=block: b(p.one)):
             _ = [call() for call in stop]
-        assert pair.silence.abort == b"\1"
+        assert pair.silence.abort.flag == b"\1"
         pair.one.close()
         pair.other.close()
 
@@ -259,13 +259,13 @@ def test_rate_limit_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock of the test: each second passes its share and no more."""
     clock = [50.0]
 
-    class Stopped(threading.Event):
-        def wait(self, timeout: float | None = None) -> bool:
-            clock[0] += timeout or 0
+    class Never(Abort):
+        def wait(self, timeout_s: float) -> bool:
+            clock[0] += timeout_s
             return False
 
     monkeypatch.setattr("multifd.transport.limit.time.monotonic", lambda: clock[0])
-    limit = RateLimit(1_000_000, Stopped())
+    limit = RateLimit(1_000_000, Never())
     assert limit.piece == 10_000
     for _ in range(300):
         limit.wait(limit.piece)
@@ -286,7 +286,7 @@ def test_rate_limit_ends_with_the_migration() -> None:
 
 
 def test_a_limit_that_was_lifted_holds_nobody_up():
-    limit = RateLimit(1, threading.Event())
+    limit = RateLimit(1, Abort())
     limit.wait(3600)
     limit.lift()
     limit.wait(1 << 30)  # an hour and more, if it were not
