@@ -121,7 +121,7 @@ def send(
 )
 @click.option(
     "--xml",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     help="Of the libvirt formats: the domain, as virsh dumpxml --migratable prints it.",
 )
 @click.option(

@@ -58,8 +58,8 @@ def explain(evidence: Evidence) -> str:
         return _explain_confirmed(evidence)
     if evidence.has_failed:
         return (
-            "the destination began to load and failed: check that its memory size, backends and devices are the "
-            f"source's; {_STDERR}"
+            "the destination began to load and failed: a QEMU does so if its memory size, backends or devices are not "
+            f"the source's; {_STDERR}"
         )
     if not evidence.has_answered:
         return _explain_unanswered(evidence)
@@ -99,8 +99,9 @@ def _explain_unanswered(evidence: Evidence) -> str:
 def _explain_stopped(evidence: Evidence) -> str:
     if evidence.main is not Seen.OPEN:
         return (
-            "the destination began to load and closed everything: check that its memory size, backends and devices are "
-            f"the source's, and its machine type's release, which decides how sync points are marked; {_STDERR}"
+            "the destination began to load and closed everything: a QEMU does so if its memory size, backends or "
+            "devices are not the source's, or its machine type is of a release that marks sync points otherwise; "
+            f"{_STDERR}"
         )
     lost = [seen is not Seen.OPEN for seen in evidence.channels]
     other_method = (
