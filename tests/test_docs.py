@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -15,7 +16,11 @@ from multifd.cli.main import main
 from multifd.errors import exit_statuses
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("plugins/*/README.md")])
+
+
+def page_name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
 
 
 def test_the_readmes_library_example_runs(tmp_path):
@@ -56,22 +61,49 @@ def test_the_command_reference_has_every_command_and_option(tmp_path):
             assert (param.opts[0] if isinstance(param, click.Option) else param.human_readable_name) in found[name]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_links_between_pages_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
         assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def groups() -> dict[str, click.Group]:
+    """The commands that pages may use, by their name."""
+    found = {"multifd": main}
+    with contextlib.suppress(ImportError):
+        from multifd_qpl.cli import main as iaa
+
+        found["multifd-iaa"] = iaa
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_commands_and_options_exist(page):
-    commands = main.commands
-    for line in re.findall(r"(?:^|`)(multifd [a-z].*?)(?:$|`)", page.read_text(), re.MULTILINE):
-        words = line.split()
-        assert words[1] in commands, line
-        known = {o for p in commands[words[1]].params if isinstance(p, click.Option) for o in p.opts}
-        for word in words:
-            if word.startswith("--"):
-                assert word.split("=")[0] in known | {"--help"}, line
+    for tool, group in groups().items():
+        for line in re.findall(rf"(?:^|`)({tool} [a-z].*?)(?:$|`)", page.read_text(), re.MULTILINE):
+            words = line.split()
+            assert words[1] in group.commands, line
+            known = {o for p in group.commands[words[1]].params if isinstance(p, click.Option) for o in p.opts}
+            for word in words:
+                if word.startswith("--"):
+                    assert word.split("=")[0] in known | {"--help"}, line
+
+
+def test_every_status_in_the_table_of_failures_exists():
+    table = (ROOT / "docs/faults.md").read_text().split("## What a failure looks like")[1].split("\n## ")[0]
+    rows = [line.split("|")[2:-1] for line in table.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 5
+    for cells in rows:
+        statuses = [int(number) for cell in cells for number in re.findall(r"\b\d+\b", cell)]
+        assert statuses, cells
+        assert set(statuses) <= set(exit_statuses()), cells
+
+
+def test_every_page_is_in_the_index_under_a_heading():
+    index = (ROOT / "docs/index.md").read_text()
+    listed = re.findall(r"^([\w-]+)$", index, re.MULTILINE)
+    assert sorted(listed) == sorted(p.stem for p in (ROOT / "docs").glob("*.md") if p.stem != "index")
+    assert index.count("{toctree}") == index.count(":caption:")
 
 
 def test_the_readme_says_what_every_exit_status_means():
