@@ -95,8 +95,8 @@ def _explain_unanswered(evidence: Evidence) -> str:
 def _explain_stopped(evidence: Evidence) -> str:
     if evidence.main is not Seen.OPEN:
         return (
-            "it began to load and closed everything, as with another memory size, backends or devices, or a machine type "
-            f"of a release that marks sync points otherwise; {_STDERR}"
+            "it began to load and closed everything, as with another memory size, backends or devices, or a machine "
+            f"type of a release that marks sync points otherwise; {_STDERR}"
         )
     lost = [seen is not Seen.OPEN for seen in evidence.channels]
     other_method = (
