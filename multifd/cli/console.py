@@ -64,6 +64,8 @@ def reporting(command: _Command) -> _Command:
         _start_log(verbose)
         try:
             command(as_json=as_json, **arguments)
+        except click.ClickException:
+            raise  # a wrong combination of arguments: the group tells it
         except BrokenPipeError:
             sys.stderr.close()
             sys.exit(1)

@@ -92,9 +92,10 @@ def print_results(results: Sequence[Result]) -> None:
     rows = []
     for r in results:
         ratio = f"{r.ram_bytes / r.transferred_bytes:.2f}" if r.transferred_bytes else "-"
+        downtime = "-" if r.downtime_ms is None else f"{r.downtime_ms:.1f}"
         rows.append((
             r.method, r.status, str(r.channels), f"{r.total_time_ms:.0f}", f"{r.setup_time_ms:.0f}",
-            f"{r.downtime_ms:.1f}", f"{r.mbps:.0f}", str(r.pages_per_second), str(r.normal_pages),
+            downtime, f"{r.mbps:.0f}", str(r.pages_per_second), str(r.normal_pages),
             str(r.zero_pages), str(r.transferred_bytes), ratio,
         ))  # fmt: skip
     _print(heads, rows)

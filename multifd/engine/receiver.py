@@ -34,6 +34,7 @@ from multifd.transport.listen import Listener
 from multifd.wire.packet import INIT_BYTES, InitPacket
 from multifd.wire.return_path import PONG
 from multifd.wire.stream import MAGIC_BYTES, Machine
+from multifd.wire.vmdesc import UNMARKED
 
 _LOG = logging.getLogger(__name__)
 _POLL_S = 0.05
@@ -98,6 +99,7 @@ class Receiver:
         self.barrier = Barrier()
         self.fate = Fate(RECEIVER)
         self.stats = MigrationStats(time.monotonic())
+        self.stats.is_source = False
 
     @property
     def result(self) -> Result:
@@ -156,7 +158,10 @@ class Receiver:
         main = self._main
         if main is not None and not self._muster.is_complete and main.connection.has_hung_up():
             # Its thread waits at a sync point for channels that will not come any more.
-            raise ChannelError(f"{main.connection.peer} closed the main connection before its channels were there")
+            raise ChannelError(
+                f"{main.connection.peer} closed the main connection before its channels were there: it does not use "
+                "multifd, whose capability must be on there, or could not connect them"
+            )
         result = self.result
         if self.stats.tick(time.monotonic()) and self._on_progress is not None:
             self._on_progress(result)
@@ -224,13 +229,12 @@ class Receiver:
         turned_away = ""
         if rejected := self._acceptor.rejected:
             turned_away = f", {rejected} connections that were no migration's were closed"
+            if stranger := self._acceptor.last_stranger:
+                turned_away += f" (the last was {stranger})"
         if not self._candidates and not self._muster.present:
             return f"; no sender connected{turned_away}"
         if self._main is not None and self._main.has_device_state:
-            return (
-                "; all of RAM is here, but the end of the devices' state was not seen: machine types up to 2.2 do not "
-                "mark it, switch capability return-path off at the source"
-            )
+            return f"; {UNMARKED}"
         main = "connected" if self._candidates else "not connected"
         return (
             f"; main is {main}, {self._muster.present} of {self._negotiation.expected()} channels are "

@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping
 from typing import Protocol
 
 from multifd.engine.sync import Barrier
-from multifd.errors import ChannelError, StreamError
+from multifd.errors import ChannelError, PeerMismatch, StreamError
 from multifd.ram.block import TargetBlock
 from multifd.stats import MigrationStats
 from multifd.transport.connection import Connection
@@ -22,6 +23,11 @@ from multifd.wire.reader import MainStreamReader
 from multifd.wire.return_path import PONG, SHUT, encode_answer
 
 _READ_BYTES = 1 << 16
+_MAX_AHEAD = 1 << 20
+"""Bytes that are read behind the first sync point while no channels are known."""
+_CHANNELS_S = 10.0
+"""How long channels may take once main is complete: QEMU 10.0 connects them before it begins main, 7.2 meanwhile."""
+_POLL_S = 0.05
 
 
 class Rejected(Exception):
@@ -97,20 +103,43 @@ class RecvMain:
             ChannelError: it broke off.
             RamError: its RAM cannot be received.
         """
-        reader = self._reader
         buffer = memoryview(bytearray(_READ_BYTES))
-        reader.feed(stream.MAGIC_BYTES)
+        ahead = deque(self._reader.feed(stream.MAGIC_BYTES))
+        bytes_ahead, is_complete = 0, False
         while not self.has_ended:
-            got = self.connection.recv_into([buffer], at_least=1)
-            if not got:
-                try:
-                    reader.end()
-                except StreamError as e:
-                    raise ChannelError(f"{self.connection.peer} closed the main connection: {e}") from e
-                self.has_ended = True
-                return
-            for event in reader.feed(buffer[:got]):
-                self._handle(event)
+            # A source without multifd sends pages on main and has no channels: a sync point would be waited for in
+            # vain. So what follows it is read, as long as no channels are known: it tells such a source at once.
+            is_waiting = bool(ahead) and self._waits_for_channels(ahead[0]) and bytes_ahead < _MAX_AHEAD
+            if ahead and not is_waiting:
+                self._handle(ahead.popleft())
+            elif is_complete:
+                if not ahead:
+                    self.has_ended = True
+                elif not self._host.barrier.wait_expecting(_CHANNELS_S):
+                    raise PeerMismatch(
+                        "main has ended and no channel has come: the source does not use multifd; switch the "
+                        "capability on there"
+                    )
+                else:
+                    bytes_ahead = _MAX_AHEAD
+            elif not is_waiting or self.connection.wait_readable(_POLL_S):
+                got = self.connection.recv_into([buffer], at_least=1)
+                if got:
+                    ahead += self._reader.feed(buffer[:got])
+                    bytes_ahead += got if is_waiting else 0
+                    is_complete = any(isinstance(event, stream.StreamEnd) for event in ahead)
+                else:
+                    self._check_end()
+                    is_complete = True
+
+    def _waits_for_channels(self, event: stream.Event) -> bool:
+        return isinstance(event, stream.SyncPoint) and not self._host.barrier.is_expecting
+
+    def _check_end(self) -> None:
+        try:
+            self._reader.end()
+        except StreamError as e:
+            raise ChannelError(f"{self.connection.peer} closed the main connection: {e}") from e
 
     def _handle(self, event: stream.Event) -> None:
         match event:
@@ -121,7 +150,6 @@ class RecvMain:
                 self._host.stats.zero_pages_on_main += len(event.offsets)
             case stream.SyncPoint():
                 self._host.barrier.reach()
-                self._host.stats.dirty_sync_count += 1
             case stream.ReturnPathOpened():
                 self.has_return_path = True
             case stream.Ping():

@@ -57,13 +57,12 @@ def explain(evidence: Evidence) -> str:
     if evidence.has_confirmed:
         return _explain_confirmed(evidence)
     if evidence.has_failed:
-        return (
-            "the destination began to load and failed: check that its memory size, backends and devices are the "
-            f"source's; {_STDERR}"
-        )
-    if not evidence.has_answered:
-        return _explain_unanswered(evidence)
-    return _explain_stopped(evidence)
+        told = f"it began to load and failed, as with another memory size, backends or devices; {_STDERR}"
+    elif not evidence.has_answered:
+        told = _explain_unanswered(evidence)
+    else:
+        told = _explain_stopped(evidence)
+    return f"if the destination is a QEMU: {told}"
 
 
 def _explain_confirmed(evidence: Evidence) -> str:
@@ -81,26 +80,23 @@ def _explain_unanswered(evidence: Evidence) -> str:
     has_lost_channels = any(seen is not Seen.OPEN for seen in evidence.channels)
     if evidence.main is Seen.OPEN and not has_lost_channels:
         return (
-            f"the destination has read nothing: if it is a QEMU, it waits for more than {count} channels (its "
-            "multifd-channels), or another migration is under way there"
+            f"it has read nothing, so it waits for more than {count} channels (its multifd-channels), or another "
+            "migration is under way there"
         )
     if evidence.main is Seen.OPEN:
-        return (
-            "the destination closed channels at once and reads nothing: if it is a QEMU, its uuid is another than "
-            f"the source's; {_STDERR}"
-        )
+        return f"it closed channels at once and reads nothing, so its uuid is another than the source's; {_STDERR}"
     what = f"{evidence.machine!r}" if evidence.machine else "the source's"
     return (
-        f"the destination closed everything before it read RAM: if it is a QEMU, its machine type is not {what}, or "
-        f"its uuid is another than the source's; {_STDERR}"
+        f"it closed everything before it read RAM, so its machine type is not {what}, or its uuid is another than the "
+        f"source's; {_STDERR}"
     )
 
 
 def _explain_stopped(evidence: Evidence) -> str:
     if evidence.main is not Seen.OPEN:
         return (
-            "the destination began to load and closed everything: check that its memory size, backends and devices are "
-            f"the source's, and its machine type's release, which decides how sync points are marked; {_STDERR}"
+            "it began to load and closed everything, as with another memory size, backends or devices, or a machine "
+            f"type of a release that marks sync points otherwise; {_STDERR}"
         )
     lost = [seen is not Seen.OPEN for seen in evidence.channels]
     other_method = (
@@ -110,16 +106,15 @@ def _explain_stopped(evidence: Evidence) -> str:
     )
     if any(lost) and not all(lost):
         closed = _numbers(evidence, Seen.CLOSED, Seen.UNREAD)
-        return f"the destination closed {closed}: {_fewer_channels(evidence)}, or {other_method}"
+        return f"it closed {closed}: {_fewer_channels(evidence)}, or {other_method}"
     if any(lost):
         # Channels that it never wanted are reset; those whose packets it refused it ends in order, once they are read.
         reasons = ["it has capability multifd off", other_method]
         if Seen.CLOSED in evidence.channels:
             reasons.reverse()
-        return f"the destination closed every channel but not main: {', or '.join(reasons)}"
+        return f"it closed every channel but not main: {', or '.join(reasons)}"
     return (
-        f"the destination has stopped reading: {other_method}, or its machine type is of a release that marks sync "
-        "points otherwise"
+        f"it has stopped reading: {other_method}, or its machine type is of a release that marks sync points otherwise"
     )
 
 

@@ -18,11 +18,22 @@ from typing import Self
 from multifd.engine.canceller import Canceller
 from multifd.engine.crew import JOIN_S, Crew
 from multifd.engine.fate import SENDER, Custody, Fate, attach
+from multifd.engine.refusal import Evidence, Seen, explain
 from multifd.engine.send_channel import SendChannel
 from multifd.engine.session import SendSession
 from multifd.engine.source_main import SourceMain
 from multifd.engine.sync import Packet, Rounds
-from multifd.errors import Aborted, Cancelled, ChannelError, MultifdError, PeerFailed, StreamError, UsageError, about
+from multifd.errors import (
+    Aborted,
+    Cancelled,
+    ChannelError,
+    MultifdError,
+    PeerFailed,
+    PeerMismatch,
+    StreamError,
+    UsageError,
+    about,
+)
 from multifd.method import MultifdMethods
 from multifd.pages import Geometry
 from multifd.ram.block import Source
@@ -185,8 +196,13 @@ class Sender:
             OutcomeUnknown: on leaving the context; the destination may have it.
             MultifdError: what else went wrong.
         """
+        # Behind this answer nothing can be missing but devices: a destination told of another method hangs before
+        # it, and one that reads nothing never answers, so neither is handed anything. END comes after it, since what
+        # follows END is the devices' to read.
+        self.round(left)
+        self.confirm()
         self._write(writer.encode_ram_next(stream.END, self._source.machine.ram_section_id))
-        self._round(left)
+        self._round(())
         last = b""
         for piece in self._source.device_state():
             if last:
@@ -273,7 +289,20 @@ class Sender:
                 raise ChannelError("the wait for its word was cut short")
             main.wait(_POLL_S)
             self._idle.check()
+        # QEMU closes its channels before it confirms.
+        if unread := explain(self._evidence(main)):
+            self.fate.take_back()
+            raise PeerMismatch(unread)
         self.fate.commit()
+
+    def _evidence(self, main: SourceMain) -> Evidence:
+        channels = [_seen(c) for c in self._connections[1:]]
+        if len(channels) < self._config.channels:
+            channels.append(Seen.UNREAD)  # the one that could not connect
+        return Evidence(
+            main.has_answered, _seen(main.connection), channels, main.has_failed, main.has_confirmed, self._method.name,
+            self._source.machine.name,
+        )  # fmt: skip
 
     def _cancel(self) -> None:
         """From `Canceller.cancel`, in any thread: what blocks ends, the caller's thread raises `Cancelled`."""
@@ -344,11 +373,8 @@ class Sender:
             told = self._last_word(told)
         if isinstance(told, PeerFailed):
             self.fate.refuse()
-        if isinstance(told, ChannelError) and self._main is not None and not self._main.has_answered:
-            told.add_note(
-                "if the destination is a QEMU: it closes at once on another uuid than its own, on another "
-                "machine type, and without capability multifd; its own stderr says which"
-            )
+        if isinstance(told, ChannelError | PeerFailed) and self._main is not None and len(self._connections) > 1:
+            told.add_note(explain(self._evidence(self._main)))
         return told
 
     def _last_word(self, error: ChannelError) -> BaseException:
@@ -385,3 +411,9 @@ class Sender:
     def _close(self) -> None:
         for connection in self._connections:
             connection.close()
+
+
+def _seen(connection: Connection) -> Seen:
+    if connection.was_reset():
+        return Seen.UNREAD
+    return Seen.CLOSED if connection.has_hung_up() else Seen.OPEN

@@ -29,6 +29,8 @@ class SourceMain:
         self._pong = 0
         self.has_confirmed = False
         """SHUT 0 has come: the destination has the memory."""
+        self.has_failed = False
+        """SHUT 1 has come."""
 
     @property
     def has_answered(self) -> bool:
@@ -84,6 +86,7 @@ class SourceMain:
                 if kind == PONG:
                     self._pong = max(self._pong, value)
                 elif kind == SHUT and value:
+                    self.has_failed = True
                     raise PeerFailed("the destination reports that it failed; its own message says why")
                 elif kind == SHUT:
                     self.has_confirmed = True

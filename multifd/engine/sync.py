@@ -127,6 +127,16 @@ class Barrier:
             self._arrived = [0] * channels
             self._changed.notify_all()
 
+    @property
+    def is_expecting(self) -> bool:
+        """Whether the channels are known."""
+        return bool(self._arrived)
+
+    def wait_expecting(self, timeout_s: float) -> bool:
+        """Whether the channels are known, or all is over, after at most `timeout_s` (main thread)."""
+        with self._changed:
+            return self._changed.wait_for(lambda: bool(self._arrived) or self._is_over, timeout_s)
+
     def arrive(self, channel: int) -> None:
         """A SYNC was read: wait for main (channel threads; `end` ends the wait)."""
         with self._changed:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from multifd.errors import RemoteWireError
 from multifd.transport.incoming import Incoming, PlainIncoming
 from multifd.transport.listen import Exhausted, Listener
+from multifd.wire import greeting as greet
 from multifd.wire import stream
 from multifd.wire.packet import INIT_BYTES, MAGIC_BYTES, InitPacket
 
@@ -45,11 +46,7 @@ class _Pending:
         """Bytes until it has said what it is, or until more is known; 0 if it has."""
         if self.start == stream.MAGIC_BYTES:
             return 0
-        return (INIT_BYTES if self.start.startswith(MAGIC_BYTES) else len(MAGIC_BYTES)) - len(self.start)
-
-    def is_strange(self) -> bool:
-        """Whether it starts as nothing of a migration does."""
-        return not any(magic.startswith(self.start[:4]) for magic in (MAGIC_BYTES, stream.MAGIC_BYTES))
+        return (INIT_BYTES if self.start.startswith(MAGIC_BYTES) else greet.DECIDING_BYTES) - len(self.start)
 
 
 class Acceptor:
@@ -78,6 +75,8 @@ class Acceptor:
         self._selector.register(self._wake, selectors.EVENT_READ)
         self.rejected = 0
         """Connections that were not a migration's and were closed."""
+        self.last_stranger = ""
+        """Who the last of them was that does not speak the wire at all, in words."""
 
     def wait(self, timeout_s: float) -> Iterator[Arrival]:
         """Wait for at most `timeout_s` and give what came.
@@ -177,7 +176,10 @@ class Acceptor:
             if data is None:
                 return
             start += data
-            if not data or pending.is_strange():
+            greeting = greet.classify(start) if data else greet.closed(start)
+            if greeting.kind is greet.Kind.STRANGER:
+                self.last_stranger = greeting.words
+                _LOG.info("%s: %s", incoming.peer, greeting.words)
                 self._drop(pending)
                 return
         init: InitPacket | None = None

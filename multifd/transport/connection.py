@@ -41,6 +41,7 @@ class Connection:
         self._sock, self._idle, self.peer, self._limit = sock, idle, peer, limit
         self.bytes_sent = 0
         self.bytes_received = 0
+        self._is_reset = False
         sock.setblocking(True)
         slice_ = struct.pack("ll", 0, int(min(_SLICE_S, idle.timeout_s) * 1e6))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, slice_)
@@ -196,6 +197,12 @@ class Connection:
         poll.register(self._sock, select.POLLRDHUP)
         return bool(poll.poll(0))
 
+    def was_reset(self) -> bool:
+        """Whether the peer closed it with bytes of ours unread, or broke it off. From any thread."""
+        # TCP: a RST came. A unix socket has the same error if its peer closed with something unread (unix(7)).
+        self._is_reset = self._is_reset or bool(self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+        return self._is_reset
+
     def close(self) -> None:
         """Release the socket; call when no thread uses it any more."""
         self._sock.close()
@@ -203,5 +210,6 @@ class Connection:
     def _broken(self, doing: str, cause: OSError) -> ChannelError:
         if self._idle.abort.is_set():
             return Aborted("the migration was aborted")
+        self._is_reset = True
         reason = "closed by the peer" if cause.errno in (errno.EPIPE, errno.ECONNRESET) else cause.strerror
         return ChannelError(f"{self.peer}: connection broke while {doing}: {reason}")

@@ -1,4 +1,4 @@
-"""What a new connection starts with, sans-IO: main, a channel, or who else connects to such a port.
+"""What a new connection starts with, sans-IO: main, a channel, or what else connects to such a port.
 
 Rules of this file: bytes in, a value out. Four bytes decide, since main and channels have a magic of four; a stranger
 is named by them as well as they allow, so that an operator knows what was pointed at the wrong port.
@@ -35,7 +35,7 @@ class Greeting:
 
     kind: Kind
     words: str = ""
-    """Of a stranger: who it is and what to do about it; empty for others."""
+    """Of a stranger: what it is and what to do about it; empty for others."""
 
 
 _TLS = "a TLS client: TLS is not spoken here, switch tls-creds off at the source"

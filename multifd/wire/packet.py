@@ -78,7 +78,7 @@ class InitPacket:
         """The packet in 64 bytes.
 
         Raises:
-            RemoteWireError: they are none.
+            RemoteWireError: they are not an init packet of this version; `offset` is the byte that is wrong.
         """
         _check_length(len(data), INIT_BYTES)
         magic, version, uuid, id_, channels, wire_version, name = _INIT.unpack(data)
@@ -139,7 +139,7 @@ def packet_flags(header: bytearray | memoryview) -> int:
     """The flags, from the first `PREFIX_BYTES` of a header, before the rest is read.
 
     Raises:
-        RemoteWireError: not a packet, or with flags that nobody knows.
+        RemoteWireError: not a packet, or flags that no release has.
     """
     if len(header) < PREFIX_BYTES:
         _check_length(len(header), PREFIX_BYTES)
@@ -163,7 +163,11 @@ def check_prefix(header: bytearray | memoryview) -> None:
 
 
 def device_state_bytes(header: bytearray | memoryview) -> int:
-    """Payload bytes of a device-state packet, from its `DEVICE_STATE_BYTES` of header."""
+    """Payload bytes of a device-state packet.
+
+    Args:
+        header: its `DEVICE_STATE_BYTES` bytes of header.
+    """
     return int.from_bytes(header[DEVICE_STATE_BYTES - 4 : DEVICE_STATE_BYTES], "big")
 
 
@@ -230,7 +234,7 @@ def decode_packet(header: bytearray | memoryview, geometry: Geometry, blocks: Ma
     flags, packet_num, normal_pages, zero_pages, next_packet_size = decode_counts(header, geometry)
     count = normal_pages + zero_pages
     if not count:
-        # Up to 8.1 size, block and offsets are the previous packet's: test_wire.py::test_stale_fields.
+        # Up to 8.1 size, block and offsets are the previous packet's: tests/wire/test_packet.py.
         return Packet(flags, packet_num, "", NO_OFFSETS, NO_OFFSETS, 0)
     ramblock = bytes(header[_NAME]).partition(b"\0")[0].decode("ascii", "backslashreplace")
     used_length = blocks.get(ramblock)

@@ -7,16 +7,24 @@ from collections.abc import Mapping
 
 from multifd.errors import StreamError
 
-SHUT, PONG = 1, 2
+SHUT, PONG = 1, 2  # enum mig_rp_message_type, migration/migration.h, QEMU 7.2 and 10.0
 
 
 def encode_answer(kind: int, value: int) -> bytes:
-    """A message of the return path: SHUT or PONG with its u32."""
+    """A message of the return path: u16 type, u16 length, u32 value.
+
+    Args:
+        kind: `SHUT` or `PONG`.
+        value: of SHUT 0 for success, of PONG its PING's.
+    """
     return struct.pack(">HHI", kind, 4, value)
 
 
 class ReturnPathReader:
-    """The source's side of the return path: `feed` bytes, get (type, value)."""
+    """The source's side of the return path: `feed` bytes, get (type, value).
+
+    Thread rule: one thread. What is not a whole message is kept, at most 7 bytes.
+    """
 
     _LENGTHS: Mapping[int, int] = {SHUT: 4, PONG: 4}
 

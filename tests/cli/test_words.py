@@ -94,6 +94,22 @@ def test_a_command_that_fails_says_one_line():
     assert json.loads(done.stdout)["status"] == "failed"
 
 
+def test_a_wrong_combination_of_arguments_is_no_bug():
+    @click.group(cls=console.Group)
+    def group() -> None:
+        pass
+
+    @group.command()
+    @console.reporting
+    def wrong(as_json: bool) -> None:
+        raise click.UsageError("one of the two is needed")
+
+    done = CliRunner().invoke(group, ["wrong", "--json"])
+    assert done.exit_code == 2
+    assert "one of the two" in json.loads(done.stdout)["error"]
+    assert "bug" not in done.stderr
+
+
 def test_a_line_of_the_log():
     record = logging.LogRecord("multifd", logging.INFO, "", 0, "%s", (EVIL,), None)
     assert all(line.isprintable() for line in console._Formatter("multifd: %(message)s").format(record).split("\n"))

@@ -58,9 +58,10 @@ def test_a_live_arena_into_qemu(qemu, image, tmp_path, method):
         wrote.append(at)
 
     with multifd.Arena(memory) as arena:
-        result = multifd.send(
-            arena, uri, method, dialect=dialect, max_bandwidth=8 << 20, downtime_limit=1e-6, max_rounds=3,
-            at_max_rounds="switch-over", on_progress=write, pause=lambda: write(None), resume=lambda: None,
+        live = multifd.Live(
+            arena, pause=lambda: write(None), resume=lambda: None, downtime_limit=1e-6, max_rounds=3,
+            at_max_rounds="switch-over",
         )  # fmt: skip
+        result = multifd.send(live, uri, method, dialect=dialect, max_bandwidth=8 << 20, on_progress=write)
     assert result.rounds >= 2
     assert machine.ram() == memory[:]
