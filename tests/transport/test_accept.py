@@ -80,7 +80,6 @@ def test_main_and_a_channel_in_any_pieces(door: Door) -> None:
         if i < 4:
             main.sendall(stream.MAGIC_BYTES[i : i + 1])
         door.arrivals += door.acceptor.wait(0)
-    channel.sendall(b"packet")
     door.serve(lambda: len(door.arrivals) == 2)
     inits = [init for _, _, init in door.arrivals]
     assert None in inits
@@ -143,7 +142,7 @@ def test_more_than_can_wait(door: Door, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_stop_listening(door: Door) -> None:
-    door.knock(INIT + b"packet")
+    door.knock(INIT)
     door.serve(lambda: door.arrivals)
     pending = door.knock(b"QE")
     door.arrivals += door.acceptor.wait(0.05)
@@ -159,7 +158,7 @@ def test_stop_listening(door: Door) -> None:
 def test_stop_listening_while_arrivals_are_taken(door: Door) -> None:
     """The engine stops as soon as it has the last: the others of the same turn are strangers."""
     for _ in range(3):
-        door.knock(INIT + b"packet")
+        door.knock(INIT)
     deadline = time.monotonic() + DEADLINE_S
     while not door.arrivals:
         assert time.monotonic() < deadline
@@ -231,13 +230,10 @@ def test_an_encrypted_twin(tmp_path: Path) -> None:
             data, self.buffered = self.buffered[:nbytes], self.buffered[nbytes:]
             return data
 
-        def readable_bytes(self) -> int:
-            return len(self.buffered)
-
     door = Door(tmp_path, open=Twin)
     client = door.knock(b"hello")
     door.arrivals += door.acceptor.wait(0.05)
-    client.sendall(bytes(byte ^ 0x55 for byte in INIT + b"packet"))
+    client.sendall(bytes(byte ^ 0x55 for byte in INIT))
     door.serve(lambda: door.arrivals)
     assert door.arrivals[0][2] == InitPacket.decode(INIT)
     door.close()
