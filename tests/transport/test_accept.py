@@ -80,11 +80,13 @@ def test_main_and_a_channel_in_any_pieces(door: Door) -> None:
         if i < 4:
             main.sendall(stream.MAGIC_BYTES[i : i + 1])
         door.arrivals += door.acceptor.wait(0)
+    assert all(init is None for _, _, init in door.arrivals)  # an init packet alone is not a channel
+    channel.sendall(b"packet")
     door.serve(lambda: len(door.arrivals) == 2)
     inits = [init for _, _, init in door.arrivals]
     assert None in inits
     assert InitPacket.decode(INIT) in inits
-    assert door.acceptor.strangers == 0
+    assert door.acceptor.rejected == 0
 
 
 def test_no_byte_is_read_that_belongs_to_others(door: Door) -> None:
@@ -106,11 +108,11 @@ BAD = {
 @pytest.mark.parametrize("bad", BAD, ids=str)
 def test_a_strangers_bytes_are_no_error(door: Door, bad: str) -> None:
     stranger = door.knock(BAD[bad].ljust(64, b"\xff"))
-    door.serve(lambda: door.acceptor.strangers == 1)
+    door.serve(lambda: door.acceptor.rejected == 1)
     assert is_closed(stranger)
     door.knock(stream.MAGIC_BYTES)
     door.serve(lambda: door.arrivals)
-    assert door.acceptor.strangers == 1
+    assert door.acceptor.rejected == 1
 
 
 def test_strangers_at_random(door: Door) -> None:
@@ -121,13 +123,13 @@ def test_strangers_at_random(door: Door) -> None:
         for _ in range(rng.randint(1, 8)):
             damaged[rng.randrange(4, 64)] = rng.randrange(256)
         door.knock(bytes(damaged) if rng.random() < 0.7 else rng.randbytes(64)).close()
-        door.serve(lambda n=n: door.acceptor.strangers + len(door.arrivals) == n + 1)
+        door.serve(lambda n=n: door.acceptor.rejected + len(door.arrivals) == n + 1)
 
 
 def test_who_says_nothing_is_closed(tmp_path: Path) -> None:
     door = Door(tmp_path, patience_s=0.01)
     silent = [door.knock(data) for data in (b"", b"QE", INIT[:40])]
-    door.serve(lambda: door.acceptor.strangers == 3)
+    door.serve(lambda: door.acceptor.rejected == 3)
     for client in silent:
         assert client.recv(1) == b""
     door.close()
@@ -137,12 +139,20 @@ def test_more_than_can_wait(door: Door, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("multifd.transport.accept._MAX_PENDING", 4)
     for i in range(10):
         door.knock(b"QE")
-        door.serve(lambda i=i: door.acceptor.strangers == max(0, i - 3))
+        door.serve(lambda i=i: door.acceptor.rejected == max(0, i - 3))
         door.arrivals += door.acceptor.wait(0.01)
 
 
+def test_an_init_packet_that_nothing_follows_is_a_stranger(door: Door) -> None:
+    client = door.knock(INIT)
+    door.arrivals += door.acceptor.wait(0.05)
+    client.close()
+    door.serve(lambda: door.acceptor.rejected == 1)
+    assert not door.arrivals
+
+
 def test_stop_listening(door: Door) -> None:
-    door.knock(INIT)
+    door.knock(INIT + b"packet")
     door.serve(lambda: door.arrivals)
     pending = door.knock(b"QE")
     door.arrivals += door.acceptor.wait(0.05)
@@ -158,7 +168,7 @@ def test_stop_listening(door: Door) -> None:
 def test_stop_listening_while_arrivals_are_taken(door: Door) -> None:
     """The engine stops as soon as it has the last: the others of the same turn are strangers."""
     for _ in range(3):
-        door.knock(INIT)
+        door.knock(INIT + b"packet")
     deadline = time.monotonic() + DEADLINE_S
     while not door.arrivals:
         assert time.monotonic() < deadline
@@ -188,7 +198,7 @@ def test_no_descriptor_left(door: Door, monkeypatch: pytest.MonkeyPatch, code: i
     door.arrivals += door.acceptor.wait(0.05)
     monkeypatch.setattr(socket.socket, "accept", failing(fails))
     door.knock(stream.MAGIC_BYTES)
-    door.serve(lambda: door.acceptor.strangers == 1)
+    door.serve(lambda: door.acceptor.rejected == 1)
     assert silent.recv(1) == b""  # the oldest that has not said what it is makes room
     assert list(door.acceptor.wait(0)) == []
     fails.clear()
@@ -230,10 +240,13 @@ def test_an_encrypted_twin(tmp_path: Path) -> None:
             data, self.buffered = self.buffered[:nbytes], self.buffered[nbytes:]
             return data
 
+        def readable_bytes(self) -> int:
+            return len(self.buffered) or super().readable_bytes()
+
     door = Door(tmp_path, open=Twin)
     client = door.knock(b"hello")
     door.arrivals += door.acceptor.wait(0.05)
-    client.sendall(bytes(byte ^ 0x55 for byte in INIT))
+    client.sendall(bytes(byte ^ 0x55 for byte in INIT + b"packet"))
     door.serve(lambda: door.arrivals)
     assert door.arrivals[0][2] == InitPacket.decode(INIT)
     door.close()
