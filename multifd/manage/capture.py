@@ -276,8 +276,10 @@ def recover(out: str | os.PathLike[str]) -> str:
             _put_back(monitor, dataclasses.replace(state, snapshot="") if is_complete else state)
             ended = guest.run_state(monitor)
         PartFile(out).discard()
-    except BaseException:
+    except BaseException as e:
         file.close()
+        if isinstance(e, ControlError):
+            e.add_note(f"nothing is forgotten: try again, or, if that QEMU has ended, remove {file.path}")
         raise
     file.remove()
     return ended

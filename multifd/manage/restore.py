@@ -117,6 +117,5 @@ def _undo(monitor: Monitor, before: Settings, error: BaseException, has_begun: b
         error.add_note("multifd may be on in that QEMU: switch it off before its next savevm")
     if has_begun:
         error.add_note("a QEMU whose migration failed takes no other: start it again")
-    with contextlib.suppress(MultifdError):
-        if guest.run_state(monitor) != "inmigrate" or not has_begun:
-            _put_back(monitor, before)
+    with contextlib.suppress(MultifdError):  # it may be gone, or hang: nothing is left on in it then
+        before.put_back(monitor)

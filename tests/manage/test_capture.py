@@ -234,9 +234,12 @@ class TestQmp:
                 raise MonitorLost("gone")
 
         fake.hook = hook
-        with serve(fake, tmp_path / "qmp"), contextlib.closing(QmpMonitor(str(tmp_path / "qmp"))) as monitor:
-            with pytest.raises(MonitorLost, match="closed during migrate"):
-                capture(monitor, tmp_path / "vm.ram")
+        with (
+            serve(fake, tmp_path / "qmp"),
+            contextlib.closing(QmpMonitor(str(tmp_path / "qmp"))) as monitor,
+            pytest.raises(MonitorLost, match="closed during migrate"),
+        ):
+            capture(monitor, tmp_path / "vm.ram")
         assert fake.look() == before
 
     @pytest.mark.parametrize("kind", ["missing", "file"])
