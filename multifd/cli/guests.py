@@ -12,6 +12,7 @@ import click
 from multifd.cli import arguments, signals
 from multifd.cli.arguments import METHOD, FilePath, MethodSpec, Size
 from multifd.cli.console import remark, reporting, say, show
+from multifd.errors import UsageError
 
 if TYPE_CHECKING:
     from multifd.manage.monitor import Monitor
@@ -51,7 +52,7 @@ def _open(qmp: Path | None, libvirt: str, connect: str) -> contextlib.closing[Mo
     from multifd.manage.monitor import open_monitor
 
     if (qmp is None) == (not libvirt):
-        raise click.UsageError("expected --qmp SOCKET or --libvirt DOMAIN, one of the two")
+        raise UsageError("expected a QMP socket or a libvirt domain, one of the two (--qmp, --libvirt)")
     return contextlib.closing(open_monitor(qmp or "", libvirt, connect))
 
 
@@ -68,9 +69,7 @@ def _listen_at(listen: str, libvirt: str) -> str:
 @click.option("--snapshot-disks", default="", metavar="NAME", help="Also take this snapshot of every writable disk.")
 @click.option(
     "--then",
-    default="",
-    type=click.Choice(["", "cont", "stop", "quit"]),
-    metavar="[cont|stop|quit]",
+    type=click.Choice(["cont", "stop", "quit"]),
     help="What becomes of the guest; it runs if it ran before if not given.",
 )
 @arguments.timeout("How long all connections may be silent.")
@@ -112,9 +111,7 @@ def capture(
 @_max_bandwidth
 @click.option(
     "--then",
-    default="",
-    type=click.Choice(["", "cont", "stop"]),
-    metavar="[cont|stop]",
+    type=click.Choice(["cont", "stop"]),
     help="What becomes of the guest; as QEMU was started if not given.",
 )
 @click.option(

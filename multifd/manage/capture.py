@@ -24,6 +24,7 @@ from multifd.manage.monitor import Monitor, MonitorLost, open_monitor
 from multifd.manage.settings import apply_method, plan, read
 from multifd.manage.state_file import State, StateFile
 from multifd.ram.part_file import PartFile
+from multifd.registry import load_method
 from multifd.stats import Result
 
 THEN = ("cont", "stop", "quit")
@@ -57,7 +58,7 @@ def capture(
     channels: int = 2,
     max_bandwidth: int = 0,
     snapshot_disks: str = "",
-    then: str = "",
+    then: str | None = None,
     listen: str = "",
     timeout: float = 60.0,
     on_progress: Callable[[Result], None] | None = None,
@@ -72,7 +73,7 @@ def capture(
         channels: connections besides main, 1 to 255.
         max_bandwidth: bytes per second; 0 is unlimited.
         snapshot_disks: name of a snapshot to take of every writable disk while the guest stands still; empty: none.
-        then: cont, stop or quit (QEMU ends, once the file is durable); empty: the guest runs if it ran before.
+        then: cont, stop or quit (QEMU ends, once the file is durable); None: the guest runs if it ran before.
         listen: where QEMU connects, ``tcp:HOST:PORT`` or ``unix:PATH``; empty: a unix socket in a private folder.
         timeout: seconds that all connections may be silent.
         on_progress: called in this thread with the figures so far.
@@ -84,7 +85,8 @@ def capture(
     Raises:
         MultifdError: there is no file; guest, disks and settings are as they were, or a note says what is not.
     """
-    if then not in ("", *THEN):
+    load_method(method)  # refused here, not by the receiver
+    if then not in (None, *THEN):
         raise about(UsageError(f"then {then!r}, expected one of {', '.join(THEN)}"), "then")
     if Path(out).exists():
         raise RamError(f"{out}: exists; a capture replaces nothing")
@@ -276,8 +278,10 @@ def recover(out: str | os.PathLike[str]) -> str:
             _put_back(monitor, dataclasses.replace(state, snapshot="") if is_complete else state)
             ended = guest.run_state(monitor)
         PartFile(out).discard()
-    except BaseException:
+    except BaseException as e:
         file.close()
+        if isinstance(e, ControlError):
+            e.add_note(f"nothing is forgotten: try again, or, if that QEMU has ended, remove {file.path}")
         raise
     file.remove()
     return ended

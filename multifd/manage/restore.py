@@ -16,6 +16,7 @@ from multifd.errors import ControlError, MultifdError, OutcomeUnknown, UsageErro
 from multifd.manage import guest
 from multifd.manage.monitor import Monitor
 from multifd.manage.settings import Settings, apply_method, plan, read
+from multifd.registry import load_method
 from multifd.stats import Result
 
 THEN = ("cont", "stop")
@@ -28,7 +29,7 @@ def restore(
     *,
     channels: int = 2,
     max_bandwidth: int = 0,
-    then: str = "",
+    then: str | None = None,
     listen: str = "",
     timeout: float = 60.0,
     dialect: str | None = None,
@@ -43,7 +44,7 @@ def restore(
         method: one that this QEMU has, with options.
         channels: connections besides main, 1 to 255.
         max_bandwidth: bytes per second; 0 is unlimited.
-        then: cont or stop; empty: as QEMU was started, with -S or without.
+        then: cont or stop; None: as QEMU was started, with -S or without.
         listen: where QEMU is to listen, ``tcp:HOST:PORT`` or ``unix:PATH``; empty: a unix socket in a private folder.
         timeout: seconds that all connections may be silent.
         dialect: as `multifd.send`.
@@ -56,7 +57,8 @@ def restore(
     Raises:
         MultifdError: a note says whether the QEMU can be used again.
     """
-    if then not in ("", *THEN):
+    load_method(method)  # refused here, before anything is changed
+    if then not in (None, *THEN):
         raise about(UsageError(f"then {then!r}, expected one of {', '.join(THEN)}"), "then")
     if not Path(source).is_file():
         raise about(UsageError(f"{source}: no such file"), "source")
@@ -117,6 +119,5 @@ def _undo(monitor: Monitor, before: Settings, error: BaseException, has_begun: b
         error.add_note("multifd may be on in that QEMU: switch it off before its next savevm")
     if has_begun:
         error.add_note("a QEMU whose migration failed takes no other: start it again")
-    with contextlib.suppress(MultifdError):
-        if guest.run_state(monitor) != "inmigrate" or not has_begun:
-            _put_back(monitor, before)
+    with contextlib.suppress(MultifdError):  # it may be gone, or hang: nothing is left on in it then
+        before.put_back(monitor)

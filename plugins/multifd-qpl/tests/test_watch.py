@@ -166,13 +166,10 @@ def test_silence_follows_the_migrations_timeout() -> None:
     assert silence_s(60) == silence_s(600) == SILENCE_S
     assert silence_s(4) == 2
 
-    class Impatient(SendParams):
-        timeout_s = 4.0
-
     with SimulatedIaa(faults=Faults({10: Fault.SILENT})) as iaa:
         ends = Ends(QplMethod(QplOptions(verify="off"), library=iaa.library))
         one = ends.sender
-        ends.sender = Impatient(one.channel, one.geometry, one.abort, one.pages)
+        ends.sender = SendParams(one.channel, one.geometry, one.abort, one.pages, timeout_s=4.0)
         with ends:
             ends.send(PAGES)
         assert 2e9 <= iaa.clock.now() < 2e9 + 2 * COUNT * Machine().software_ns

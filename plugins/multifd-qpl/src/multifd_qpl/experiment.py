@@ -197,7 +197,7 @@ def _simulate(machine: Machine, channels: int, options: QplOptions, page_count: 
         devices=machine.devices,
         channels=channels,
         total_time_ms=result.total_time_ms,
-        downtime_ms=result.downtime_ms,
+        downtime_ms=result.downtime_ms or 0.0,
         mbps=result.mbps,
         pages_per_second=result.pages_per_second,
         pages_per_second_mean=round(result.normal_pages / result.total_time_ms * 1e3),
