@@ -46,6 +46,8 @@ class _LoggedBlock:
     def __init__(self, block: Block, page_size: int, log: _Log) -> None:
         self.idstr, self.used_length = block.idstr, block.used_length
         self._page_size, self._log = page_size, log
+        self._name = writer.name_bytes(self.idstr)
+        self._lock = threading.Lock()  # of _positions
         try:
             # Where each page is in the file; 0: nowhere, it is zero. Touched only where pages come.
             self._positions = np.zeros(block.used_length // page_size, np.int64)
@@ -64,25 +66,32 @@ class _LoggedBlock:
         """See `TargetBlock`."""
         page_size, file = self._page_size, self._log.file
         offsets = np.sort(offsets)
-        positions = self._positions[offsets // page_size]
-        pages = staging.data.view
-        for i in positions.nonzero()[0].tolist():
-            write(file.fd, pages[i * page_size : (i + 1) * page_size], int(positions[i]), file.part)
-        new = (positions == 0).nonzero()[0]
-        if not len(new):
-            return
-        # The first record names the block: those before it in the file may be another channel's.
-        name = writer.name_bytes(self.idstr)
-        records = np.empty(len(new), [("word", ">u8"), ("page", np.uint8, page_size)])
-        records["word"] = offsets[new] | (stream.PAGE | stream.CONTINUE)
-        records["page"] = staging.data.array[new].reshape(len(new), page_size)
-        first = (int(offsets[new[0]]) | stream.PAGE).to_bytes(8, "big") + name
-        data = records.tobytes()[8:]
-        at = self._log.take(len(first) + len(data))
-        write(file.fd, first, at, file.part)
-        write(file.fd, data, at + len(first), file.part)
-        places = at + len(first) + np.arange(len(new), dtype=np.int64) * records.itemsize
-        self._positions[offsets[new] // page_size] = places
+        places, first_new, new = self._places(offsets)
+        pages = staging.data
+        if len(new):
+            # The first record names the block: those before it in the file may be another channel's.
+            records = np.empty(len(new), [("word", ">u8"), ("page", np.uint8, page_size)])
+            records["word"] = offsets[new] | (stream.PAGE | stream.CONTINUE)
+            records["page"] = pages.array[new].reshape(len(new), page_size)
+            first = (int(offsets[new[0]]) | stream.PAGE).to_bytes(8, "big") + self._name
+            write(file.fd, first + records.tobytes()[8:], first_new, file.part)
+        for i in np.setdiff1d(np.arange(len(offsets)), new).tolist():
+            write(file.fd, pages.view[i * page_size : (i + 1) * page_size], int(places[i]), file.part)
+
+    def _places(self, offsets: Offsets) -> tuple[Offsets, int, Offsets]:
+        """Where each page goes; where the records of new pages begin; which are new, as indexes.
+
+        A page has one record, whatever comes of it on which channel: the last record in the file would win.
+        """
+        indexes = offsets // self._page_size
+        with self._lock:
+            new = (self._positions[indexes] == 0).nonzero()[0]
+            start = 0
+            if len(new):
+                record, head = 8 + self._page_size, 8 + len(self._name)
+                start = self._log.take(len(new) * record + len(self._name))
+                self._positions[indexes[new]] = start + head + np.arange(len(new), dtype=np.int64) * record
+            return self._positions[indexes], start, new
 
     def clear(self, offsets: Offsets) -> None:
         """See `TargetBlock`; pages that never came are zero already."""
