@@ -7,10 +7,10 @@ was. Every line on stdout is a case as it begins; the last is ``done``, or ``bro
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 import resource
 import sys
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +20,7 @@ import numpy as np
 from multifd.method import PACKET_BYTES, CodecError, MultifdMethods
 from multifd.pages import Geometry, Memory, Pages
 from multifd.registry import load_method
+from multifd.testing.child import tell
 from multifd.testing.harness import Broken, RecvEnd, Section, SendEnd, show
 from multifd.testing.strategies import packet
 
@@ -34,6 +35,9 @@ WIDE_BYTES = 96 << 20
 HELD_BYTES = 48 << 20
 """What decoding may hold at most: a packet, a payload, and history as large as zstd's largest by default (8 MiB),
 each a few times over."""
+
+EFFORT_S = 5.0
+"""Processor time for one payload, given twice after a short history: an honest one takes milliseconds."""
 
 _FORCED = (b"\xff\xff\xff\xff", b"\x3f\xff\xff\xff", b"\xff\xff\xff\x3f", b"\0\0\0\0")
 
@@ -81,7 +85,9 @@ class _Judge:
     def try_case(self, case: str, payload: bytes, count: int = COUNT, must_be: bytes | None = None) -> None:
         """Raises `Broken` unless the payload is refused, or fills every byte of the pages (with `must_be`)."""
         print(case, flush=True)
+        begin = time.process_time()
         a, b = (self._attempt(payload, count, fill) for fill in (0xE7, 0x18))
+        check_effort(self._method, case, time.process_time() - begin)
         where = f"method {self._method.name!r}, {count} pages, payload of {len(payload)} bytes {show(payload)} ({case})"
         if a != b:
             seen = "refused or accepted" if a is None or b is None else "left some of their bytes as they were"
@@ -100,6 +106,16 @@ class _Judge:
                 f"{where}: it was accepted, and page {page} is {show(a[page * PAGE_SIZE :])}, "
                 f"sent was {show(must_be[page * PAGE_SIZE :])}",
             )
+
+
+def check_effort(method: MultifdMethods, case: str, seconds: float) -> None:
+    """Raises `Broken` if a payload took more processor time than any honest one can."""
+    if seconds > EFFORT_S:
+        raise Broken(
+            "recv takes no longer for a payload that lies than a good one could",
+            Section.ERRORS,
+            f"method {method.name!r}, {case}: {seconds:.1f} s of processor time for a packet of a few pages",
+        )
 
 
 def damage(method: MultifdMethods) -> None:
@@ -133,8 +149,10 @@ def bombs(method: MultifdMethods) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak: proc(5)
         before = _peak_bytes()
         for count in (1, COUNT):
+            begin = time.process_time()
             with RecvEnd(method) as recv, contextlib.suppress(CodecError):
                 recv.receive(payload, count)
+            check_effort(method, case, time.process_time() - begin)
         held = _peak_bytes() - before
         if held > HELD_BYTES:
             raise Broken(
@@ -188,12 +206,7 @@ def main(attack: str, spec: str) -> None:
     with SendEnd(method) as send, RecvEnd(method) as recv:  # imports what it needs
         recv.unpack(send.pack(packet("mixed", 0, PAGE_SIZE, COUNT)), COUNT)
     _limit_memory()
-    try:
-        {"damage": damage, "bombs": bombs}[attack](method)
-    except Broken as e:
-        print("broken", json.dumps(str(e)), flush=True)
-    else:
-        print("done", flush=True)
+    tell(lambda: {"damage": damage, "bombs": bombs}[attack](method))
 
 
 if __name__ == "__main__":

@@ -115,9 +115,9 @@ def test_pages_not_kept(multifd_method: str) -> None:
             payload = mmap.mmap(-1, 1 << 20)
             nbytes = len(joined := send.take())
             payload[:nbytes] = joined
-            recv.p.pages = Pages(Memory(memoryview(target), 4096), offsets, recv.scratch)
-            recv.p.payload = memoryview(payload)[:nbytes].toreadonly()
-            recv._hook(method.recv, recv.p)
+            pages = Pages(Memory(memoryview(target), 4096), offsets, recv.scratch)
+            recv.fill(pages, memoryview(payload)[:nbytes].toreadonly())
+            del pages
             check_equal(data, target[:], 4096, send.where)
             send.p.iov.clear()
             send.p.pages, recv.p.pages, recv.p.payload = send.no_pages, recv.no_pages, memoryview(b"")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import mmap
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +13,7 @@ import pytest
 from multifd.method import CodecError
 from multifd.pages import Memory, Offsets, Pages
 from multifd.registry import load_method
+from multifd.testing.child import environment, prove
 from multifd.testing.harness import Broken, Inconclusive, RecvEnd, Section, SendEnd, show
 from multifd.testing.strategies import packet
 from multifd.testing.writer import GENERATION, STOP
@@ -32,29 +31,7 @@ LIVE_LIMIT = 8000
 @pytest.mark.parametrize("attack", ["damage", "bombs"])
 def test_hostile_payloads(multifd_method: str, attack: str) -> None:
     """Whatever the payload: CodecError or exactly the pages' bytes, in bounded memory and time, no crash."""
-    try:
-        run = subprocess.run(
-            [sys.executable, "-m", "multifd.testing.hostile", attack, multifd_method],
-            capture_output=True,
-            timeout=DEADLINE_S,
-            env=_environment(),
-        )
-    except subprocess.TimeoutExpired as e:
-        raise Broken(
-            "recv never hangs",
-            Section.ERRORS,
-            f"method {multifd_method!r}: no end after {DEADLINE_S:.0f} s, at {_last(e.stdout)!r}",
-        ) from None
-    last = _last(run.stdout)
-    if last.startswith("broken "):
-        pytest.fail(json.loads(last.partition(" ")[2]), pytrace=False)
-    if last != "done":
-        ended = f"signal {-run.returncode}" if run.returncode < 0 else f"status {run.returncode}"
-        raise Broken(
-            "recv survives every payload",
-            Section.ERRORS,
-            f"method {multifd_method!r}: the process ended with {ended} at {last!r}: {run.stderr.decode()[-2000:]}",
-        )
+    prove("multifd.testing.hostile", attack, multifd_method)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "scattered"])
@@ -77,7 +54,7 @@ def test_live_pages(multifd_method: str, layout: str, tmp_path: Path) -> None:
     writer = subprocess.Popen(
         [sys.executable, "-m", "multifd.testing.writer", path, str(page_size), str(arena_pages)],
         stdout=subprocess.PIPE,
-        env=_environment(),
+        env=environment(),
     )
     try:
         assert writer.stdout is not None
@@ -126,13 +103,3 @@ def _send_live(
         f"inconclusive: pages changed during only {changed} of {LIVE_LIMIT} calls of send_prepare, {LIVE_CHANGED} are "
         "needed; give the test a second processor"
     )
-
-
-def _environment() -> dict[str, str]:
-    """This process's, so that the other one finds the same method."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-
-
-def _last(output: bytes | None) -> str:
-    lines = (output or b"").decode().splitlines()
-    return lines[-1] if lines else ""
