@@ -1,4 +1,4 @@
-"""Cases that need a process of their own: ``python -m multifd.testing.alone CASE SPEC``; see `multifd.testing.child`."""
+"""Cases that need a process of their own: ``python -m multifd.testing.alone CASE SPEC``; see `child`."""
 
 from __future__ import annotations
 

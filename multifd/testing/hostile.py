@@ -22,7 +22,7 @@ from multifd.pages import Geometry, Memory, Pages
 from multifd.registry import load_method
 from multifd.testing.child import tell
 from multifd.testing.harness import Broken, RecvEnd, Section, SendEnd, show
-from multifd.testing.strategies import packet
+from multifd.testing.strategies import PAGE_SIZES, packet
 
 PAGE_SIZE = 4096
 COUNT = 5
@@ -69,12 +69,12 @@ def _foreign(rng: random.Random, bound: int) -> Iterator[tuple[str, bytes]]:
 class _Judge:
     """Gives one payload after a history of good ones to two receivers whose pages hold different bytes."""
 
-    def __init__(self, method: MultifdMethods, history: list[bytes]) -> None:
-        self._method, self._history = method, history
+    def __init__(self, method: MultifdMethods, history: list[bytes], page_size: int) -> None:
+        self._method, self._history, self._page_size = method, history, page_size
 
     def _attempt(self, payload: bytes, count: int, fill: int) -> bytes | None:
         """The pages' bytes, None if refused."""
-        with RecvEnd(self._method) as recv:
+        with RecvEnd(self._method, self._page_size) as recv:
             for good in self._history:
                 recv.unpack(good, COUNT)
             try:
@@ -97,14 +97,13 @@ class _Judge:
                 f"{where}: depending on what the pages held before, it {seen}",
             )
         if a is not None and must_be is not None and a != must_be:
-            page = next(
-                i for i in range(count) if a[i * PAGE_SIZE :][:PAGE_SIZE] != must_be[i * PAGE_SIZE :][:PAGE_SIZE]
-            )
+            size = self._page_size
+            page = next(i for i in range(count) if a[i * size :][:size] != must_be[i * size :][:size])
             raise Broken(
                 "recv raises CodecError for a payload that is not exactly its packet's",
                 Section.ERRORS,
-                f"{where}: it was accepted, and page {page} is {show(a[page * PAGE_SIZE :])}, "
-                f"sent was {show(must_be[page * PAGE_SIZE :])}",
+                f"{where}: it was accepted, and page {page} is {show(a[page * self._page_size :])}, "
+                f"sent was {show(must_be[page * self._page_size :])}",
             )
 
 
@@ -119,25 +118,30 @@ def check_effort(method: MultifdMethods, case: str, seconds: float) -> None:
 
 
 def damage(method: MultifdMethods) -> None:
-    """Cut, extended, flipped, swapped, empty and foreign payloads."""
+    """Cut, extended, flipped, swapped, empty and foreign payloads, at every page size."""
+    for page_size in PAGE_SIZES:
+        _damage(method, page_size, ("text", "mixed", "almost-zero", "random") if page_size == PAGE_SIZE else ("mixed",))
+
+
+def _damage(method: MultifdMethods, page_size: int, kinds: tuple[str, ...]) -> None:
     rng = random.Random(11)
-    for kind in ("text", "mixed", "almost-zero", "random"):
-        with SendEnd(method) as send:
-            contents = [packet(kind, seed, PAGE_SIZE, COUNT) for seed in range(3)]
+    for kind in kinds:
+        with SendEnd(method, page_size) as send:
+            contents = [packet(kind, seed, page_size, COUNT) for seed in range(3)]
             payloads = [send.pack(data) for data in contents]
-        judge, good, data = _Judge(method, payloads[:2]), payloads[2], contents[2]
+        judge, good, data = _Judge(method, payloads[:2], page_size), payloads[2], contents[2]
         size = len(good)
         for keep in sorted({0, 1, 2, 3, 4, 5, size // 4, size // 2, size - 40, size - 8, size - 2, size - 1}):
             if 0 <= keep < size:
-                judge.try_case(f"{kind}: cut to {keep} of {size} bytes", good[:keep], must_be=data)
+                judge.try_case(f"{page_size}, {kind}: cut to {keep} of {size} bytes", good[:keep], must_be=data)
         for extra in (b"\0", b"\xff" * 7, good, rng.randbytes(300)):
-            judge.try_case(f"{kind}: extended by {len(extra)} bytes", good + extra, must_be=data)
-        judge.try_case(f"{kind}: for one page less", good, COUNT - 1, data[: (COUNT - 1) * PAGE_SIZE])
-        judge.try_case(f"{kind}: for one page more", good, COUNT + 1)
+            judge.try_case(f"{page_size}, {kind}: extended by {len(extra)} bytes", good + extra, must_be=data)
+        judge.try_case(f"{page_size}, {kind}: for one page less", good, COUNT - 1, data[: (COUNT - 1) * page_size])
+        judge.try_case(f"{page_size}, {kind}: for one page more", good, COUNT + 1)
         for case, payload in _damaged(good, payloads[1], rng):
-            judge.try_case(f"{kind}: {case}", payload)
-    judge = _Judge(method, [])
-    for case, payload in _foreign(rng, method.max_payload(Geometry.of(PAGE_SIZE))):
+            judge.try_case(f"{page_size}, {kind}: {case}", payload)
+    judge = _Judge(method, [], page_size)
+    for case, payload in _foreign(rng, method.max_payload(Geometry.of(page_size))):
         judge.try_case(case, payload)
 
 

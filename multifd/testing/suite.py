@@ -18,12 +18,7 @@ from multifd.testing import (
 )
 
 _MODULES = (test_alone, test_channel, test_golden, test_method, test_payload, test_together, test_trust)
-
-_TESTS = {
-    name: test
-    for module in _MODULES
-    for name, test in vars(module).items()
-    if name.startswith("test_") and callable(test)
-}
-__all__ = sorted(_TESTS)
+_FOUND = [item for module in _MODULES for item in vars(module).items()]
+_TESTS = {name: test for name, test in _FOUND if name.startswith("test_") and callable(test)}
 globals().update(_TESTS)
+__all__ = sorted(_TESTS)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from multifd.method import CodecError
-from multifd.pages import Memory, Offsets, Pages
+from multifd.pages import Geometry, Memory, Offsets, Pages
 from multifd.registry import load_method
 from multifd.testing.child import environment, prove
 from multifd.testing.harness import Broken, Inconclusive, RecvEnd, Section, SendEnd, show
@@ -34,12 +34,15 @@ def test_hostile_payloads(multifd_method: str, attack: str) -> None:
     prove("multifd.testing.hostile", attack, multifd_method)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "scattered"])
-def test_live_pages(multifd_method: str, layout: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("layout", "page_size"), [("contiguous", 4096), ("scattered", 4096), ("scattered", 65536)])
+def test_live_pages(multifd_method: str, layout: str, page_size: int, tmp_path: Path) -> None:
     """Half of the pages are rewritten by another process meanwhile: the others decode exactly."""
-    page_size, arena_pages = 4096, 32
+    arena_pages = min(32, Geometry.of(page_size).page_count)
     palette = b"".join(packet(kind, 2, page_size, 8) for kind in ("text", "pointers", "code", "one-bit"))
-    steady = b"".join(packet(kind, 2, page_size, 4) for kind in ("one-bit", "text", "pointers", "code"))
+    steady = b"".join(packet(kind, 2, page_size, 4) for kind in ("one-bit", "text", "pointers", "code"))[
+        : arena_pages // 2 * page_size
+    ]
+    steady = steady[: arena_pages // 2 * page_size]
     path = tmp_path / "guest"
     path.write_bytes(bytes((1 + arena_pages) * page_size) + palette)
     with path.open("r+b") as file:
@@ -48,8 +51,9 @@ def test_live_pages(multifd_method: str, layout: str, tmp_path: Path) -> None:
     memory = Memory(memoryview(shared)[page_size : (1 + arena_pages) * page_size], page_size)
     memory.array[0::2] = np.frombuffer(steady, np.uint8).reshape(-1, page_size)
     indexes = np.arange(arena_pages, dtype=np.int64)
-    orders = [indexes, np.roll(indexes, 7)[:24], indexes[::-1], np.concatenate((indexes[::2], indexes[1::2]))]
-    chosen: list[Offsets] = [indexes[a:b] for a, b in ((0, 32), (0, 24), (3, 21), (8, 32))]
+    few = arena_pages * 3 // 4
+    orders = [indexes, np.roll(indexes, 7)[:few], indexes[::-1], np.concatenate((indexes[::2], indexes[1::2]))]
+    chosen: list[Offsets] = [indexes[a:b] for a, b in ((0, None), (0, few), (3, 3 + few), (few // 3, None))]
     orders = chosen if layout == "contiguous" else orders
     writer = subprocess.Popen(
         [sys.executable, "-m", "multifd.testing.writer", path, str(page_size), str(arena_pages)],
@@ -73,7 +77,7 @@ def _send_live(
     changed = 0
     with SendEnd(method) as send, RecvEnd(method) as recv:
         for number in range(LIVE_LIMIT):
-            if number >= LIVE_PACKETS and changed >= LIVE_CHANGED:
+            if number >= LIVE_PACKETS * 4096 // page_size and changed >= LIVE_CHANGED:
                 return
             order = orders[number % len(orders)]
             pages = Pages(memory, order * page_size, send.scratch)
