@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import os
+import pathlib
 import signal
 import struct
+import subprocess
+import tempfile
 import threading
+import time
 import zlib
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -605,3 +610,291 @@ class PoisonedByFailure(GoodStream):
         except CodecError:
             self.__dict__["failed"] = True
             raise
+
+
+@caught_by("test_round_trip", "decodes to exactly")
+class WrongAt32K(Good):
+    """A table of page sizes without 32 KiB."""
+
+    def send_prepare(self, p: SendParams) -> None:
+        size = p.pages.page_size
+        p.iov.append(encode(bytes(page) if size != 32768 else bytes(page[:-1]) + b"\0" for page in p.pages))
+
+
+@dataclass(frozen=True)
+class _Keyed(MethodOptions):
+    key: int = option(0, "what bytes are combined with", low=0, high=255)
+
+
+def _keyed(data: bytes, key: int) -> bytes:
+    return data.translate(bytes(i ^ key for i in range(256)))
+
+
+@caught_by("test_receiver_defaults", "sender with any options")
+class NeedsSendersOptions(Good):
+    """The receiver has to be told what the sender was told."""
+
+    Options = _Keyed
+    options: _Keyed
+
+    def send_prepare(self, p: SendParams) -> None:
+        p.iov.append(encode(_keyed(bytes(page), self.options.key) for page in p.pages))
+
+    def recv(self, p: RecvParams) -> None:
+        super().recv(p)
+        for page in p.pages:
+            page[:] = _keyed(bytes(page), self.options.key)
+
+
+@caught_by("test_receiver_defaults", "sender with any options")
+class SharesOptions(Good):
+    """The options of the instance that was built last, for all; the payload says those of its own."""
+
+    Options = _Keyed
+    options: _Keyed
+    last: ClassVar[int] = 0
+
+    def __init__(self, options: MethodOptions | None = None) -> None:
+        super().__init__(options)
+        type(self).last = self.options.key
+
+    def send_prepare(self, p: SendParams) -> None:
+        p.iov.append(bytes([self.options.key]) + encode(_keyed(bytes(page), self.last) for page in p.pages))
+
+    def recv(self, p: RecvParams) -> None:
+        if not p.payload:
+            raise CodecError("empty")
+        decode(p.payload[1:], p.pages)
+        for page in p.pages:
+            page[:] = _keyed(bytes(page), p.payload[0])
+
+
+@caught_by("test_no_growth", "")
+class LeaksOnFailure(Good):
+    """Remembers each payload that did not decode."""
+
+    def recv(self, p: RecvParams) -> None:
+        try:
+            super().recv(p)
+        except CodecError as e:
+            self.__dict__.setdefault("failures", []).append([str(e), bytes(8192)])
+            raise
+
+
+@caught_by("test_setup_fails_half_way", "memory of a failed setup")
+class LeaksMemoryOnFailure(Good):
+    """Native memory that is not in p.state yet when the next line fails."""
+
+    def send_setup(self, p: SendParams) -> None:
+        libc = ctypes.CDLL(None)
+        libc.malloc.restype = ctypes.c_void_p
+        address = libc.malloc(ctypes.c_size_t(4 << 20))
+        p.state = libc, ctypes.c_void_p(address)
+
+    def send_cleanup(self, p: SendParams) -> None:
+        if p.state is not None:
+            libc, address = p.state
+            p.state = None
+            libc.free(address)
+
+
+@caught_by("test_errors_release_memory", "cffi view")
+class ErrorHoldsView(Good):
+    """The view of the payload is a local of the frame that raises."""
+
+    def recv(self, p: RecvParams) -> None:
+        import zstandard._cffi  # type: ignore[import-not-found]
+
+        view = zstandard._cffi.ffi.from_buffer(p.payload)
+        assert len(view) == len(p.payload)
+        super().recv(p)
+
+
+@caught_by("test_errors_release_memory", "let")
+class KeepsError(Good):
+    """The error, and with its traceback the pages, for a later message."""
+
+    kept: ClassVar[list[BaseException]] = []
+
+    def recv(self, p: RecvParams) -> None:
+        try:
+            super().recv(p)
+        except CodecError as e:
+            self.kept.append(e)
+            raise
+
+
+def _address(view: memoryview) -> int:
+    import numpy as np
+
+    return int(np.frombuffer(view, np.uint8).ctypes.data)
+
+
+@caught_by("test_guard_pages", "no memory but its own")
+class ReadsPastPage(Good):
+    """A native match finder that looks eight bytes ahead."""
+
+    def send_prepare(self, p: SendParams) -> None:
+        for page in p.pages:
+            ctypes.string_at(_address(page), len(page) + 8)
+        super().send_prepare(p)
+
+
+@caught_by("test_guard_pages", "no memory but its own")
+class ReadsPastPayload(Good):
+    """A native decoder that reads eight bytes at a time."""
+
+    def recv(self, p: RecvParams) -> None:
+        ctypes.string_at(_address(p.payload), len(p.payload) + 8)
+        super().recv(p)
+
+
+def _seeded(key: str) -> int:
+    return hash(key) & 0xFF
+
+
+@caught_by("test_other_process", "decodes to exactly")
+class NeedsSameProcess(Good):
+    def send_prepare(self, p: SendParams) -> None:
+        p.iov.append(encode(_keyed(bytes(page), _seeded("page")) for page in p.pages))
+
+    def recv(self, p: RecvParams) -> None:
+        super().recv(p)
+        for page in p.pages:
+            page[:] = _keyed(bytes(page), _seeded("page"))
+
+
+@caught_by("test_other_process", "deterministic=True")
+class DependsOnHashSeed(Good):
+    """Says in the payload what its process's hashes made it do."""
+
+    def send_prepare(self, p: SendParams) -> None:
+        key = _seeded("page") ^ _seeded("payload") ^ 1
+        p.iov.append(bytes([key]) + encode(_keyed(bytes(page), key) for page in p.pages))
+
+    def recv(self, p: RecvParams) -> None:
+        if not p.payload:
+            raise CodecError("empty")
+        decode(p.payload[1:], p.pages)
+        for page in p.pages:
+            page[:] = _keyed(bytes(page), p.payload[0])
+
+
+@caught_by("test_leaves_nothing", "processes after")
+class LeavesProcess(Good):
+    def send_setup(self, p: SendParams) -> None:
+        void = subprocess.DEVNULL
+        self.__dict__["child"] = subprocess.Popen(["sleep", "60"], stdin=void, stdout=void, stderr=void)
+
+
+@caught_by("test_leaves_nothing", "files in the temporary folder")
+class LeavesFile(Good):
+    def recv_setup(self, p: RecvParams) -> None:
+        fd, path = tempfile.mkstemp()
+        os.close(fd)
+        p.state = pathlib.Path(path)
+
+
+@caught_by("test_leaves_nothing", "maps after")
+class LeavesMap(Good):
+    maps: ClassVar[list[mmap.mmap]] = []
+
+    def recv_setup(self, p: RecvParams) -> None:
+        self.maps.append(mmap.mmap(-1, 4096, prot=mmap.PROT_READ if len(self.maps) % 2 else mmap.PROT_WRITE))
+
+
+@caught_by("test_options_unchanged", "options never change")
+class ChangesOptions(Good):
+    Options = _Keyed
+    options: _Keyed
+
+    def send_prepare(self, p: SendParams) -> None:
+        object.__setattr__(self.options, "key", 7)
+        super().send_prepare(p)
+
+
+@caught_by("test_stale_bytes", "freed memory")
+class SendsStaleBytes(Good):
+    """Sends its whole buffer, of which the packet's bytes are the beginning."""
+
+    def __init__(self, options: MethodOptions | None = None) -> None:
+        super().__init__(options)
+        self.lock, self.buffer = threading.Lock(), bytearray(1 << 19)
+
+    def send_prepare(self, p: SendParams) -> None:
+        data = encode(bytes(page) for page in p.pages)
+        with self.lock:
+            raw = p.pages.gather()
+            self.buffer[: len(raw)] = raw
+            tail = bytes(self.buffer[len(raw) : len(raw) + 64])
+        p.iov.append(struct.pack("<II", len(data), len(tail)) + data + tail)
+
+    def recv(self, p: RecvParams) -> None:
+        if len(p.payload) < 8:
+            raise CodecError("short")
+        size, tail = struct.unpack_from("<II", p.payload)
+        if 8 + size + tail != len(p.payload):
+            raise CodecError("lengths")
+        decode(p.payload[8 : 8 + size], p.pages)
+
+
+@caught_by("test_hostile_payloads", "takes no longer")
+class CpuBomb(Good):
+    """Counts as far as a payload says."""
+
+    def recv(self, p: RecvParams) -> None:
+        if bytes(p.payload[:4]) == b"\xff\xff\xff\xff":
+            end = time.process_time() + 3.0
+            while time.process_time() < end:
+                pass
+        super().recv(p)
+
+
+@caught_by("test_hostile_payloads", "not exactly its packet's")
+class ZeroesLargePagesOnError(Good):
+    def recv(self, p: RecvParams) -> None:
+        try:
+            super().recv(p)
+        except CodecError:
+            if p.pages.page_size < 65536:
+                raise
+            p.pages.scatter(bytes(p.pages.nbytes))
+
+
+@caught_by("test_abort", "stops for p.abort")
+class AbortsLateWithWrongError(Good):
+    """Right if it is told before it begins."""
+
+    def send_prepare(self, p: SendParams) -> None:
+        was = p.abort[0]
+        super().send_prepare(p)
+        if p.abort[0] and not was:
+            raise TimeoutError("device")
+
+
+@caught_by("test_channels_in_threads", "")
+class SharesRecvScratch(Good):
+    """One buffer for all channels at the receiver, at large pages only."""
+
+    def __init__(self, options: MethodOptions | None = None) -> None:
+        super().__init__(options)
+        self.scratch = bytearray(1 << 19)
+
+    def recv(self, p: RecvParams) -> None:
+        n, size = p.pages.nbytes, p.pages.page_size
+        if size < 65536:
+            super().recv(p)
+            return
+        view = memoryview(self.scratch)
+        decode(p.payload, [view[i : i + size] for i in range(0, n, size)])
+        zlib.crc32(view)  # gives the GIL away
+        p.pages.scatter(view[:n])
+
+
+@caught_by("test_live_pages", "not written during send_prepare")
+class LooksBackIntoLargePages(LooksBackIntoGuest):
+    def send_prepare(self, p: SendParams) -> None:
+        if p.pages.page_size == 65536:
+            super().send_prepare(p)
+        else:
+            p.iov.append(p.state.compress(p.pages.gather()) + p.state.flush(isal.isal_zlib.Z_SYNC_FLUSH))

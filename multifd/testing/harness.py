@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any, Literal, Self
 
 import numpy as np
+import pytest
 
 from multifd.errors import MultifdError
 from multifd.method import MAX_IOV, CodecError, MultifdMethods, RecvParams, SendParams, max_payload
@@ -242,6 +243,12 @@ class RecvEnd(_End):
         self.packet += 1
         return memory.array[offsets // page_size].tobytes()
 
+    def fill(self, pages: Pages, payload: memoryview) -> None:
+        """Run recv for a good payload, into pages of the caller's."""
+        self.p.pages, self.p.payload = pages, payload
+        self._hook(self.method.recv, self.p)
+        self.packet += 1
+
     def unpack(self, payload: bytes, count: int, layout: Layout = "contiguous") -> bytes:
         """The bytes of `count` pages from a payload that is good."""
         try:
@@ -278,6 +285,12 @@ def round_trip(send: SendEnd, recv: RecvEnd, data: bytes, layout: Layout = "cont
     where = f"{send.where} ({what or layout})"
     check_equal(data, recv.unpack(payload, len(data) // page_size, other), page_size, where)
     return payload
+
+
+def promised(is_promised: bool, promise: str) -> None:
+    """Skip the test of a promise that the method does not make."""
+    if not is_promised:
+        pytest.skip(f"the method does not promise {promise}")
 
 
 def is_refusal(error: BaseException) -> bool:

@@ -7,10 +7,10 @@ was. Every line on stdout is a case as it begins; the last is ``done``, or ``bro
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 import resource
 import sys
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +20,9 @@ import numpy as np
 from multifd.method import PACKET_BYTES, CodecError, MultifdMethods
 from multifd.pages import Geometry, Memory, Pages
 from multifd.registry import load_method
+from multifd.testing.child import tell
 from multifd.testing.harness import Broken, RecvEnd, Section, SendEnd, show
-from multifd.testing.strategies import packet
+from multifd.testing.strategies import PAGE_SIZES, packet
 
 PAGE_SIZE = 4096
 COUNT = 5
@@ -34,6 +35,9 @@ WIDE_BYTES = 96 << 20
 HELD_BYTES = 48 << 20
 """What decoding may hold at most: a packet, a payload, and history as large as zstd's largest by default (8 MiB),
 each a few times over."""
+
+EFFORT_S = 5.0
+"""Processor time for one payload, given twice after a short history: an honest one takes milliseconds."""
 
 _FORCED = (b"\xff\xff\xff\xff", b"\x3f\xff\xff\xff", b"\xff\xff\xff\x3f", b"\0\0\0\0")
 
@@ -65,12 +69,12 @@ def _foreign(rng: random.Random, bound: int) -> Iterator[tuple[str, bytes]]:
 class _Judge:
     """Gives one payload after a history of good ones to two receivers whose pages hold different bytes."""
 
-    def __init__(self, method: MultifdMethods, history: list[bytes]) -> None:
-        self._method, self._history = method, history
+    def __init__(self, method: MultifdMethods, history: list[bytes], page_size: int) -> None:
+        self._method, self._history, self._page_size = method, history, page_size
 
     def _attempt(self, payload: bytes, count: int, fill: int) -> bytes | None:
         """The pages' bytes, None if refused."""
-        with RecvEnd(self._method) as recv:
+        with RecvEnd(self._method, self._page_size) as recv:
             for good in self._history:
                 recv.unpack(good, COUNT)
             try:
@@ -81,7 +85,9 @@ class _Judge:
     def try_case(self, case: str, payload: bytes, count: int = COUNT, must_be: bytes | None = None) -> None:
         """Raises `Broken` unless the payload is refused, or fills every byte of the pages (with `must_be`)."""
         print(case, flush=True)
+        begin = time.process_time()
         a, b = (self._attempt(payload, count, fill) for fill in (0xE7, 0x18))
+        check_effort(self._method, case, time.process_time() - begin)
         where = f"method {self._method.name!r}, {count} pages, payload of {len(payload)} bytes {show(payload)} ({case})"
         if a != b:
             seen = "refused or accepted" if a is None or b is None else "left some of their bytes as they were"
@@ -91,37 +97,51 @@ class _Judge:
                 f"{where}: depending on what the pages held before, it {seen}",
             )
         if a is not None and must_be is not None and a != must_be:
-            page = next(
-                i for i in range(count) if a[i * PAGE_SIZE :][:PAGE_SIZE] != must_be[i * PAGE_SIZE :][:PAGE_SIZE]
-            )
+            size = self._page_size
+            page = next(i for i in range(count) if a[i * size :][:size] != must_be[i * size :][:size])
             raise Broken(
                 "recv raises CodecError for a payload that is not exactly its packet's",
                 Section.ERRORS,
-                f"{where}: it was accepted, and page {page} is {show(a[page * PAGE_SIZE :])}, "
-                f"sent was {show(must_be[page * PAGE_SIZE :])}",
+                f"{where}: it was accepted, and page {page} is {show(a[page * self._page_size :])}, "
+                f"sent was {show(must_be[page * self._page_size :])}",
             )
 
 
+def check_effort(method: MultifdMethods, case: str, seconds: float) -> None:
+    """Raises `Broken` if a payload took more processor time than any honest one can."""
+    if seconds > EFFORT_S:
+        raise Broken(
+            "recv takes no longer for a payload that lies than a good one could",
+            Section.ERRORS,
+            f"method {method.name!r}, {case}: {seconds:.1f} s of processor time for a packet of a few pages",
+        )
+
+
 def damage(method: MultifdMethods) -> None:
-    """Cut, extended, flipped, swapped, empty and foreign payloads."""
+    """Cut, extended, flipped, swapped, empty and foreign payloads, at every page size."""
+    for page_size in PAGE_SIZES:
+        _damage(method, page_size, ("text", "mixed", "almost-zero", "random") if page_size == PAGE_SIZE else ("mixed",))
+
+
+def _damage(method: MultifdMethods, page_size: int, kinds: tuple[str, ...]) -> None:
     rng = random.Random(11)
-    for kind in ("text", "mixed", "almost-zero", "random"):
-        with SendEnd(method) as send:
-            contents = [packet(kind, seed, PAGE_SIZE, COUNT) for seed in range(3)]
+    for kind in kinds:
+        with SendEnd(method, page_size) as send:
+            contents = [packet(kind, seed, page_size, COUNT) for seed in range(3)]
             payloads = [send.pack(data) for data in contents]
-        judge, good, data = _Judge(method, payloads[:2]), payloads[2], contents[2]
+        judge, good, data = _Judge(method, payloads[:2], page_size), payloads[2], contents[2]
         size = len(good)
         for keep in sorted({0, 1, 2, 3, 4, 5, size // 4, size // 2, size - 40, size - 8, size - 2, size - 1}):
             if 0 <= keep < size:
-                judge.try_case(f"{kind}: cut to {keep} of {size} bytes", good[:keep], must_be=data)
+                judge.try_case(f"{page_size}, {kind}: cut to {keep} of {size} bytes", good[:keep], must_be=data)
         for extra in (b"\0", b"\xff" * 7, good, rng.randbytes(300)):
-            judge.try_case(f"{kind}: extended by {len(extra)} bytes", good + extra, must_be=data)
-        judge.try_case(f"{kind}: for one page less", good, COUNT - 1, data[: (COUNT - 1) * PAGE_SIZE])
-        judge.try_case(f"{kind}: for one page more", good, COUNT + 1)
+            judge.try_case(f"{page_size}, {kind}: extended by {len(extra)} bytes", good + extra, must_be=data)
+        judge.try_case(f"{page_size}, {kind}: for one page less", good, COUNT - 1, data[: (COUNT - 1) * page_size])
+        judge.try_case(f"{page_size}, {kind}: for one page more", good, COUNT + 1)
         for case, payload in _damaged(good, payloads[1], rng):
-            judge.try_case(f"{kind}: {case}", payload)
-    judge = _Judge(method, [])
-    for case, payload in _foreign(rng, method.max_payload(Geometry.of(PAGE_SIZE))):
+            judge.try_case(f"{page_size}, {kind}: {case}", payload)
+    judge = _Judge(method, [], page_size)
+    for case, payload in _foreign(rng, method.max_payload(Geometry.of(page_size))):
         judge.try_case(case, payload)
 
 
@@ -133,8 +153,10 @@ def bombs(method: MultifdMethods) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak: proc(5)
         before = _peak_bytes()
         for count in (1, COUNT):
+            begin = time.process_time()
             with RecvEnd(method) as recv, contextlib.suppress(CodecError):
                 recv.receive(payload, count)
+            check_effort(method, case, time.process_time() - begin)
         held = _peak_bytes() - before
         if held > HELD_BYTES:
             raise Broken(
@@ -188,12 +210,7 @@ def main(attack: str, spec: str) -> None:
     with SendEnd(method) as send, RecvEnd(method) as recv:  # imports what it needs
         recv.unpack(send.pack(packet("mixed", 0, PAGE_SIZE, COUNT)), COUNT)
     _limit_memory()
-    try:
-        {"damage": damage, "bombs": bombs}[attack](method)
-    except Broken as e:
-        print("broken", json.dumps(str(e)), flush=True)
-    else:
-        print("done", flush=True)
+    tell(lambda: {"damage": damage, "bombs": bombs}[attack](method))
 
 
 if __name__ == "__main__":

@@ -53,17 +53,10 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 def _expand(asked: Any) -> list[str]:
-    """Specs without duplicates; each must at least load."""
-    from multifd.errors import MultifdError
-    from multifd.registry import find, installed, parse_spec
+    """Specs without duplicates. One that does not load fails in its own tests, and hides no other."""
+    from multifd.registry import installed
 
     specs: list[str] = []
     for spec in asked:
         specs += installed() if spec == "all" else [spec]
-    specs = list(dict.fromkeys(specs))
-    for spec in specs:
-        try:
-            find(parse_spec(spec)[0])
-        except MultifdError as e:
-            raise pytest.Collector.CollectError(str(e)) from e
-    return specs
+    return list(dict.fromkeys(specs))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from hypothesis import strategies as st
 
-PAGE_SIZES = (4096, 8192, 16384, 65536)
+PAGE_SIZES = (4096, 8192, 16384, 32768, 65536)
 """Bytes of a page on the machines that QEMU migrates."""
 
 _WORDS = b"the page of a packet on channel block memory guest sync error 0x7f return static int void".split()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gc
 import mmap
 import os
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from multifd.method import MultifdMethods
+from multifd.method import CodecError, MultifdMethods
 from multifd.pages import Memory, Pages
 from multifd.registry import load_method
 from multifd.testing.harness import Broken, RecvEnd, Section, SendEnd, check_equal, is_refusal, round_trip, show
@@ -25,9 +27,17 @@ from multifd.testing.strategies import PACKET_KINDS, packet
 DEADLINE_S = 30.0
 """How long a hook that has been told to stop may take, and threads to finish what takes them a second."""
 
+_SWITCH_S = 1e-5
+"""Python's is 5 ms, in which a short hook runs undisturbed."""
+
 GROWTH_BYTES = 4 << 20
 """Growth of the process over `SETUPS` setups that cannot be the allocator's noise."""
 SETUPS = 1000
+FAILURES = 300
+FAILURES_BYTES = 96 << 20
+"""Growth in address space over `FAILURES` failed set-ups: less than half a megabyte for each."""
+ABORT_LINES = 60
+"""Lines of a hook at which the abort comes."""
 
 
 def test_channels_interleaved(multifd_method: str) -> None:
@@ -51,16 +61,17 @@ def test_channels_interleaved(multifd_method: str) -> None:
         recv.cleanup()
 
 
-def test_channels_in_threads(multifd_method: str) -> None:
-    """Many channels at once, each in its own threads, through one instance."""
+@pytest.mark.parametrize("page_size", [4096, 65536])
+def test_channels_in_threads(multifd_method: str, page_size: int) -> None:
+    """Many channels at once, each in its own threads, through one instance; threads change as often as they can."""
     sender, receiver = load_method(multifd_method), load_method(multifd_method)
     errors: list[BaseException] = []
     start = threading.Barrier(6)
 
     def run(i: int) -> None:
         try:
-            with SendEnd(sender, channel=i) as send, RecvEnd(receiver, channel=i) as recv:
-                data = [packet(kind, i, 4096, 32) for kind in PACKET_KINDS]
+            with SendEnd(sender, page_size, i) as send, RecvEnd(receiver, page_size, i) as recv:
+                data = [packet(kind, i, page_size, (1 << 17) // page_size) for kind in PACKET_KINDS]
                 start.wait(DEADLINE_S)
                 for _ in range(4):
                     for pages in data:
@@ -70,9 +81,14 @@ def test_channels_in_threads(multifd_method: str) -> None:
             start.abort()
 
     threads = [threading.Thread(target=run, args=(i,), daemon=True) for i in range(6)]
-    for thread in threads:
-        thread.start()
-    _join(threads, load_method(multifd_method))
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_S)
+    try:
+        for thread in threads:
+            thread.start()
+        _join(threads, load_method(multifd_method))
+    finally:
+        sys.setswitchinterval(interval)
     if errors:
         raise next((e for e in errors if not isinstance(e, threading.BrokenBarrierError)), errors[0])
 
@@ -115,9 +131,9 @@ def test_pages_not_kept(multifd_method: str) -> None:
             payload = mmap.mmap(-1, 1 << 20)
             nbytes = len(joined := send.take())
             payload[:nbytes] = joined
-            recv.p.pages = Pages(Memory(memoryview(target), 4096), offsets, recv.scratch)
-            recv.p.payload = memoryview(payload)[:nbytes].toreadonly()
-            recv._hook(method.recv, recv.p)
+            pages = Pages(Memory(memoryview(target), 4096), offsets, recv.scratch)
+            recv.fill(pages, memoryview(payload)[:nbytes].toreadonly())
+            del pages
             check_equal(data, target[:], 4096, send.where)
             send.p.iov.clear()
             send.p.pages, recv.p.pages, recv.p.payload = send.no_pages, recv.no_pages, memoryview(b"")
@@ -161,7 +177,7 @@ def test_setup_fails_half_way(multifd_method: str, end: type[SendEnd] | type[Rec
     threads, files = threading.active_count(), _open_files()
     for line in range(1, 500):
         channel = end(method)
-        failed = _fail_at(line, method, hook, channel.p)
+        failed = _fail_at(line, method, hook, channel.p, _inject)
         try:
             channel.cleanup()
         except Broken as e:
@@ -174,14 +190,31 @@ def test_setup_fails_half_way(multifd_method: str, end: type[SendEnd] | type[Rec
             break
     gc.collect()
     _check_no_more(threads, files, method, f"after {line} failed calls of {hook.__name__} and their cleanups")
+    before = _memory_bytes()
+    for number in range(FAILURES):
+        channel = end(method)
+        _fail_at(1 + number % line, method, hook, channel.p, _inject)
+        channel.cleanup()
+    gc.collect()
+    grown = _memory_bytes() - before
+    if grown > FAILURES_BYTES:
+        raise Broken(
+            "cleanup releases the memory of a failed setup",
+            Section.STATE,
+            f"method {method.name!r}: {FAILURES} failed calls of {hook.__name__} left {grown} bytes",
+        )
 
 
 class _Injected(MemoryError):
     """The fault that `_fail_at` injects."""
 
 
-def _fail_at(line: int, method: MultifdMethods, hook: Callable[[Any], None], p: Any) -> bool:
-    """Run a hook that fails at its n-th line of the plugin's own code; whether it got that far."""
+def _inject() -> None:
+    raise _Injected("injected by multifd's conformance kit")
+
+
+def _fail_at(line: int, method: MultifdMethods, hook: Callable[[Any], None], p: Any, act: Callable[[], None]) -> bool:
+    """Run a hook, and `act` at its n-th line of the plugin's own code; whether it got that far."""
     package = type(method).__module__.rpartition(".")[0] or type(method).__module__
     left = line
 
@@ -193,15 +226,15 @@ def _fail_at(line: int, method: MultifdMethods, hook: Callable[[Any], None], p: 
         if event == "line":
             left -= 1
             if not left:
-                raise _Injected("injected by multifd's conformance kit")
+                act()
         return trace
 
     previous = sys.gettrace()
     sys.settrace(trace)
     try:
         hook(p)
-    except Exception:  # as the plugin passes it on
-        if left > 0:
+    except Exception as e:  # as the plugin passes it on
+        if left > 0 or (act is not _inject and not isinstance(e, _Injected)):
             raise
     finally:
         sys.settrace(previous)
@@ -220,6 +253,8 @@ def test_no_growth(multifd_method: str) -> None:
                 send.prepare(pages)
                 payload = send.take()
                 recv.receive(payload, 1)
+                with contextlib.suppress(CodecError):
+                    recv.receive(payload[:-1] + b"\xff\xff", 1)
 
     churn(SETUPS // 2)
     gc.collect()
@@ -258,7 +293,7 @@ def _check_no_more(threads: int, files: int, method: MultifdMethods, when: str) 
 
 
 def test_abort(multifd_method: str) -> None:
-    """With p.abort set, every hook comes back, with an error of the contract or none."""
+    """With p.abort set, before a hook or at any line of it, it comes back with an error of the contract or none."""
     method = load_method(multifd_method)
     with SendEnd(method) as send:
         payload = send.pack(packet("mixed", 2, 4096, 32))
@@ -281,7 +316,31 @@ def test_abort(multifd_method: str) -> None:
                 if not is_refusal(e):
                     errors.append((hook.__name__, e))
 
-    thread = threading.Thread(target=run, daemon=True)
+    def run_late() -> None:
+        for end in (SendEnd, RecvEnd):
+            for line in range(1, ABORT_LINES):
+                channel = end(method)
+                p: Any = channel.p
+                channel.setup()
+                p.pages = channel.place(packet("mixed", 2, 4096, 32))
+                if isinstance(channel, RecvEnd):
+                    p.payload = memoryview(payload)
+                hook = method.send_prepare if isinstance(channel, SendEnd) else method.recv
+                reached = True
+                try:
+                    reached = _fail_at(line, method, hook, p, functools.partial(p.abort.__setitem__, 0, 1))
+                except Exception as e:
+                    if not is_refusal(e):
+                        errors.append((hook.__name__, e))
+                channel.cleanup()
+                if not reached:
+                    break
+
+    def run_all() -> None:
+        run()
+        run_late()
+
+    thread = threading.Thread(target=run_all, daemon=True)
     thread.start()
     _join([thread], method)
     for name, error in errors:
@@ -349,6 +408,11 @@ def _free_share(call: Callable[[], object]) -> float:
 
 def _open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
+
+
+def _memory_bytes() -> int:
+    """The process's address space."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
 
 
 def _resident_bytes() -> int:

@@ -13,7 +13,7 @@ import pytest
 from multifd.method import MAX_PAYLOAD, CodecError
 from multifd.pages import Buffer, Geometry, Memory, Pages
 from multifd.registry import load_method
-from multifd.testing.harness import Broken, RecvEnd, Section, SendEnd, check_equal, round_trip, show
+from multifd.testing.harness import Broken, RecvEnd, Section, SendEnd, check_equal, promised, round_trip, show
 from multifd.testing.strategies import PACKET_KINDS, PAGE_SIZES, packet
 
 
@@ -122,8 +122,7 @@ def test_capabilities_are_possible(multifd_method: str) -> None:
 def test_stateless_claim(multifd_method: str) -> None:
     """streaming=False: each payload decodes alone, in any order, at a fresh receiver."""
     method = load_method(multifd_method)
-    if method.capabilities.streaming:
-        return  # nothing is claimed
+    promised(not method.capabilities.streaming, "streaming=False")
     with SendEnd(method) as send:
         sent = [packet(kind, i % 2, 4096, 4) for i, kind in enumerate((*PACKET_KINDS, *PACKET_KINDS, "text", "text"))]
         payloads = [send.pack(data) for data in sent]
@@ -145,8 +144,7 @@ def test_stateless_claim(multifd_method: str) -> None:
 def test_page_independent_claim(multifd_method: str) -> None:
     """page_independent=True: no page is encoded by another one, and damage to one stays in it."""
     method = load_method(multifd_method)
-    if not method.capabilities.page_independent:
-        return  # nothing is claimed
+    promised(method.capabilities.page_independent, "page_independent=True")
     promise = "page_independent=True: each page decodes without the others of its packet"
     count, page_size = 16, 4096
     with SendEnd(method) as send:
@@ -187,8 +185,7 @@ def test_page_independent_claim(multifd_method: str) -> None:
 def test_deterministic_claim(multifd_method: str) -> None:
     """deterministic=True: equal pages after equal history give equal payloads."""
     method = load_method(multifd_method)
-    if not method.capabilities.deterministic:
-        return  # nothing is claimed
+    promised(method.capabilities.deterministic, "deterministic=True")
     again = load_method(multifd_method)
     with SendEnd(method) as a, SendEnd(again) as b, SendEnd(method, channel=3) as c:
         for kind in PACKET_KINDS:
@@ -206,8 +203,9 @@ def test_deterministic_claim(multifd_method: str) -> None:
 def test_verbatim_claim(multifd_method: str) -> None:
     """verbatim=True: the payload is the pages' bytes, in order; the engine does not call recv then."""
     method = load_method(multifd_method)
+    promised(method.capabilities.verbatim, "verbatim=True")
     with SendEnd(method) as send:
-        for kind in PACKET_KINDS if method.capabilities.verbatim else ():
+        for kind in PACKET_KINDS:
             data = packet(kind, 9, 4096, 5)
             payload = send.pack(data, "scattered")
             if payload != data:

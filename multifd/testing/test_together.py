@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from multifd.api import MemoryImage, receive, send
 from multifd.method import CodecError
 from multifd.registry import describe, load_method, methods_of_code
-from multifd.testing.harness import Broken, RecvEnd, Section, SendEnd, check_equal, round_trip
+from multifd.testing.harness import Broken, RecvEnd, Section, SendEnd, check_equal, promised, round_trip
 from multifd.testing.strategies import PACKET_KINDS, packet, packets
 
 DEADLINE_S = 60.0
@@ -63,8 +63,9 @@ def test_migration_after_migration(multifd_method: str, page_size: int, tmp_path
 def test_shared_wire_code(multifd_method: str) -> None:
     """Methods with the same code on the wire decode each other, both ways."""
     method = load_method(multifd_method)
-    names = [] if method.wire_code is None else list(methods_of_code(method.wire_code))
-    for name in names:
+    promised(method.wire_code is not None, "a wire code")
+    assert method.wire_code is not None
+    for name in methods_of_code(method.wire_code):
         other = load_method(name)
         for a, b in ((method, other), (other, method)):
             with SendEnd(a) as source, RecvEnd(b) as target:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import mmap
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +11,9 @@ import numpy as np
 import pytest
 
 from multifd.method import CodecError
-from multifd.pages import Memory, Offsets, Pages
+from multifd.pages import Geometry, Memory, Offsets, Pages
 from multifd.registry import load_method
+from multifd.testing.child import environment, prove
 from multifd.testing.harness import Broken, Inconclusive, RecvEnd, Section, SendEnd, show
 from multifd.testing.strategies import packet
 from multifd.testing.writer import GENERATION, STOP
@@ -32,37 +31,18 @@ LIVE_LIMIT = 8000
 @pytest.mark.parametrize("attack", ["damage", "bombs"])
 def test_hostile_payloads(multifd_method: str, attack: str) -> None:
     """Whatever the payload: CodecError or exactly the pages' bytes, in bounded memory and time, no crash."""
-    try:
-        run = subprocess.run(
-            [sys.executable, "-m", "multifd.testing.hostile", attack, multifd_method],
-            capture_output=True,
-            timeout=DEADLINE_S,
-            env=_environment(),
-        )
-    except subprocess.TimeoutExpired as e:
-        raise Broken(
-            "recv never hangs",
-            Section.ERRORS,
-            f"method {multifd_method!r}: no end after {DEADLINE_S:.0f} s, at {_last(e.stdout)!r}",
-        ) from None
-    last = _last(run.stdout)
-    if last.startswith("broken "):
-        pytest.fail(json.loads(last.partition(" ")[2]), pytrace=False)
-    if last != "done":
-        ended = f"signal {-run.returncode}" if run.returncode < 0 else f"status {run.returncode}"
-        raise Broken(
-            "recv survives every payload",
-            Section.ERRORS,
-            f"method {multifd_method!r}: the process ended with {ended} at {last!r}: {run.stderr.decode()[-2000:]}",
-        )
+    prove("multifd.testing.hostile", attack, multifd_method)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "scattered"])
-def test_live_pages(multifd_method: str, layout: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("layout", "page_size"), [("contiguous", 4096), ("scattered", 4096), ("scattered", 65536)])
+def test_live_pages(multifd_method: str, layout: str, page_size: int, tmp_path: Path) -> None:
     """Half of the pages are rewritten by another process meanwhile: the others decode exactly."""
-    page_size, arena_pages = 4096, 32
+    arena_pages = min(32, Geometry.of(page_size).page_count)
     palette = b"".join(packet(kind, 2, page_size, 8) for kind in ("text", "pointers", "code", "one-bit"))
-    steady = b"".join(packet(kind, 2, page_size, 4) for kind in ("one-bit", "text", "pointers", "code"))
+    steady = b"".join(packet(kind, 2, page_size, 4) for kind in ("one-bit", "text", "pointers", "code"))[
+        : arena_pages // 2 * page_size
+    ]
+    steady = steady[: arena_pages // 2 * page_size]
     path = tmp_path / "guest"
     path.write_bytes(bytes((1 + arena_pages) * page_size) + palette)
     with path.open("r+b") as file:
@@ -71,13 +51,14 @@ def test_live_pages(multifd_method: str, layout: str, tmp_path: Path) -> None:
     memory = Memory(memoryview(shared)[page_size : (1 + arena_pages) * page_size], page_size)
     memory.array[0::2] = np.frombuffer(steady, np.uint8).reshape(-1, page_size)
     indexes = np.arange(arena_pages, dtype=np.int64)
-    orders = [indexes, np.roll(indexes, 7)[:24], indexes[::-1], np.concatenate((indexes[::2], indexes[1::2]))]
-    chosen: list[Offsets] = [indexes[a:b] for a, b in ((0, 32), (0, 24), (3, 21), (8, 32))]
+    few = arena_pages * 3 // 4
+    orders = [indexes, np.roll(indexes, 7)[:few], indexes[::-1], np.concatenate((indexes[::2], indexes[1::2]))]
+    chosen: list[Offsets] = [indexes[a:b] for a, b in ((0, None), (0, few), (3, 3 + few), (few // 3, None))]
     orders = chosen if layout == "contiguous" else orders
     writer = subprocess.Popen(
         [sys.executable, "-m", "multifd.testing.writer", path, str(page_size), str(arena_pages)],
         stdout=subprocess.PIPE,
-        env=_environment(),
+        env=environment(),
     )
     try:
         assert writer.stdout is not None
@@ -96,7 +77,7 @@ def _send_live(
     changed = 0
     with SendEnd(method) as send, RecvEnd(method) as recv:
         for number in range(LIVE_LIMIT):
-            if number >= LIVE_PACKETS and changed >= LIVE_CHANGED:
+            if number >= LIVE_PACKETS * 4096 // page_size and changed >= LIVE_CHANGED:
                 return
             order = orders[number % len(orders)]
             pages = Pages(memory, order * page_size, send.scratch)
@@ -126,13 +107,3 @@ def _send_live(
         f"inconclusive: pages changed during only {changed} of {LIVE_LIMIT} calls of send_prepare, {LIVE_CHANGED} are "
         "needed; give the test a second processor"
     )
-
-
-def _environment() -> dict[str, str]:
-    """This process's, so that the other one finds the same method."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-
-
-def _last(output: bytes | None) -> str:
-    lines = (output or b"").decode().splitlines()
-    return lines[-1] if lines else ""
