@@ -117,7 +117,13 @@ def test_busy_for_ever_ends_the_waiting(run) -> None:  # type: ignore[no-untyped
 @BOTH
 def test_retries_end_by_the_clock(run) -> None:  # type: ignore[no-untyped-def]
     """However many retries are allowed, a page is not offered for longer than the silence limit."""
-    with SimulatedIaa(Machine(submit_ns=1e9), faults=Faults(always=Fault.BUSY)) as iaa:
+
+    class Slow(SimulatedIaa):
+        def submit_job(self, pointer: object) -> int:
+            self.clock.advance(self.clock.now() + 1e9)
+            return super().submit_job(pointer)
+
+    with Slow(faults=Faults(always=Fault.BUSY)) as iaa:
         counters = run(iaa, QplOptions(retries=1000))
         assert counters["retried"] == 5
         assert counters["fell_back"] == 1
