@@ -219,7 +219,7 @@ class QplMethod(MultifdMethods):
             wait=self.options.busy == "wait",
             retries=self.options.retries,
             verify=self.options.verify == "on",
-            silence_s=silence_s(getattr(p, "timeout_s", 60.0)),
+            silence_s=silence_s(p.timeout_s),
         )
         is_required = self.options.hardware == "required"
         if is_required and not engine.has_hardware:
