@@ -20,7 +20,7 @@ from multifd.engine.fate import RECEIVER, Custody, Fate, attach
 from multifd.engine.muster import Muster
 from multifd.engine.negotiation import Negotiation
 from multifd.engine.recv_channel import RecvChannel
-from multifd.engine.recv_main import RecvMain, Rejected
+from multifd.engine.recv_main import CHANNELS_S, RecvMain, Rejected
 from multifd.engine.sender import check_channels, check_timeout
 from multifd.engine.sync import Barrier
 from multifd.errors import Cancelled, ChannelError, HookError, MultifdError, StreamError
@@ -96,6 +96,7 @@ class Receiver:
         self._blocks: Mapping[str, TargetBlock] = {}
         self._channels: list[RecvChannel] = []
         self._stop_at = float("inf")
+        self._alone_since = float("inf")  # when main had ended and channels were missing
         self.barrier = Barrier()
         self.fate = Fate(RECEIVER)
         self.stats = MigrationStats(time.monotonic())
@@ -156,12 +157,17 @@ class Receiver:
         self._crew.check()
         self._idle.check()
         main = self._main
-        if main is not None and not self._muster.is_complete and main.connection.has_hung_up():
-            # Its thread waits at a sync point for channels that will not come any more.
-            raise ChannelError(
-                f"{main.connection.peer} closed the main connection before its channels were there: it does not use "
-                "multifd, whose capability must be on there, or could not connect them"
-            )
+        now = time.monotonic()
+        if main is None or self._muster.is_complete or not main.connection.has_hung_up():
+            self._alone_since = float("inf")
+        else:
+            # Its thread waits at a sync point for channels that may still be on their way.
+            self._alone_since = min(self._alone_since, now)
+            if now - self._alone_since > CHANNELS_S:
+                raise ChannelError(
+                    f"{main.connection.peer} closed the main connection before its channels were there: it does not "
+                    "use multifd, whose capability must be on there, or could not connect them"
+                )
         result = self.result
         if self.stats.tick(time.monotonic()) and self._on_progress is not None:
             self._on_progress(result)

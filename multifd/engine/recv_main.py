@@ -25,7 +25,7 @@ from multifd.wire.return_path import PONG, SHUT, encode_answer
 _READ_BYTES = 1 << 16
 _MAX_AHEAD = 1 << 20
 """Bytes that are read behind the first sync point while no channels are known."""
-_CHANNELS_S = 10.0
+CHANNELS_S = 10.0
 """How long channels may take once main is complete: QEMU 10.0 connects them before it begins main, 7.2 meanwhile."""
 _POLL_S = 0.05
 
@@ -115,7 +115,7 @@ class RecvMain:
             elif is_complete:
                 if not ahead:
                     self.has_ended = True
-                elif not self._host.barrier.wait_expecting(_CHANNELS_S):
+                elif not self._host.barrier.wait_expecting(CHANNELS_S):
                     raise PeerMismatch(
                         "main has ended and no channel has come: the source does not use multifd; switch the "
                         "capability on there"

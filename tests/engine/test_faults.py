@@ -294,6 +294,8 @@ class TestScriptedDestination:
                 drains = [threading.Thread(target=drain, args=(s,)) for s in sockets]
                 for thread in drains:
                     thread.start()
+                if take is None:
+                    main.sendall(b"\0\2\0\4\0\0\xff\xff")  # a PONG that answers every PING there will be
                 data = b""
                 while not data.endswith(END_OF_STREAM) and (take is None or len(data) < take):
                     if not (byte := main.recv(1)):
@@ -302,7 +304,8 @@ class TestScriptedDestination:
                 if answer:
                     main.sendall(answer)
                 for sock in (*sockets, main):
-                    sock.shutdown(socket.SHUT_RDWR)
+                    with contextlib.suppress(OSError):  # the sender may have ended it
+                        sock.shutdown(socket.SHUT_RDWR)
                 for thread in drains:
                     thread.join()
                 for sock in (*sockets, main):

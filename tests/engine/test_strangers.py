@@ -48,7 +48,7 @@ def test_a_source_without_multifd_is_named_whatever_comes_in_which_read(receiver
 
 @pytest.mark.parametrize("return_path", [False, True])
 def test_a_source_without_multifd_whose_memory_is_all_zero_is_named(receiver, return_path, monkeypatch):
-    monkeypatch.setattr("multifd.engine.recv_main._CHANNELS_S", 0.1)
+    monkeypatch.setattr("multifd.engine.recv_main.CHANNELS_S", 0.1)
     end = receiver(bytearray(RAM), timeout=600)
     rest = peer.main_stream([(b"ram", RAM)], per_section=True)
     with peer.Peer(end.uri) as sender:
