@@ -192,6 +192,8 @@ class _Capture:
     def _failed(self, info: dict[str, Any], incoming: Incoming) -> BaseException:
         """The cause: the receiver's own error, unless that is a consequence."""
         incoming.stop()
+        if self._is_cancelled:
+            return Cancelled("the capture was cancelled")
         what = f"QEMU's migration ended as {info['status']}"
         error = ControlError(f"{what}: {info.get('error-desc', 'QEMU does not say why; see its own output')}")
         cause = incoming.error
