@@ -177,8 +177,11 @@ class _Capture:
         )
 
     def _look(self, incoming: Incoming) -> None:
-        if self._is_cancelled and incoming.cancel():
-            raise Cancelled("the capture was cancelled")
+        if self._is_cancelled:
+            # QEMU first: 7.2 may crash if connections break while it is told to cancel.
+            guest.stop_migration(self._monitor)
+            if incoming.cancel():
+                raise Cancelled("the capture was cancelled")
         if self._on_progress is not None and incoming.progress is not None:
             self._on_progress(incoming.progress)
 
@@ -189,6 +192,8 @@ class _Capture:
     def _failed(self, info: dict[str, Any], incoming: Incoming) -> BaseException:
         """The cause: the receiver's own error, unless that is a consequence."""
         incoming.stop()
+        if self._is_cancelled:
+            return Cancelled("the capture was cancelled")
         what = f"QEMU's migration ended as {info['status']}"
         error = ControlError(f"{what}: {info.get('error-desc', 'QEMU does not say why; see its own output')}")
         cause = incoming.error
@@ -222,13 +227,17 @@ def _undo(monitor: Monitor, run: _Capture, file: StateFile, error: BaseException
     """After a failure: as it was, or a note to the error that says what is not."""
     state, is_complete = run.state, False
     try:
+        if isinstance(error, MonitorLost):
+            monitor.reopen()
+        is_broken = run.incoming is not None and run.incoming.error is not None
+        guest.stop_migration(monitor, patience_s=guest.PATIENCE_S if is_broken else 0.0)
         if run.incoming is not None:
             run.incoming.stop()
             is_complete = run.incoming.is_complete  # it was too late to stop
-        if isinstance(error, MonitorLost):
-            monitor.reopen()
         _put_back(monitor, dataclasses.replace(state, snapshot="") if is_complete else state)
     except MultifdError as e:
+        if run.incoming is not None:
+            run.incoming.stop()
         file.close()
         error.add_note(f"the guest or QEMU's settings may not be as they were: {e}")
         error.add_note(f"recover the capture when QEMU answers again; {file.path} remembers what to put back")
@@ -275,6 +284,7 @@ def recover(out: str | os.PathLike[str]) -> str:
     try:
         with contextlib.closing(open_monitor(**state.monitor)) as monitor:
             is_complete = Path(out).exists()
+            guest.stop_migration(monitor, patience_s=guest.PATIENCE_S)
             _put_back(monitor, dataclasses.replace(state, snapshot="") if is_complete else state)
             ended = guest.run_state(monitor)
         PartFile(out).discard()

@@ -24,6 +24,8 @@ _STILL = ("postmigrate", "finish-migrate")
 """Run states that a migration leaves a guest in, and nobody else does."""
 ASK_S = 0.01
 """Between two questions; the guest may stand still meanwhile."""
+PATIENCE_S = 5.0
+"""For QEMU to notice by itself that its connections are broken; at once, unless it waits before the switchover."""
 _SETTLE_S = 60.0
 """For QEMU to end a migration that was cancelled, or whose connections broke."""
 
@@ -53,15 +55,20 @@ def require_capturable(monitor: Monitor) -> str:
     return state
 
 
-def stop_migration(monitor: Monitor) -> None:
+def stop_migration(monitor: Monitor, *, patience_s: float = 0.0) -> None:
     """Make sure that none is at work: cancel it, unless it has ended, and wait until QEMU is done with it.
+
+    Args:
+        patience_s: how long it may end by itself first. For one whose connections are broken: QEMU 7.2 may crash if it
+            is told to cancel while it finds that out.
 
     Raises:
         ControlError: QEMU does not come to an end.
     """
-    deadline = time.monotonic() + _SETTLE_S
+    cancel_at = time.monotonic() + patience_s
+    deadline = cancel_at + _SETTLE_S
     while (status := migration(monitor)["status"]) not in _ENDED:
-        if status != "cancelling":
+        if status != "cancelling" and time.monotonic() >= cancel_at:
             monitor.execute("migrate_cancel")
         if time.monotonic() > deadline:
             raise ControlError(f"QEMU does not end its migration (status {status})")
