@@ -1,6 +1,6 @@
-"""qpl goes through the kit as anyone's method does, by each engine that can run here.
+"""qpl goes through the kit as anyone's method does, by ISA-L.
 
-Without a libqpl in MULTIFD_QPL_LIBRARY, ISA-L is the engine of each; test_simulator.py has the simulated device.
+The engine is named, so that what is installed does not choose it.
 """
 
 from multifd.testing.suite import *  # noqa: F403
