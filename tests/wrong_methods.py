@@ -688,7 +688,7 @@ class LeaksMemoryOnFailure(Good):
     def send_setup(self, p: SendParams) -> None:
         libc = ctypes.CDLL(None)
         libc.malloc.restype = ctypes.c_void_p
-        address = libc.malloc(ctypes.c_size_t(4 << 20))
+        address = libc.malloc(ctypes.c_size_t(40 << 20))  # glibc maps what is larger than 32 MiB
         p.state = libc, ctypes.c_void_p(address)
 
     def send_cleanup(self, p: SendParams) -> None:

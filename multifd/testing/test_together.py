@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from multifd.api import MemoryImage, receive, send
+from multifd import Canceller, MemoryImage, receive, send
 from multifd.method import CodecError
 from multifd.registry import describe, load_method, methods_of_code
 from multifd.testing.harness import Broken, RecvEnd, Section, SendEnd, check_equal, promised, round_trip
@@ -23,12 +23,19 @@ DEADLINE_S = 60.0
 
 def _migrate(memory: bytes, spec: str, uri: str, page_size: int) -> bytes:
     """The memory at the destination of a migration inside this process."""
-    target = bytearray(len(memory))
+    target, canceller = bytearray(len(memory)), Canceller()
     listening, errors = threading.Event(), list[BaseException]()
 
     def run() -> None:
         try:
-            receive(uri, target, methods=(spec,), timeout=DEADLINE_S, on_listening=lambda _: listening.set())
+            receive(
+                uri,
+                target,
+                methods=(spec,),
+                timeout=DEADLINE_S,
+                canceller=canceller,
+                on_listening=lambda _: listening.set(),
+            )
         except BaseException as e:
             errors.append(e)
             listening.set()
@@ -40,6 +47,7 @@ def _migrate(memory: bytes, spec: str, uri: str, page_size: int) -> bytes:
         send(MemoryImage(memory, page_size), uri, spec, channels=3, timeout=DEADLINE_S)
     except BaseException as e:
         errors.insert(0, e)
+        canceller.cancel()  # the receiver need not wait for a sender that is gone
     thread.join(DEADLINE_S)
     if errors:
         raise Broken("a migration by the method succeeds", Section.BUFFERS, f"method {spec!r}: {errors}") from errors[0]

@@ -75,7 +75,7 @@ def _send_live(
     page_size = memory.page_size
     method = load_method(spec)
     changed = 0
-    with SendEnd(method) as send, RecvEnd(method) as recv:
+    with SendEnd(method, page_size) as send, RecvEnd(method, page_size) as recv:
         for number in range(LIVE_LIMIT):
             if number >= LIVE_PACKETS * 4096 // page_size and changed >= LIVE_CHANGED:
                 return
