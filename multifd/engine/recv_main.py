@@ -122,7 +122,7 @@ class RecvMain:
                     )
                 else:
                     bytes_ahead = _MAX_AHEAD
-            elif not is_waiting or self.connection.wait_readable(_POLL_S):
+            elif not is_waiting or self._has_more():
                 got = self.connection.recv_into([buffer], at_least=1)
                 if got:
                     ahead += self._reader.feed(buffer[:got])
@@ -134,6 +134,10 @@ class RecvMain:
 
     def _waits_for_channels(self, event: stream.Event) -> bool:
         return isinstance(event, stream.SyncPoint) and not self._host.barrier.is_expecting
+
+    def _has_more(self) -> bool:
+        """Whether main goes on though its channels are not known; what is waited for is them."""
+        return not self._host.barrier.wait_expecting(_POLL_S) and self.connection.wait_readable(0)
 
     def _check_end(self) -> None:
         try:

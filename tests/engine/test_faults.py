@@ -158,7 +158,7 @@ class TestScriptedSender:
         with peer.Peer(destination.uri) as sender:
             sender.connect(stream["header"] + stream["setup"]).close()
             sender.connect(peer.init(0) + peer.sync())
-            with pytest.raises(ChannelError, match=r"closed the main connection: .* before all of RAM"):
+            with pytest.raises(ChannelError, match="closed the main connection"):
                 destination.join()
 
     def test_two_blocks_do_not_fit_a_raw_image(self, receiver, tmp_path):
@@ -361,9 +361,9 @@ class TestProcesses:
         source.write_bytes(image * 4)
         (tmp_path / "dest").mkdir()
         out = tmp_path / "dest" / "out.ram"
-        receive = cli("receive", "tcp:127.0.0.1:0", out, "--format", "raw", "--timeout", "3")
+        receive = cli("receive", "tcp:127.0.0.1:0", out, "--format", "raw", "--timeout", "10")
         uri = receive.listening()
-        send = cli("send", source, uri, "--max-bandwidth", "2M", "--timeout", "3", "--json")
+        send = cli("send", source, uri, "--max-bandwidth", "2M", "--timeout", "10", "--json")
         assert send.process.stderr.readline().startswith("send:")  # the first progress line: pages are moving
         assert receive.process.stderr.readline().startswith("receive:")
         return send, receive, out

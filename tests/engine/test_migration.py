@@ -254,6 +254,7 @@ class TestCommandLine:
         for method in methods.values():
             assert set(method) == {
                 "name", "status", "engine", "reason", "distribution", "version", "wire_code", "options",
+                "promises",
             }  # fmt: skip
         assert methods["zstd"]["wire_code"] == 4
         assert methods["zstd"]["options"][0]["name"] == "level"

@@ -176,6 +176,8 @@ def test_a_signal_at_a_source_whose_destination_does_not_answer(cli, image_path,
         channel, _ = listener.accept()
         drain = threading.Thread(target=read_all, args=(channel,))
         drain.start()
+        # PONG 1 and 2: it has read everything up to the end of RAM.
+        main.sendall(b"".join(b"\0\2\0\4\0\0\0" + bytes([i]) for i in (1, 2)))
         data = b""
         while not data.endswith(b'"devices": []}'):
             data += main.recv(65536)

@@ -136,8 +136,8 @@ class TestBetweenOurEnds:
     @pytest.mark.parametrize("in_", METHODS)
     def test_every_method_in_and_out(self, relay, receiver, image, in_, out):
         memory = bytearray(len(image))
-        end = receiver(memory)
-        between = relay(end.uri, out_method=out)
+        end = receiver(memory, methods=[out])
+        between = relay(end.uri, in_method=in_, out_method=out)
         sent = multifd.send(image, between.uri, in_, channels=3)
         received, passed = end.join(), between.join()
         assert memory == image
@@ -153,7 +153,7 @@ class TestBetweenOurEnds:
         """Neither end knows the method between the relays."""
         memory = bytearray(len(image))
         end = receiver(memory, methods=["none"])
-        second = relay(end.uri)
+        second = relay(end.uri, in_method=between)
         first = relay(second.uri, out_method=between)
         multifd.send(image, first.uri, "none", channels=2, dialect=dialect)
         end.join()

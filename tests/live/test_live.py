@@ -131,7 +131,7 @@ class TestEqualAtSwitchover:
     def test_threads_write(self, receiver, memory, tracker, method, channels):
         into = make_memory("shared", len(memory))
         into[:] = b"\xee" * len(into)
-        destination = receiver(multifd.Arena(into))
+        destination = receiver(multifd.Arena(into), methods=[method])
         with Workload(memory, threads=2) as workload:
             result = send(memory, destination.uri, method, workload=workload, tracker=tracker, channels=channels)
             assert into[:] == memory[:]

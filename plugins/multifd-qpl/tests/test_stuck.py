@@ -101,7 +101,7 @@ def test_an_abort_leaves_the_same() -> None:
             engine = getattr(ends.sender.state, "engine", ends.sender.state)  # it may be watched
             with pytest.raises(MethodError, match="torn down"):
                 ends.send(make_pages(4096, 128))
-            assert not engine.engine._channel.silent
+            assert not engine._channel.silent
         del engine, ends
         gc.collect()
         iaa.write_late()
