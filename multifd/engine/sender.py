@@ -189,8 +189,11 @@ class Sender:
         if self._limit is not None:
             self._limit.lift()
 
-    def finish(self, left: Iterable[Packet]) -> None:
+    def finish(self, left: Iterable[Packet] | None = None) -> None:
         """Send what is left, and the devices' state, and wait until the destination has everything.
+
+        Args:
+            left: packets; None if there are none.
 
         Raises:
             OutcomeUnknown: on leaving the context; the destination may have it.
@@ -199,7 +202,8 @@ class Sender:
         # Behind this answer nothing can be missing but devices: a destination told of another method hangs before
         # it, and one that reads nothing never answers, so neither is handed anything. END comes after it, since what
         # follows END is the devices' to read.
-        self.round(left)
+        if left is not None:
+            self.round(left)
         self.confirm()
         self._write(writer.encode_ram_next(stream.END, self._source.machine.ram_section_id))
         self._round(())

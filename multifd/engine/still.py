@@ -28,5 +28,5 @@ def send_still(sender: Sender, source: Source) -> Result:
         sender.round(all_pages(source.blocks, Geometry.of(source.machine.page_size)))
         sender.switch_over()
         sender.stats.dirty_sync_count += 1
-        sender.finish(())
+        sender.finish()
     return sender.result

@@ -177,6 +177,8 @@ class ArenaTarget:
         ours = {region.idstr: region.nbytes for region in self._arena.regions}
         if theirs != ours:
             raise RamError(f"the sender has {_listed(theirs)}; the arena to receive into has {_listed(ours)}")
+        for region in self._arena.regions:
+            _check_writable(region)
         self._blocks = {r.idstr: _Block(r, machine.page_size) for r in self._arena.regions}
         return self._blocks
 
@@ -199,6 +201,14 @@ class ArenaTarget:
         """See `multifd.ram.block.Target`: the buffers are the caller's alone again."""
         for block in self._blocks.values():
             block.release()
+
+
+def _check_writable(region: Region) -> None:
+    with contextlib.suppress(OSError):  # without /proc nothing is known
+        for part in mappings(region.address, region.nbytes):
+            if not part.is_writable:
+                at = part.start - region.address
+                raise RamError(f"block {region.idstr!r}: the memory to receive into is protected from {at:#x} on")
 
 
 def _listed(lengths: Mapping[str, int]) -> str:

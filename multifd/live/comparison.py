@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from multifd.errors import RamError
 from multifd.live.arena import Arena, Region
 from multifd.live.kernel import PAGE, populated
 from multifd.live.ranges import NO_RANGES, Ranges, coarsen, count, of_mask, packets, union
 from multifd.pages import Memory, Offsets, Pages
-from multifd.ram import kernel_copy
 from multifd.ram.block import MappedPages, SourceBlock, Staging
 from multifd.ram.memory import MemoryBlock
 
@@ -90,16 +90,22 @@ class _CopiedBlock(MemoryBlock):
         except OSError as e:
             raise RamError(f"no room for a copy of block {region.idstr!r}: {e.strerror}") from e
         self._copy = Memory(memoryview(copy), page_size)
-        self._copy_address = kernel_copy.address_of(self._copy.view)
         # One byte a page: whether the copy holds anything.
         self._is_copied = np.zeros(region.nbytes // page_size, np.bool_)
 
     def load(self, offsets: Offsets, staging: Staging) -> Pages | None:
         """See `SourceBlock`: the pages as they are now, and from now on in the copy."""
+        self.check_readable(offsets)
         page_size = self._copy.page_size
-        self._copy_out(offsets, kernel_copy.pieces(self._copy_address, offsets, page_size))
-        self._is_copied[offsets // page_size] = True
-        return Pages(self._copy, offsets, staging.scratch, is_private=True)
+        pages = Pages(self._copy, offsets, staging.scratch, is_private=True)
+        if len(pages.runs()) == 1:
+            first = int(offsets[0]) // page_size
+            where: slice | npt.NDArray[np.int64] = slice(first, first + len(offsets))
+        else:
+            where = offsets // page_size
+        self._copy.array[where] = self._memory.array[where]
+        self._is_copied[where] = True
+        return pages
 
     def map(self, offsets: Offsets, staging: Staging) -> MappedPages | None:
         """See `SourceBlock`: what is sent must be what the copy has."""
@@ -107,15 +113,13 @@ class _CopiedBlock(MemoryBlock):
 
     def differing(self, used: Ranges) -> Ranges:
         """Which pages of the arena are not as they were sent; `used` are those that may hold something."""
-        ours, page_size = self._copy.words, self._copy.page_size
-        theirs = np.empty((_CHUNK_PAGES, page_size // 8), np.uint64)
-        address = int(theirs.ctypes.data)
+        ours, theirs, page_size = self._copy.words, self._memory.words, self._copy.page_size
         found = []
         for pages in packets(union(used, of_mask(self._is_copied)), _CHUNK_PAGES):
+            self.check_readable(pages * page_size)
             first, last = int(pages[0]), int(pages[-1])
             where = slice(first, last + 1) if last - first == len(pages) - 1 else pages
-            self._copy_out(pages * page_size, kernel_copy.one_piece(address, len(pages) * page_size))
-            differs = (ours[where] != theirs[: len(pages)]).any(axis=1)
+            differs = (ours[where] != theirs[where]).any(axis=1)
             if differs.any():
                 found.append(pages[differs])
         if not found:

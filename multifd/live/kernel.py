@@ -33,6 +33,7 @@ class Mapping:
     end: int
     span: str
     """The whole mapping's, as the kernel names it."""
+    is_writable: bool
     is_shared: bool
     device: int
     inode: int
@@ -78,6 +79,7 @@ def mappings(address: int, nbytes: int) -> list[Mapping]:
                         start=first,
                         end=min(end, address + nbytes),
                         span=span.decode(),
+                        is_writable=permissions[:2] == b"rw",
                         is_shared=permissions[3:4] == b"s",
                         device=os.makedev(major, minor),
                         inode=int(inode),

@@ -10,7 +10,8 @@ from multifd.errors import RamError
 from multifd.live.arena import Arena
 from multifd.live.kernel import PAGE
 from multifd.live.ranges import Ranges, coarsen
-from multifd.ram.block import SourceBlock
+from multifd.pages import Offsets, Pages
+from multifd.ram.block import SourceBlock, Staging
 from multifd.ram.memory import MemoryBlock
 
 
@@ -57,12 +58,22 @@ def readable() -> Iterator[None]:
         raise RamError(f"the kernel's log of what was written cannot be read: {e.strerror}") from e
 
 
+class LiveBlock(MemoryBlock):
+    """A block of memory that is written, and may be protected, while a hook is at work: hooks get a copy of a moment."""
+
+    def load(self, offsets: Offsets, staging: Staging) -> Pages | None:
+        """See `SourceBlock`."""
+        self.check_readable(offsets)
+        Pages(self._memory, offsets, staging.data).gather()
+        return staging.pages(len(offsets))
+
+
 class InPlace:
     """What the trackers that ask the kernel have in common: pages are sent from the arena itself."""
 
     def __init__(self, arena: Arena, page_size: int) -> None:
         self._regions, self._page_size = arena.regions, page_size
-        self._blocks = [MemoryBlock(r.idstr, r.view, page_size) for r in arena.regions]
+        self._blocks = [LiveBlock(r.idstr, r.view, page_size) for r in arena.regions]
 
     @property
     def blocks(self) -> Sequence[SourceBlock]:

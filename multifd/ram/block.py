@@ -17,7 +17,6 @@ import numpy.typing as npt
 
 from multifd.errors import RamError
 from multifd.pages import Geometry, Memory, Offsets, Pages
-from multifd.ram.kernel_copy import address_of
 from multifd.wire.stream import Block, Machine
 
 RAM_IDSTR = "ram"
@@ -43,8 +42,6 @@ class Staging:
         nbytes = geometry.page_size * geometry.page_count
         self.data = Memory(private_map(nbytes), geometry.page_size)
         self.scratch = Memory(private_map(nbytes), geometry.page_size)
-        self.address = address_of(self.data.view)
-        """Of the data buffer, for `multifd.ram.kernel_copy`."""
         self._in_order = np.arange(geometry.page_count, dtype=np.int64) * geometry.page_size
 
     def pages(self, count: int) -> Pages:

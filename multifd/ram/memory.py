@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-import numpy as np
-
 from multifd.errors import RamError
-from multifd.pages import PACKET_BYTES, Buffer, Memory, Offsets, Pages, runs
-from multifd.ram import kernel_copy
+from multifd.pages import Buffer, Memory, Offsets, Pages, runs
+from multifd.ram import probe
 from multifd.ram.block import (
     RAM_IDSTR,
     MappedPages,
@@ -25,12 +23,14 @@ from multifd.ram.block import (
 from multifd.wire.stream import Machine
 from multifd.wire.writer import encode_end
 
+_AT_ONCE = 128
+"""Pages looked at together where nobody has cut them into packets: what stays in the cache."""
+
 
 class MemoryBlock:
-    """A block in memory of this process; source and target.
+    """A block in memory of this process, used in place; source and target.
 
-    The memory is the caller's, and any of it may be protected, or lose its file, at any time. So only system calls
-    touch it: it is sent and received in place by a socket's, and copied by the kernel's for everything else.
+    The kernel is asked right before pages are touched, so that one that cannot be is an error and no signal.
 
     Args:
         idstr: the block's name.
@@ -41,7 +41,7 @@ class MemoryBlock:
     def __init__(self, idstr: str, buffer: Buffer, page_size: int) -> None:
         self.idstr = idstr
         self._memory = Memory(buffer, page_size)
-        self._address = kernel_copy.address_of(self._memory.view)
+        self._address = probe.address_of(self._memory.view)
         self.used_length = self._memory.view.nbytes
 
     def portions(self, page_count: int) -> Iterator[Offsets]:
@@ -49,26 +49,15 @@ class MemoryBlock:
         return in_order(self.used_length, self._memory.page_size, page_count)
 
     def load(self, offsets: Offsets, staging: Staging) -> Pages | None:
-        """See `SourceBlock`: a copy."""
-        self._copy_out(offsets, kernel_copy.one_piece(staging.address, len(offsets) * self._memory.page_size))
-        return staging.pages(len(offsets))
+        """See `SourceBlock`."""
+        self.check_readable(offsets)
+        return Pages(self._memory, offsets, staging.scratch)
 
     def map(self, offsets: Offsets, staging: Staging) -> MappedPages | None:
-        """See `SourceBlock`. Most pages that are not zero show it in their first word; only the others are copied."""
-        try:
-            words = kernel_copy.first_words(self._address, offsets)
-        except kernel_copy.Untouchable as e:
-            raise self._untouchable("read", offsets[e.done // 8]) from None
-        if np.count_nonzero(words) == len(offsets):
-            return MappedPages(None, runs(self._memory, offsets))
-        mask = words == 0
-        suspects = offsets[mask]
-        pages = self.load(suspects, staging)
-        zeros = None if pages is None else pages.zero_mask()
-        if zeros is None:
-            return MappedPages(None, runs(self._memory, offsets))
-        mask[mask] = zeros
-        return MappedPages(mask, runs(self._memory, offsets[~mask]))
+        """See `SourceBlock`."""
+        self.check_readable(offsets)
+        mask = Pages(self._memory, offsets, staging.scratch).zero_mask()
+        return MappedPages(mask, runs(self._memory, offsets if mask is None else offsets[~mask]))
 
     def lend(self, offsets: Offsets) -> list[memoryview] | None:
         """See `TargetBlock`."""
@@ -76,72 +65,61 @@ class MemoryBlock:
 
     def place(self, offsets: Offsets, staging: Staging) -> Pages:
         """See `TargetBlock`."""
-        return staging.pages_by_offset(offsets)
+        self.check_readable(offsets)
+        return Pages(self._memory, offsets, staging.scratch)
 
     def store(self, offsets: Offsets, staging: Staging) -> None:
-        """See `TargetBlock`."""
-        in_order = offsets.copy()
-        in_order.sort()
-        nbytes = len(offsets) * self._memory.page_size
-        self._copy_in(kernel_copy.one_piece(staging.address, nbytes), in_order)
+        """See `TargetBlock`: the pages are there already."""
 
     def clear(self, offsets: Offsets) -> None:
         """See `TargetBlock`; zero pages are only read, so untouched memory stays untouched."""
-        page_size = self._memory.page_size
-        for start in range(0, len(offsets), PACKET_BYTES // page_size):
-            some = offsets[start : start + PACKET_BYTES // page_size]
-            copy = np.empty((len(some), page_size // 8), np.uint64)
-            self._copy_out(some, kernel_copy.one_piece(copy.ctypes.data, copy.nbytes))
-            dirty = some[copy.any(axis=1)]
-            if len(dirty):
-                copy[: len(dirty)] = 0
-                self._copy_in(kernel_copy.one_piece(copy.ctypes.data, len(dirty) * page_size), dirty)
+        for start in range(0, len(offsets), _AT_ONCE):
+            some = offsets[start : start + _AT_ONCE]
+            self.check_readable(some)
+            indexes = some // self._memory.page_size
+            first, last = int(indexes[0]), int(indexes[-1])
+            is_run = last - first == len(some) - 1 and bool((indexes[1:] > indexes[:-1]).all())
+            # A slice is half the price of a selection.
+            words = self._memory.words[first : last + 1] if is_run else self._memory.words[indexes]
+            dirty = words.any(axis=1)
+            if dirty.any():
+                self._memory.array[indexes[dirty]] = 0
+
+    def check_readable(self, offsets: Offsets) -> None:
+        """Raise `RamError` if one of the pages cannot be read now."""
+        bad = probe.first_unreadable(self._address, offsets, self._memory.page_size)
+        if bad is not None:
+            raise RamError(
+                f"block {self.idstr!r}: the page at {int(offsets[bad]):#x} cannot be read: it is protected, not "
+                "mapped, or beyond the end of its file"
+            )
 
     def release(self) -> None:
         """Give the buffer back, so that it can be closed at once; twice is harmless."""
         self._memory = Memory(b"", self._memory.page_size)
 
-    def _copy_out(self, offsets: Offsets, into: kernel_copy.Iov) -> None:
-        try:
-            kernel_copy.read(kernel_copy.pieces(self._address, offsets, self._memory.page_size), into)
-        except kernel_copy.Untouchable as e:
-            raise self._untouchable("read", offsets[e.done // self._memory.page_size]) from None
-
-    def _copy_in(self, source: kernel_copy.Iov, offsets: Offsets) -> None:
-        try:
-            kernel_copy.write(source, kernel_copy.pieces(self._address, offsets, self._memory.page_size))
-        except kernel_copy.Untouchable as e:
-            raise self._untouchable("written", offsets[e.done // self._memory.page_size]) from None
-
-    def _untouchable(self, done: str, offset: np.int64) -> RamError:
-        return RamError(
-            f"block {self.idstr!r}: the page at {int(offset):#x} cannot be {done}: it is protected, not mapped, or "
-            "beyond the end of its file"
-        )
-
 
 class _StandingBlock(MemoryBlock):
-    """A block that nobody changes, protects or cuts short while it is sent: hooks read it where it is.
+    """A block whose owner says that it stays as it is: the kernel need not be asked, which saves 7 us a packet."""
 
-    It saves the copy, 50 us for a packet of 512 KiB.
-    """
+    def check_readable(self, offsets: Offsets) -> None:
+        """See `MemoryBlock`."""
 
-    def load(self, offsets: Offsets, staging: Staging) -> Pages | None:
-        """See `SourceBlock`."""
-        return Pages(self._memory, offsets, staging.scratch)
 
-    def map(self, offsets: Offsets, staging: Staging) -> MappedPages | None:
-        """See `SourceBlock`."""
-        mask = Pages(self._memory, offsets, staging.scratch).zero_mask()
-        return MappedPages(mask, runs(self._memory, offsets if mask is None else offsets[~mask]))
+class _BufferBlock(_StandingBlock):
+    """A plain buffer that is received into: a method's hook writes where the kernel was asked, nobody else needs to."""
+
+    def place(self, offsets: Offsets, staging: Staging) -> Pages:
+        """See `TargetBlock`."""
+        MemoryBlock.check_readable(self, offsets)
+        return super().place(offsets, staging)
 
 
 class MemorySource:
     """One block in memory of this process.
 
     Args:
-        buffer: a multiple of `page_size` bytes, the caller's; it must stay as it is, and readable, while it is sent.
-            Memory of which that is not certain is an arena's.
+        buffer: a multiple of `page_size` bytes, the caller's; it must stay as it is while it is sent.
         page_size: bytes.
 
     Raises:
@@ -179,7 +157,7 @@ class MemoryTarget:
         have = memoryview(self._buffer).nbytes
         if have != block.used_length:
             raise RamError(f"block {block.idstr!r} has {block.used_length} bytes, the buffer to receive into {have}")
-        return {block.idstr: MemoryBlock(block.idstr, self._buffer, machine.page_size)}
+        return {block.idstr: _BufferBlock(block.idstr, self._buffer, machine.page_size)}
 
     def add_device_state(self, data: bytes) -> None:
         """See `Target`; a buffer holds RAM only."""

@@ -469,8 +469,8 @@ def test_garbage_connections_disturb_nothing(receiver, image):
 
         def disturb(count: int) -> None:
             for i in range(count):
-                sock = strangers.connect()
                 try:
+                    sock = strangers.connect()  # refused once all of the migration's are there
                     sock.sendall(kinds[i % len(kinds)])
                     if i % 3 == 0:
                         sock.close()

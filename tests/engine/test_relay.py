@@ -209,7 +209,7 @@ class TestWhatPasses:
 
     def test_the_announcement_with_channels(self, ends):
         between = ends(out_method="lz4", channels=1)
-        assert between.init == peer.init(0, channels=1, version=1, name=b"lz4")
+        assert between.init == peer.init(0, channels=1, version=2, name=b"lz4")
         between.finish()
 
     @pytest.mark.parametrize(

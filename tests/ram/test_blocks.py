@@ -284,7 +284,7 @@ def test_no_descriptor_is_left(tmp_path: Path) -> None:
 # -- memory, and the list of blocks -----------------------------------------------------------------
 
 
-def test_memory_is_sent_and_received_in_place_and_copied_for_hooks(staging: Staging) -> None:
+def test_memory_is_used_in_place(staging: Staging) -> None:
     ram = bytearray(IMAGE)
     block = MemoryBlock("ram", ram, PAGE)
     pages = block.load(offsets(1, 2), staging)
@@ -294,8 +294,9 @@ def test_memory_is_sent_and_received_in_place_and_copied_for_hooks(staging: Stag
     assert lent is not None
     assert [len(view) for view in lent] == [2 * PAGE, PAGE]
     lent[0][0] ^= 0xFF
-    assert next(iter(pages))[0] != ram[PAGE]
-    fill(block, [9], staging, b"y" * len(IMAGE))
+    assert next(iter(pages))[0] == ram[PAGE]
+    block.place(offsets(9), staging).scatter(b"y" * PAGE)
+    block.store(offsets(9), staging)
     assert ram[9 * PAGE : 10 * PAGE] == b"y" * PAGE
     block.clear(offsets(9, 1))
     assert not any(ram[9 * PAGE : 10 * PAGE])
