@@ -59,7 +59,7 @@ def readable() -> Iterator[None]:
 
 
 class LiveBlock(MemoryBlock):
-    """A block of memory that is written, and may be protected, while a hook is at work: hooks get a copy of a moment."""
+    """A block of memory that is written, and may be protected, while a hook is at work: hooks get a copy."""
 
     def load(self, offsets: Offsets, staging: Staging) -> Pages | None:
         """See `SourceBlock`."""
