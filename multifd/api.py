@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from multifd.engine.canceller import Canceller
-from multifd.engine.receiver import ReceiveConfig, Receiver
-from multifd.engine.relay import Relay, RelayConfig
-from multifd.engine.sender import SendConfig, Sender
+from multifd.engine.config import ReceiveConfig, RelayConfig, SendConfig
+from multifd.engine.receiver import Receiver
+from multifd.engine.relay import Relay
+from multifd.engine.sender import Sender
 from multifd.engine.still import send_still
 from multifd.errors import Cancelled, ChannelError, MultifdError, UsageError, about
 from multifd.live.arena import Arena, ArenaTarget

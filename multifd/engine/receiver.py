@@ -11,9 +11,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from multifd.engine.canceller import Canceller
+from multifd.engine.config import ReceiveConfig
 from multifd.engine.crew import JOIN_S, Crew
 from multifd.engine.disk import Disk
 from multifd.engine.fate import RECEIVER, Custody, Fate, attach
@@ -21,7 +21,6 @@ from multifd.engine.muster import Muster
 from multifd.engine.negotiation import Negotiation
 from multifd.engine.recv_channel import RecvChannel
 from multifd.engine.recv_main import CHANNELS_S, RecvMain, Rejected
-from multifd.engine.sender import check_channels, check_timeout
 from multifd.engine.sync import Barrier
 from multifd.errors import Cancelled, ChannelError, HookError, MultifdError, StreamError
 from multifd.pages import Geometry
@@ -43,22 +42,6 @@ _PONG_S = 5.0
 _DRAIN_S = 5.0
 _MAX_CANDIDATES = 8
 """Connections that may claim to be main at the same time."""
-
-
-@dataclass(frozen=True)
-class ReceiveConfig:
-    """How to receive; `multifd.receive`'s arguments, checked."""
-
-    channels: int | None = None
-    """None: what the sender announces, else 2."""
-    methods: tuple[str, ...] = ()
-    """Specs (``NAME:key=value``) of the only methods allowed; empty allows all that may be chosen."""
-    timeout_s: float = 60.0
-    """How long all connections may be silent, and how long to wait for the first."""
-
-    def __post_init__(self) -> None:
-        check_channels(self.channels)
-        check_timeout(self.timeout_s, "timeout")
 
 
 class Receiver:

@@ -16,17 +16,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from multifd.engine.canceller import Canceller
+from multifd.engine.config import MOST_CHANNELS, RelayConfig
 from multifd.engine.crew import JOIN_S, Crew
 from multifd.engine.fate import RELAY, Fate, attach
 from multifd.engine.negotiation import Negotiation, terms_of
 from multifd.engine.relay_main import RelayMain
-from multifd.engine.sender import check_channels, check_timeout
 from multifd.engine.transcoder import ChannelFigures, Transcoder
 from multifd.errors import Cancelled, ChannelError, MultifdError, PeerFailed, RemoteWireError, StreamError
 from multifd.registry import load_method
 from multifd.stats import RelayResult
 from multifd.transport.accept import Acceptor, Arrival
-from multifd.transport.address import Uri
 from multifd.transport.connect import connect
 from multifd.transport.connection import Connection
 from multifd.transport.idle import IdleTimer
@@ -39,26 +38,6 @@ _GRACE_S = 0.5
 """How long a destination that has hung up may take to say on the return path what went wrong."""
 _MAX_CANDIDATES = 8
 """Connections that may claim to be main at the same time."""
-_MOST_CHANNELS = 255  # multifd-channels, qapi/migration.json, QEMU 10.0
-
-
-@dataclass(frozen=True)
-class RelayConfig:
-    """How to relay; the arguments of `multifd.api.relay`, checked."""
-
-    to: Uri
-    in_method: str | None = None
-    out_method: str = "none"
-    channels: int | None = None
-    connect_timeout_s: float = 10.0
-    timeout_s: float = 60.0
-
-    def __post_init__(self) -> None:
-        check_channels(self.channels)
-        check_timeout(self.timeout_s, "timeout")
-        check_timeout(self.connect_timeout_s, "connect_timeout")
-        for spec in filter(None, (self.in_method, self.out_method)):
-            load_method(spec)
 
 
 @dataclass(slots=True)
@@ -170,7 +149,7 @@ class Relay:
             specs,
             self._config.channels,
             is_local=self._acceptor.listener.is_local,
-            unannounced=_MOST_CHANNELS,
+            unannounced=MOST_CHANNELS,
             setting="in_method",
         )
 

@@ -11,11 +11,11 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from multifd.engine.canceller import Canceller
+from multifd.engine.config import SendConfig
 from multifd.engine.crew import JOIN_S, Crew
 from multifd.engine.fate import SENDER, Custody, Fate, attach
 from multifd.engine.refusal import Evidence, Seen, explain
@@ -32,19 +32,16 @@ from multifd.errors import (
     PeerMismatch,
     StreamError,
     UsageError,
-    about,
 )
 from multifd.method import MultifdMethods
 from multifd.pages import Geometry
 from multifd.ram.block import Source
 from multifd.stats import MigrationStats, Result
-from multifd.transport.address import Uri
 from multifd.transport.connect import connect
 from multifd.transport.connection import Connection
 from multifd.transport.idle import IdleTimer
 from multifd.transport.limit import RateLimit
 from multifd.wire import stream, writer
-from multifd.wire.dialect import Dialect
 from multifd.wire.packet import InitPacket
 
 _LOG = logging.getLogger(__name__)
@@ -53,40 +50,6 @@ _GRACE_S = 0.5
 """How long a broken channel waits for the destination's own word on what went wrong."""
 _LAST_WAIT_S = 5.0
 """How long a sender that was told to stop waiting still waits for the destination's confirmation."""
-
-
-@dataclass(frozen=True)
-class SendConfig:
-    """How to send; `multifd.send`'s arguments, checked."""
-
-    uri: Uri
-    channels: int
-    dialect: Dialect
-    max_bandwidth: int = 0
-    """Bytes each second over all connections; 0 is unlimited."""
-    connect_timeout_s: float = 10.0
-    timeout_s: float = 60.0
-    """How long all connections may be silent."""
-
-    def __post_init__(self) -> None:
-        check_channels(self.channels)
-        if self.max_bandwidth < 0:
-            raise about(UsageError(f"a bandwidth of {self.max_bandwidth} bytes/s, expected 0 or more"), "max_bandwidth")
-        check_timeout(self.connect_timeout_s, "connect_timeout")
-        check_timeout(self.timeout_s, "timeout")
-
-
-def check_channels(channels: int | None) -> None:
-    """Raise `UsageError` unless that many channels can be, or None is said."""
-    # multifd-channels, qapi/migration.json, QEMU 10.0: 1 to 255
-    if channels is not None and not 1 <= channels <= 255:
-        raise about(UsageError(f"{channels} channels, expected 1 to 255"), "channels")
-
-
-def check_timeout(seconds: float, setting: str) -> None:
-    """Raise `UsageError` unless `seconds` is a time that can be waited for: above 0, at most a year."""
-    if not 0 < seconds <= 365 * 86400:
-        raise about(UsageError(f"a timeout of {seconds:g} s, expected above 0 and at most a year"), setting)
 
 
 class Sender:

@@ -22,6 +22,7 @@ import pytest
 import multifd
 from multifd.engine import crew
 from multifd.engine import receiver as receiver_module
+from multifd.engine.config import ReceiveConfig
 from multifd.errors import (
     ChannelError,
     CodecError,
@@ -616,7 +617,7 @@ def test_a_disk_that_flushes_for_long_is_no_fault(monkeypatch):
     memory = bytearray(1 << 20)
     listener = Listener(Uri.parse("tcp:127.0.0.1:0"))
     try:
-        receiver = receiver_module.Receiver(listener, SlowDisk(memory), receiver_module.ReceiveConfig())
+        receiver = receiver_module.Receiver(listener, SlowDisk(memory), ReceiveConfig())
         sender = threading.Thread(target=multifd.send, args=(b"page" * (1 << 18), str(listener.uri)))
         sender.start()
         assert receiver.run().status == "completed"

@@ -1,0 +1,81 @@
+"""The arguments of `multifd.send`, `multifd.receive` and `multifd.api.relay`, checked, as the engines take them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from multifd.errors import UsageError, about
+from multifd.registry import load_method
+from multifd.transport.address import Uri
+from multifd.wire.dialect import Dialect
+
+MOST_CHANNELS = 255  # multifd-channels, qapi/migration.json, QEMU 10.0
+_YEAR_S = 365 * 86400.0
+
+
+@dataclass(frozen=True)
+class SendConfig:
+    """How to send; `multifd.send`'s arguments, checked."""
+
+    uri: Uri
+    channels: int
+    dialect: Dialect
+    max_bandwidth: int = 0
+    """Bytes each second over all connections; 0 is unlimited."""
+    connect_timeout_s: float = 10.0
+    timeout_s: float = 60.0
+    """How long all connections may be silent."""
+
+    def __post_init__(self) -> None:
+        _check_channels(self.channels)
+        if self.max_bandwidth < 0:
+            raise about(UsageError(f"a bandwidth of {self.max_bandwidth} bytes/s, expected 0 or more"), "max_bandwidth")
+        _check_timeout(self.connect_timeout_s, "connect_timeout")
+        _check_timeout(self.timeout_s, "timeout")
+
+
+@dataclass(frozen=True)
+class ReceiveConfig:
+    """How to receive; `multifd.receive`'s arguments, checked."""
+
+    channels: int | None = None
+    """None: what the sender announces, else 2."""
+    methods: tuple[str, ...] = ()
+    """Specs (``NAME:key=value``) of the only methods allowed; empty allows all that may be chosen."""
+    timeout_s: float = 60.0
+    """How long all connections may be silent, and how long to wait for the first."""
+
+    def __post_init__(self) -> None:
+        _check_channels(self.channels)
+        _check_timeout(self.timeout_s, "timeout")
+
+
+@dataclass(frozen=True)
+class RelayConfig:
+    """How to relay; the arguments of `multifd.api.relay`, checked."""
+
+    to: Uri
+    in_method: str | None = None
+    out_method: str = "none"
+    channels: int | None = None
+    connect_timeout_s: float = 10.0
+    timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        _check_channels(self.channels)
+        _check_timeout(self.timeout_s, "timeout")
+        _check_timeout(self.connect_timeout_s, "connect_timeout")
+        for spec in filter(None, (self.in_method, self.out_method)):
+            load_method(spec)
+
+
+def _check_channels(channels: int | None) -> None:
+    """Raise `UsageError` unless that many channels can be, or None is said."""
+    if channels is not None and not 1 <= channels <= MOST_CHANNELS:
+        raise about(UsageError(f"{channels} channels, expected 1 to {MOST_CHANNELS}"), "channels")
+
+
+def _check_timeout(seconds: float, setting: str) -> None:
+    """Raise `UsageError` unless `seconds` is a time that can be waited for: above 0, at most a year."""
+    if not 0 < seconds <= _YEAR_S:
+        raise about(UsageError(f"a timeout of {seconds:g} s, expected above 0 and at most a year"), setting)
