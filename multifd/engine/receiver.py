@@ -114,6 +114,7 @@ class Receiver:
             while self._main is None or not self._main.has_ended:
                 self._serve(_POLL_S)
             self._finish()
+            self._tear_down()
         except BaseException as error:
             told = error
             try:
@@ -126,7 +127,6 @@ class Receiver:
             if told is error:
                 raise
             raise told from told.__cause__
-        self._tear_down()
         self.stats.finish(time.monotonic(), "completed")
         if rejected := self._acceptor.rejected:
             _LOG.info("%d connections that were no migration's were closed", rejected)
@@ -146,7 +146,7 @@ class Receiver:
         else:
             # Its thread waits at a sync point for channels that may still be on their way.
             self._alone_since = min(self._alone_since, now)
-            if now - self._alone_since > CHANNELS_S:
+            if self._muster.objection is not None or now - self._alone_since > CHANNELS_S:
                 raise ChannelError(
                     f"{main.connection.peer} closed the main connection before its channels were there: it does not "
                     "use multifd, whose capability must be on there, or could not connect them"
