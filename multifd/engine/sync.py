@@ -129,13 +129,13 @@ class Barrier:
 
     @property
     def is_expecting(self) -> bool:
-        """Whether the channels are known."""
-        return bool(self._arrived)
+        """Whether the channels are known, or all is over and nobody waits for them."""
+        return bool(self._arrived) or self._is_over
 
     def wait_expecting(self, timeout_s: float) -> bool:
         """Whether the channels are known, or all is over, after at most `timeout_s` (main thread)."""
         with self._changed:
-            return self._changed.wait_for(lambda: bool(self._arrived) or self._is_over, timeout_s)
+            return self._changed.wait_for(lambda: self.is_expecting, timeout_s)
 
     def arrive(self, channel: int) -> None:
         """A SYNC was read: wait for main (channel threads; `end` ends the wait)."""
