@@ -584,7 +584,7 @@ class TakesAnothersCode(Good):
     wire_code: ClassVar[int | None] = 2
 
 
-@caught_by("test_golden_vectors", "decodes QEMU's payloads")
+@caught_by("test_golden_vectors", "decodes the known payload of that format")
 @caught_by("test_reference_decoder", "what QEMU's destination decodes")
 class NotQemusZlib(Good):
     wire_code: ClassVar[int | None] = 2
