@@ -89,12 +89,16 @@ assert elf.is_cut_short("libqpl.so.1")
 
 
 def test_a_damaged_libaccel_config_is_not_met(tmp_path: Path, standin: str) -> None:
-    """libqpl opens it with the first hardware job, so none is asked for."""
+    """libqpl opens it with the first hardware job, so none is asked for; nor does `multifd-iaa status` open it."""
     (tmp_path / "libaccel-config.so.1").write_bytes(Path(standin).read_bytes()[:4096])
     code = """
 from multifd_qpl.method import QplMethod, QplOptions
 available = QplMethod.availability(QplOptions())
 assert available.engine == "isal" and "libaccel-config.so.1, which libqpl would open, is cut short" in available.reason
+from multifd_qpl.devices import read_status
+status = read_status()
+assert not status.accel_config
+assert any("libaccel-config.so.1: cut short" in reason for reason in status.missing), status.missing
 """
     child.run(code, MULTIFD_QPL_LIBRARY=standin, LD_LIBRARY_PATH=str(tmp_path))
 

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 from multifd_qpl import jobs, remedy, watch
+from multifd_qpl._batch import lib
 from multifd_qpl.cli import main
 from multifd_qpl.method import QplOptions
 from multifd_qpl.sysfs import Device
+
+from multifd.errors import OptionError
 
 DOCS = Path(__file__).parents[3] / "docs"
 PAGE = (DOCS / "iaa.md").read_text()
@@ -41,6 +44,23 @@ def test_the_numbers_of_the_watch() -> None:
     text = " ".join(PAGE.split())
     assert f"no page of {watch._REFUSING_PACKETS} packets in a row" in text
     assert f"for {jobs.SILENCE_S:g} s, or for half of the migration's `--timeout`" in text
+
+
+def test_the_memory_of_a_channel_is_one_number_everywhere() -> None:
+    """libqpl 1.6.0's job sizes, as the stand-in's, and `BatchEngine`'s slots; test_jobs.py holds the code to it."""
+    nbytes = 128 * 188736 + 740864 + 3 * 128 * lib.mq_slot_bytes(4096)
+    said = f"{nbytes / 1e6:.0f} MB"
+    for text in (PAGE, (DOCS / "faults.md").read_text(), jobs.BatchEngine.__doc__ or ""):
+        assert said in text
+
+
+def test_the_bound_of_retries() -> None:
+    (option,) = (option for option in QplOptions.describe() if option["name"] == "retries")
+    assert option["default"] == 3
+    assert "3 as in QEMU, at most 1000" in PAGE
+    QplOptions(retries=1000)
+    with pytest.raises(OptionError):
+        QplOptions(retries=1001)
 
 
 def test_every_option_is_in_the_readme() -> None:

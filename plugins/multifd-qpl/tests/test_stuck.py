@@ -10,6 +10,7 @@ import pytest
 from multifd_qpl import memory
 from multifd_qpl._batch import ffi, lib
 from multifd_qpl.method import QplMethod, QplOptions
+from multifd_qpl.selftest import check_hardware
 from multifd_qpl.simulator import Fault, Faults, SimulatedIaa
 from qpl_ends import PAGE_SIZES, Ends, make_pages
 
@@ -85,6 +86,17 @@ def test_writes_after_the_end_harm_nothing(page_size: int, verify: str) -> None:
         assert not any(any(buffer) for buffer in fresh)
         assert target == source
         assert b"".join(iov) == payload
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_writes_after_the_self_test_harm_nothing(first: int) -> None:
+    """The device falls silent at the compression, or at the decompression, of the self-test's page."""
+    with Watched(SilentFrom(first)) as iaa:
+        assert check_hardware(iaa.library).status == "silent"
+        gc.collect()
+        fresh = [bytearray(4096) for _ in range(8)]
+        iaa.write_late()
+        assert not any(any(buffer) for buffer in fresh)
 
 
 def test_an_abort_leaves_the_same() -> None:

@@ -101,7 +101,7 @@ def _print_status(found: Status) -> None:
     type=click.Choice(["fallback", "wait"]),
     help="May be repeated; both if not given.",
 )
-@click.option("--retries", default=3, show_default=True, type=click.IntRange(0), help="Of the policy fallback.")
+@click.option("--retries", default=3, show_default=True, type=click.IntRange(0, 1000), help="Of the policy fallback.")
 @click.option(
     "--verify",
     default="off",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from multifd_qpl.library import ENVIRONMENT, Library, LibraryUnavailable, load
+from multifd_qpl.elf import NotLoadable, is_cut_short, open_shared
+from multifd_qpl.library import ACCEL_CONFIG, ENVIRONMENT, Library, LibraryUnavailable, load
 from multifd_qpl.remedy import Cause, device_cause, is_usable, queue_problem
 from multifd_qpl.sysfs import Device, Queue, can_map, count_pci, read_devices
 
@@ -61,11 +61,11 @@ def read_status(root: Path = Path("/")) -> Status:
     pci_devices, devices = count_pci(root), read_devices(root)
     library, problem = _load()
     causes = [Cause(problem)] if problem else []
-    accel_config = _can_open("libaccel-config.so.1")
-    if not accel_config:
+    accel_config_problem = _accel_config_problem()
+    if accel_config_problem:
         causes.append(
             Cause(
-                "libaccel-config.so.1 cannot be opened; libqpl needs it to find devices",
+                f"{accel_config_problem}; libqpl needs it to find devices",
                 ["apt-get install libaccel-config1 accel-config   # Debian, Ubuntu"] if pci_devices else [],
             )
         )
@@ -83,7 +83,7 @@ def read_status(root: Path = Path("/")) -> Status:
         library_version=library.version if library else None,
         library_problem=problem,
         library_named=os.environ.get(ENVIRONMENT) or None,
-        accel_config=accel_config,
+        accel_config=not accel_config_problem,
         kernel=platform.release(),
         pci_devices=pci_devices,
         devices=devices,
@@ -164,12 +164,15 @@ def _nodes_with_processors(root: Path) -> set[int]:
     return nodes
 
 
-def _can_open(name: str) -> bool:
+def _accel_config_problem() -> str:
+    """Why libqpl cannot open libaccel-config; empty if it can."""
+    if is_cut_short(ACCEL_CONFIG):
+        return f"{ACCEL_CONFIG}: cut short"
     try:
-        ctypes.CDLL(name)
-    except OSError:
-        return False
-    return True
+        open_shared(ACCEL_CONFIG)
+    except NotLoadable as e:
+        return str(e)
+    return ""
 
 
 def _file_of(library: Library) -> str:

@@ -7,7 +7,7 @@ a page is decoded again by `inflate_page`, whose word is final; so is what ISA-L
 with input left over.
 
 One difference cannot be seen from outside libqpl: if a stream has no end mark, it may end inside a further block, or
-in a further byte's code, and libqpl takes it. The page's bytes are right then. Of 390000 damaged streams 54 were such
+in a further byte's code, and libqpl takes it. The page's bytes are right then. Of 390886 damaged streams 56 were such
 (libqpl 1.6.0, 2026-11).
 """
 

@@ -17,6 +17,7 @@ from multifd_qpl.abi import DAMAGED_ACCEL_CONFIG, Library, LibraryUnavailable, d
 from multifd_qpl.elf import NotLoadable, is_cut_short, is_privileged, open_shared
 
 __all__ = [
+    "ACCEL_CONFIG",
     "ENVIRONMENT",
     "SONAMES",
     "Library",
@@ -34,6 +35,9 @@ a process with privileges of its file, as the linker does not look at LD_LIBRARY
 
 SONAMES = ("libqpl.so.1", "libqpl.so")
 """Shared builds exist from libqpl 1.5.0 on, with this SONAME."""
+
+ACCEL_CONFIG = "libaccel-config.so.1"
+"""What libqpl opens to find devices, with its first hardware job."""
 
 _FUNCTIONS = ("get_job_size", "init_job", "fini_job", "execute_job", "submit_job", "check_job")
 _HEAD_BYTES = 240  # sizeof(qpl_job), libqpl 0.2.0 to 1.6.0: the least a job can need
@@ -115,7 +119,7 @@ def _open_and_test() -> Library:
             raise LibraryUnavailable(f"{path} {version} has no qpl_{function}") from None
         setattr(table, function, ffi.cast(ffi.typeof(getattr(table, function)), address))
     lib.mq_real_time(table)
-    no_hardware = DAMAGED_ACCEL_CONFIG if is_cut_short("libaccel-config.so.1") else 0
+    no_hardware = DAMAGED_ACCEL_CONFIG if is_cut_short(ACCEL_CONFIG) else 0
     library = Library(table, version, path, no_hardware=no_hardware)
     return replace(library, has_crc=self_test(library))
 

@@ -1,7 +1,7 @@
 """A real page through a real device, both ways, before a migration relies on it.
 
 Rules of this file: every wait ends at one deadline; a job that the device never answered is neither
-finished nor freed, nor are its buffers; after that the device is not asked again in this process.
+finished nor unmapped, nor are its buffers; after that the device is not asked again in this process.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from multifd_qpl._batch import ffi, lib
 from multifd_qpl.jobs import Job, JobError
 from multifd_qpl.library import Library, describe_status
+from multifd_qpl.memory import Mapping
 
 DEADLINE_S = 1.0
 """For both directions together. A page takes the device tens of microseconds, a page fault 0.56 ms at most by
@@ -22,8 +23,8 @@ what was published, a full queue drains in 0.2 ms."""
 _RUNNING, _BUSY = 1, 5  # qpl_status
 _PAGE = (bytes(range(64)) * 32 + bytes(1000) + b"multifd " * 131)[:4096]
 
-_silent: list[tuple[int, Any, Any]] = []
-"""Process, table, and what a device that stopped answering may still write to: kept until the process ends."""
+_silent: list[tuple[int, Any]] = []
+"""Process and table of each device that stopped answering."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def check_hardware(library: Library, deadline_s: float = DEADLINE_S) -> Hardware
         library: whose devices.
         deadline_s: seconds of the library's clock for everything.
     """
-    if any(pid == os.getpid() and table is library.table for pid, table, _ in _silent):
+    if any(pid == os.getpid() and table is library.table for pid, table in _silent):
         return HardwareTest("silent", "the device has not answered in this process before; it is not asked again")
     try:
         job = Job(library, lib.MQ_HARDWARE)
@@ -80,7 +81,8 @@ def check_hardware(library: Library, deadline_s: float = DEADLINE_S) -> Hardware
         return e.test
     finally:
         if trial.is_in_flight:
-            _silent.append((os.getpid(), library.table, trial))
+            trial.abandon()
+            _silent.append((os.getpid(), library.table))
         else:
             job.finish()
 
@@ -90,13 +92,20 @@ class _Trial:
 
     def __init__(self, library: Library, job: Job, deadline_s: float) -> None:
         self._table, self._job = library.table, job
-        self._page = ffi.new("uint8_t[]", _PAGE)
+        slot = lib.mq_slot_bytes(4096)
+        self._memory = Mapping(3 * slot)
+        self._page, self._packed, self._unpacked = (self._memory.start + i * slot for i in range(3))
         # Written to, so that the device meets no page that is not there yet.
-        self._packed, self._unpacked = (ffi.new("uint8_t[]", b"\xa5" * 4096) for _ in range(2))
+        ffi.memmove(self._page, _PAGE.ljust(3 * slot, b"\xa5"), 3 * slot)
         self._start = self._table.now_ns()
         self._deadline = self._start + int(deadline_s * 1e9)
         self._deadline_s = deadline_s
         self.is_in_flight = False
+
+    def abandon(self) -> None:
+        """Leave the job and its buffers to a device that may still write to them."""
+        self._job.abandon()
+        self._memory.abandon()
 
     def run(self) -> HardwareTest:
         job = self._job.pointer
