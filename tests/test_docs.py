@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import importlib
 import os
 import re
 import subprocess
@@ -110,3 +112,50 @@ def test_the_readme_says_what_every_exit_status_means():
     readme = " ".join((ROOT / "README.md").read_text().split("## Exit statuses")[1].split())
     for status, meaning in exit_statuses().items():
         assert f"{status} {meaning}" in readme
+
+
+DOTTED = re.compile(r"(?<![\w./-])multifd(?:_\w+)?(?:\.[A-Za-z_]\w*)+(?![\w/-])")
+NO_PYTHON = re.compile(r"multifd\.(h|c|sock|log)|.*\.(py|md)")
+
+
+def texts_about_code() -> dict[str, str]:
+    """Pages, without the changelog, which speaks of what was; and all docstrings, by file."""
+    found = {page_name(page): page.read_text() for page in PAGES if page.name != "CHANGELOG.md"}
+    for source in sorted([*ROOT.glob("multifd/**/*.py"), *ROOT.glob("plugins/*/src/**/*.py")]):
+        nodes = ast.walk(ast.parse(source.read_text()))
+        strings = [node.value.value for node in nodes if isinstance(node, ast.Expr) and is_text(node.value)]
+        found[page_name(source)] = "\n".join(strings)
+    return found
+
+
+def is_text(node):
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def leads_somewhere(name: str) -> bool:
+    """Whether a dotted name is a module, or something in one; a plugin that is not installed is not looked at."""
+    parts = name.split(".")
+    try:
+        found = importlib.import_module(parts[0])
+    except ImportError:
+        return parts[0] != "multifd"
+    for i, part in enumerate(parts[1:], 2):
+        if hasattr(found, part):
+            found = getattr(found, part)
+            continue
+        if part in getattr(found, "__annotations__", {}):
+            return i == len(parts)  # a field without a default
+        try:
+            found = importlib.import_module(".".join(parts[:i]))
+        except ImportError:
+            return False
+    return True
+
+
+def test_every_dotted_name_exists():
+    texts = texts_about_code()
+    names = {(place, name) for place, text in texts.items() for name in DOTTED.findall(text)}
+    looked_at = {(place, name) for place, name in names if not NO_PYTHON.fullmatch(name)}
+    assert len(looked_at) > 50
+    assert sorted((place, name) for place, name in looked_at if not leads_somewhere(name)) == []
+    assert not leads_somewhere("multifd.no_such_module.Thing")
