@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import importlib
 import os
 import re
 import subprocess
@@ -99,9 +101,14 @@ def test_every_status_in_the_table_of_failures_exists():
         assert set(statuses) <= set(exit_statuses()), cells
 
 
-def test_every_page_is_in_the_index_under_a_heading():
+def test_every_page_is_in_one_table_of_contents_the_index_under_headings():
     index = (ROOT / "docs/index.md").read_text()
-    listed = re.findall(r"^([\w-]+)$", index, re.MULTILINE)
+    tables = [
+        table
+        for page in ROOT.glob("docs/*.md")
+        for table in re.findall(r"```{toctree}(.*?)```", page.read_text(), re.DOTALL)
+    ]
+    listed = re.findall(r"^([\w-]+)$", "\n".join(tables), re.MULTILINE)
     assert sorted(listed) == sorted(p.stem for p in (ROOT / "docs").glob("*.md") if p.stem != "index")
     assert index.count("{toctree}") == index.count(":caption:")
 
@@ -110,3 +117,50 @@ def test_the_readme_says_what_every_exit_status_means():
     readme = " ".join((ROOT / "README.md").read_text().split("## Exit statuses")[1].split())
     for status, meaning in exit_statuses().items():
         assert f"{status} {meaning}" in readme
+
+
+DOTTED = re.compile(r"(?<![\w./-])multifd(?:_\w+)?(?:\.[A-Za-z_]\w*)+(?![\w/-])")
+NO_PYTHON = re.compile(r"multifd\.(h|c|sock|log)|.*\.(py|md)")
+
+
+def texts_about_code() -> dict[str, str]:
+    """Pages, without the changelog, which speaks of what was; and all docstrings, by file."""
+    found = {page_name(page): page.read_text() for page in PAGES if page.name != "CHANGELOG.md"}
+    for source in sorted([*ROOT.glob("multifd/**/*.py"), *ROOT.glob("plugins/*/src/**/*.py")]):
+        nodes = ast.walk(ast.parse(source.read_text()))
+        strings = [node.value.value for node in nodes if isinstance(node, ast.Expr) and is_text(node.value)]
+        found[page_name(source)] = "\n".join(strings)
+    return found
+
+
+def is_text(node):
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def leads_somewhere(name: str) -> bool:
+    """Whether a dotted name is a module, or something in one; a plugin that is not installed is not looked at."""
+    parts = name.split(".")
+    try:
+        found = importlib.import_module(parts[0])
+    except ImportError:
+        return parts[0] != "multifd"
+    for i, part in enumerate(parts[1:], 2):
+        if hasattr(found, part):
+            found = getattr(found, part)
+            continue
+        if part in getattr(found, "__annotations__", {}):
+            return i == len(parts)  # a field without a default
+        try:
+            found = importlib.import_module(".".join(parts[:i]))
+        except ImportError:
+            return False
+    return True
+
+
+def test_every_dotted_name_exists():
+    texts = texts_about_code()
+    names = {(place, name) for place, text in texts.items() for name in DOTTED.findall(text)}
+    looked_at = {(place, name) for place, name in names if not NO_PYTHON.fullmatch(name)}
+    assert len(looked_at) > 50
+    assert sorted((place, name) for place, name in looked_at if not leads_somewhere(name)) == []
+    assert not leads_somewhere("multifd.no_such_module.Thing")

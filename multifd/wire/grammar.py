@@ -103,7 +103,7 @@ class Grammar:
     """The stream from its first byte to the end of RAM.
 
     A driver looks at `request`, gives that many bytes to `feed`, or calls `skip`, takes `events`, and stops when
-    `is_over`. At `can_run` it may offer more bytes to `take_run`.
+    `is_over`. Before it looks again it may offer what else it has to `take_run`.
 
     Args:
         place: where the pages are.

@@ -1,6 +1,6 @@
 """A migration on a simulated machine: how many devices, and which policy.
 
-The method's own hooks run, with its jobs and ``_batch.c``, on a `SimulatedIaa` in lock step, so the same
+The method's own hooks run, with its jobs and C code, on a `SimulatedIaa` in lock step, so the same
 arguments give the same figures. The guest is idle, its zero pages are evenly spread; every channel sends one
 packet more while the guest stands still. Simulated are the source's channel threads, its devices and the link.
 Not simulated are the destination (decompression is several times cheaper), the setup, and what QEMU does

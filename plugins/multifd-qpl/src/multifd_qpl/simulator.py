@@ -1,6 +1,6 @@
 """A simulated IAA behind the functions of libqpl, with every fault that the real one may have.
 
-Rules of this file: the plugin's own jobs and ``_batch.c`` run unchanged; only the functions of the
+Rules of this file: the plugin's own jobs and C code run unchanged; only the functions of the
 table and its clock are ours. Time is virtual, in nanoseconds. Using a job wrongly is recorded and
 raised when the simulation ends, never tolerated: a callback cannot raise through C.
 
