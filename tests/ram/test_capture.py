@@ -222,7 +222,7 @@ class TestOnTheWire:
                 answers = b""
                 while len(answers) < 16:
                     answers += main.recv(16)
-                assert answers == bytes.fromhex("0001 0004 00000000")
+                assert answers == bytes.fromhex("0002 0004 00000001  0001 0004 00000000")
         destination.join()
         assert read_blocks(out) == EXPECTED
         assert state(out) == STATE
