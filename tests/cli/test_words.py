@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multifd import errors
-from multifd.cli import console, tables
+from multifd.cli import console, signals, tables
 from multifd.cli.main import main
 from multifd.errors import MultifdError, StreamError, exit_statuses, printable
 from multifd.ram.capture import BlockInfo, CaptureInfo
@@ -87,7 +87,8 @@ def test_a_command_that_fails_says_one_line():
         error.add_note(EVIL)
         raise error
 
-    done = CliRunner().invoke(wrong, ["--json"])
+    with signals.raising():
+        done = CliRunner().invoke(wrong, ["--json"])
     assert done.exit_code == 1
     assert len(done.stderr.splitlines()) == 2
     assert all(line.isprintable() for line in done.stderr.splitlines())
