@@ -22,7 +22,7 @@ license = "MIT"
 license-files = ["LICENSE"]
 requires-python = ">=3.11"
 # The library of your codec goes here too.
-dependencies = ["multifd"]
+dependencies = ["multifd>=0.1,<2"]
 
 [project.optional-dependencies]
 test = ["multifd[test]"]
