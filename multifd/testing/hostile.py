@@ -180,15 +180,15 @@ def _bombs(method: MultifdMethods, bound: int) -> Iterator[tuple[str, bytes]]:
     yield f"{len(parts)} packets of zero pages in one payload", b"".join(parts)[:bound]
     # A packet, and a page, far beyond any geometry; a sender that refuses them need not be tried.
     for page_size, count in ((PAGE_SIZE, WIDE_BYTES // PAGE_SIZE), (WIDE_BYTES, 1)):
-        memory = Memory(bytearray(WIDE_BYTES), page_size)
         wide = SendEnd(method)
         wide.p.geometry = Geometry(page_size, count)
         try:
+            memory = Memory(bytearray(WIDE_BYTES), page_size)
             with wide:
                 offsets = np.arange(count, dtype=np.int64) * page_size
                 wide.prepare(Pages(memory, offsets, Memory(bytearray(WIDE_BYTES), page_size)))
                 payload = wide.take()
-        except Broken:
+        except (Broken, MemoryError):
             continue
         yield f"{count} zero pages of {page_size} bytes in one payload", payload
 

@@ -126,13 +126,17 @@ class _Channel(RuleBasedStateMachine):
         with contextlib.suppress(CodecError):
             self.recv.receive(garbage, 2)
         self.cleanup()
-        self.setup()
 
     @rule()
     def cleanup(self) -> None:
         for end in (self.send, self.recv, self.send, self.recv):
             end.cleanup()
         self.setup()
+
+    def teardown(self) -> None:
+        """The migration ends as every one does."""
+        self.send.cleanup()
+        self.recv.cleanup()
 
 
 def test_any_history(multifd_method: str) -> None:

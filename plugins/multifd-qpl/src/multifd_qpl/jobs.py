@@ -9,6 +9,7 @@ the slots that it was given: the device may still write to them. A device is giv
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from multifd_qpl._batch import ffi, lib
 from multifd_qpl.abi import Library, describe_status
 from multifd_qpl.errors import OtherProcess, TornDown
 from multifd_qpl.inflate import inflate_page
-from multifd_qpl.memory import BYTES, Mapping, borrowed
+from multifd_qpl.memory import Mapping, address_of, borrowed
 
 __all__ = ["COUNTERS", "SILENCE_S", "BatchEngine", "Job", "JobError", "probe"]
 
@@ -69,17 +70,31 @@ class Job:
             raise JobError(status)
         self._memory = Mapping(size[0])
         self.pointer = ffi.cast("qpl_job *", self._memory.start)
-        status = self._table.init_job(path, self.pointer)
-        if status:
-            raise JobError(status)
+        # Who fails half way through a set-up may not get to finish it: then it is finished with this object.
+        statuses: list[int] = []
+        self._finish = weakref.finalize(self, _finish, self._table, self.pointer, self._memory, statuses, os.getpid())
+        statuses.append(self._table.init_job(path, self.pointer))
+        if statuses[0]:
+            raise JobError(statuses[0])
 
     def finish(self) -> None:
-        """Give the job back; it must not be used afterwards."""
-        self._table.fini_job(self.pointer)
+        """Give the job back; it must not be used afterwards. Twice is harmless."""
+        self._finish()
+
+    def forget(self) -> None:
+        """It was finished already, by the C code that could not make it anew."""
+        self._finish.detach()
 
     def abandon(self) -> None:
         """Leave it, instead of finishing it, to a device that may still write to it."""
+        self._finish.detach()
         self._memory.abandon()
+
+
+def _finish(table: Any, pointer: Any, memory: Mapping, statuses: list[int], owner: int) -> None:
+    """Give a job back that was made, in the process that made it; its memory lasts until then."""
+    if statuses == [0] and os.getpid() == owner:
+        table.fini_job(pointer)
 
 
 def probe(library: Library) -> int:
@@ -131,7 +146,8 @@ class BatchEngine:
         # Whatever C holds a pointer to.
         self._kept = {
             "table": library.table,
-            "abort": ffi.from_buffer(BYTES, abort),
+            "abort": ffi.cast("uint8_t *", address_of(abort)),
+            "flag": abort,
             "pages": ffi.new("uint8_t *[]", count),
             "lengths": ffi.new("uint32_t[]", count),
             "hardware": ffi.new("qpl_job *[]", count),
@@ -290,7 +306,9 @@ class BatchEngine:
         for slot, job in zip(self._slots, self._jobs, strict=False):
             if slot == lib.MQ_STUCK:
                 job.abandon()
-            elif slot != lib.MQ_FINISHED:
+            elif slot == lib.MQ_FINISHED:
+                job.forget()
+            else:
                 job.finish()
         self._jobs.clear()
         self._channel.has_stuck = 0
@@ -299,7 +317,7 @@ class BatchEngine:
         """Finish every job; a second call does nothing. In a fork of the owner the jobs are the owner's."""
         software, self._software = self._software, None
         if os.getpid() != self._owner:
-            self._jobs.clear()
+            self._jobs.clear()  # which finishes none of them here
             return
         if self._channel.has_stuck:
             self._memory.abandon()

@@ -147,7 +147,7 @@ def self_test(library: Library) -> bool:
         expect(f"status of the job size of path {path}", table.get_job_size(path, size), 0)
         expect(f"sane job size of path {path}", _HEAD_BYTES <= size[0] <= _MOST_BYTES, True)
     page = bytes(range(64)) * 64
-    source, packed, unpacked = ffi.from_buffer(page), ffi.new("uint8_t[4096]"), ffi.new("uint8_t[4096]")
+    source, packed, unpacked = ffi.new("uint8_t[]", page), ffi.new("uint8_t[4096]"), ffi.new("uint8_t[4096]")
     try:
         software = Job(library, lib.MQ_SOFTWARE)
     except JobError as e:

@@ -6,6 +6,7 @@ to is abandoned: never unmapped, so nothing else can come to lie there.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -63,3 +64,8 @@ def borrowed(buffers: Sequence[Buffer]) -> Iterator[list[Any]]:
     finally:
         for start in starts:
             ffi.release(start)
+
+
+def address_of(flag: bytearray) -> int:
+    """Where a bytearray's bytes are; valid as long as it lives and keeps its length. No view of it is kept."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(flag))
