@@ -110,7 +110,8 @@ def test_channels_share_no_history(spec: str) -> None:
     receivers = [Receiver(target, channel=c) for c in range(3)]
     for indexes in PACKETS:
         payloads = [s.packet(indexes) for s in senders]
-        assert len(set(payloads)) == 1
+        if method.capabilities.deterministic:
+            assert len(set(payloads)) == 1
         assert all(r.packet(indexes, p) == expected(indexes) for r, p in zip(receivers, payloads, strict=True))
 
 

@@ -42,7 +42,9 @@ class ZlibMethod(MultifdMethods):
     name = "zlib"
     api = 1
     wire_code: ClassVar[int | None] = 0x02
-    capabilities = Capabilities(streaming=True, deterministic=True)
+    # Not deterministic: ISA-L gave other bytes for equal pages after equal history, once in some thousand packets
+    # (isal 1.9.1, tests/test_methods.py::test_channels_share_no_history); they decode to the same.
+    capabilities = Capabilities(streaming=True)
     Options = ZlibOptions
     options: ZlibOptions
 
