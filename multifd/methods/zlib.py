@@ -42,8 +42,8 @@ class ZlibMethod(MultifdMethods):
     name = "zlib"
     api = 1
     wire_code: ClassVar[int | None] = 0x02
-    # Not deterministic: ISA-L gave other bytes for equal pages after equal history, once in some thousand packets
-    # (isal 1.9.1, tests/test_methods.py::test_channels_share_no_history); they decode to the same.
+    # Not deterministic: ISA-L was seen, once, to give other bytes for equal pages after equal history (isal 1.9.1,
+    # tests/test_methods.py::test_channels_share_no_history); those decode to the same pages.
     capabilities = Capabilities(streaming=True)
     Options = ZlibOptions
     options: ZlibOptions
