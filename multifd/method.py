@@ -48,7 +48,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self, get_type_hints
 
@@ -72,6 +72,7 @@ __all__ = [
     "MethodOptions",
     "MethodUnavailable",
     "MultifdMethods",
+    "NativeHook",
     "OptionError",
     "Pages",
     "RecvParams",
@@ -226,6 +227,10 @@ class MethodOptions:
         ]
 
 
+def _nothing() -> None:
+    """Nothing to settle."""
+
+
 @dataclass(slots=True, eq=False)
 class SendParams:
     """One channel's side of the contract at the sender; one object for the channel's whole life."""
@@ -274,6 +279,27 @@ class RecvParams:
     """Seconds that a hook may wait for a device that does not answer; the migration's ``timeout``."""
 
 
+@dataclass(frozen=True, slots=True)
+class NativeHook:
+    """A hook in native code, which the packet pump calls instead of `send_prepare` or `recv` (multifd/pump/native.h).
+
+    Args:
+        function: address of a ``multifd_native_send`` or ``multifd_native_recv``.
+        state: address of what it gets as ``state``.
+        explain: the exception for a negative result other than ``MULTIFD_NATIVE_DECLINED``: for a receiver's hook
+            what `recv` would raise for the same payload. Called in the channel's thread.
+        settle: called in the channel's thread after each call of the pump that used the hook: the place to count in
+            ``p.counters``, and to change what ``state`` says for the packets to come.
+        keep: what must not be freed as long as the hook may be called.
+    """
+
+    function: int
+    state: int
+    explain: Callable[[int], Exception]
+    settle: Callable[[], None] = _nothing
+    keep: Any = None
+
+
 class MultifdMethods(ABC):
     """A way to turn the pages of a packet into a payload and back.
 
@@ -297,9 +323,6 @@ class MultifdMethods(ABC):
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     """Its options: ``zstd:level=3`` on the command line. Each end has its own: the receiver builds the method that the
     sender names with what its own command line says, or with the defaults."""
-    native: ClassVar[Any] = None
-    """Reserved for hooks in native code, which a later release may call instead of the ones below. Leave it None; this
-    release ignores it."""
 
     def __init__(self, options: MethodOptions | None = None) -> None:
         self.options = self.Options() if options is None else options
@@ -336,6 +359,10 @@ class MultifdMethods(ABC):
             Aborted: the migration was torn down meanwhile.
         """
 
+    def native_send(self, p: SendParams) -> NativeHook | None:
+        """`send_prepare` in native code for this channel; called once, after `send_setup`. None: there is none."""
+        return None
+
     def send_cleanup(self, p: SendParams) -> None:
         """Release ``p.state``. Also called after a setup that failed; a second call does nothing."""
         p.state = None
@@ -352,6 +379,10 @@ class MultifdMethods(ABC):
                 written to the pages does not matter then.
             Aborted: the migration was torn down meanwhile.
         """
+
+    def native_recv(self, p: RecvParams) -> NativeHook | None:
+        """`recv` in native code for this channel; called once, after `recv_setup`. None: there is none."""
+        return None
 
     def recv_cleanup(self, p: RecvParams) -> None:
         """Release ``p.state``. Also called after a setup that failed; a second call does nothing."""

@@ -1,0 +1,38 @@
+/*
+ * A method's hooks in native code, beside those in Python: what the packet pump calls without the interpreter.
+ *
+ * Rules:
+ *  - A hook is called by one thread at a time for each state, never with the interpreter lock. It calls nothing of
+ *    Python.
+ *  - Nothing that it is given is kept: pages, payload and output are valid until it returns.
+ *  - It gives exactly what the method's Python hook gives: the same payloads, the same pages, the same refusals. Both
+ *    work on the same state, packet by packet, in any mixture.
+ *  - A page that somebody writes during the call may come out as anything of its length; it must harm nothing else.
+ *  - It returns soon: a wait for a device polls the channel's abort byte.
+ */
+#ifndef MULTIFD_NATIVE_H
+#define MULTIFD_NATIVE_H
+
+#include <stdint.h>
+
+/*
+ * Nothing was done, the state is as it was: the engine calls the Python hook for this packet. Every other negative
+ * result is an error, which the hook's `explain` turns into an exception.
+ */
+enum { MULTIFD_NATIVE_DECLINED = -1 };
+
+/*
+ * Encode `count` pages, at least 1, into `out`. `pages` has a pointer for each, in wire order; neighbours may lie side
+ * by side. Returns the payload's bytes, from 1 to `capacity`, which is the method's max_payload; or a negative number.
+ */
+typedef int64_t (*multifd_native_send)(void *state, const uint8_t *const *pages, uint32_t count, uint8_t *out,
+                                       uint64_t capacity);
+
+/*
+ * Decode `length` bytes of payload, which a peer sent and nobody has checked, into `count` pages. Returns 0 or a
+ * negative number.
+ */
+typedef int64_t (*multifd_native_recv)(void *state, const uint8_t *payload, uint64_t length, uint8_t *const *pages,
+                                       uint32_t count);
+
+#endif
