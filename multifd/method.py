@@ -50,7 +50,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self, get_type_hints
+from typing import Any, ClassVar, Literal, Self, get_type_hints
 
 from multifd.errors import Aborted, CodecError, HookError, MethodUnavailable, MultifdError, OptionError
 from multifd.pages import PACKET_BYTES, Buffer, Geometry, Memory, Pages
@@ -402,6 +402,26 @@ def max_payload(method: MultifdMethods, geometry: Geometry) -> int:
     if type(bound) is not int or not 0 < bound <= MAX_PAYLOAD:
         raise HookError(f"method {method.name!r}: max_payload gave {bound!r}, expected 1 to {MAX_PAYLOAD}")
     return bound
+
+
+def native_hook(
+    method: MultifdMethods, name: Literal["native_send", "native_recv"], p: SendParams | RecvParams
+) -> NativeHook | None:
+    """A method's hook in native code, if it has one.
+
+    Raises:
+        MultifdError: passed through from the method.
+        HookError: it raised anything else, or gave what is no `NativeHook`.
+    """
+    try:
+        hook = getattr(method, name)(p)
+    except MultifdError:
+        raise
+    except Exception as e:
+        raise HookError(f"method {method.name!r}: {name} raised {e!r} on channel {p.channel}") from e
+    if not (hook is None or isinstance(hook, NativeHook)):
+        raise HookError(f"method {method.name!r}: {name} gave {hook!r}, expected a NativeHook or None")
+    return hook
 
 
 def run_hook(method: MultifdMethods, hook: str, p: SendParams | RecvParams) -> None:

@@ -1,12 +1,16 @@
 """One channel of a sender: it pulls packets from the round, and writes them and the SYNC that ends it.
 
+Rules of this file: packets go by the pump where there is one that gets at their pages, else by `_send`, which is the
+reference: same bytes, same errors. Whatever the pump gives back goes by `_send`, too.
+
 Thread rule: everything belongs to the channel's thread, but for what `Rounds` and `SourceMain` share.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +18,12 @@ import numpy.typing as npt
 from multifd.engine.fate import Fate
 from multifd.engine.session import SendSession
 from multifd.engine.source_main import SourceMain
-from multifd.engine.sync import Rounds
+from multifd.engine.sync import Packet, Rounds
 from multifd.errors import RamError
 from multifd.pages import Buffer, Geometry, Offsets
+from multifd.pump.extent import Extent
+from multifd.pump.library import PATIENCE_NS, Stop
+from multifd.pump.sending import MOST_PACKETS, SendPump
 from multifd.ram.block import SourceBlock
 from multifd.stats import ChannelStats
 from multifd.transport.connection import Connection
@@ -33,7 +40,6 @@ class SendChannel:
         session: the method's, not entered yet.
         main: where ZERO words go, in dialects that have no zero pages in packets.
         rounds: where packets come from.
-        packet_nums: the migration's, shared by all channels.
         geometry: the migration's.
         dialect: what the destination understands.
         figures: where to count.
@@ -46,15 +52,16 @@ class SendChannel:
         session: SendSession,
         main: SourceMain,
         rounds: Rounds,
-        packet_nums: Iterator[int],
         geometry: Geometry,
         dialect: Dialect,
         figures: ChannelStats,
         fate: Fate,
     ) -> None:
         self._connection, self._session, self._main, self._rounds = connection, session, main, rounds
-        self._packet_nums, self._dialect, self._figures, self._fate = packet_nums, dialect, figures, fate
+        self._dialect, self._figures, self._fate = dialect, figures, fate
         self._encoder = PacketEncoder(geometry)
+        self._pump: SendPump | None = None
+        self._appetite = 1  # packets: what one call of the pump sends in its time
 
     def run(self) -> None:
         """Send round after round until there is none.
@@ -64,19 +71,70 @@ class SendChannel:
         """
         try:
             with self._session:
+                self._pump = self._session.open_pump(self._connection.descriptor, self._dialect.zero_pages_in_packets)
                 for number in itertools.count(1):
                     if not self._rounds.wait_next(number):
                         return
-                    while (packet := self._rounds.take()) is not None:
-                        self._send(*packet)
-                    self._connection.send([self._encoder.sync(next(self._packet_nums))])
+                    while (batch := self._rounds.take(self._appetite))[1]:
+                        self._send_batch(*batch)
+                    self._connection.send([self._encoder.sync(batch[0])])
                     self._rounds.synced()
         except BaseException:
             # The other channels must not finish a round that lacks this one's pages.
             self._rounds.cut()
             raise
 
-    def _send(self, block: SourceBlock, offsets: Offsets) -> None:
+    def _send_batch(self, packet_num: int, packets: Sequence[Packet]) -> None:
+        """Send packets, those whose pages lie in the same place by one call."""
+        places = [(block.idstr, self._extent(block, offsets)) for block, offsets in packets]
+        first = 0
+        for (_, extent), group in itertools.groupby(places):
+            end = first + len(list(group))
+            if extent is None or self._pump is None:
+                for i in range(first, end):
+                    self._send(packet_num + i, *packets[i])
+            else:
+                self._pump_out(self._pump, packet_num + first, packets[first:end], extent)
+            first = end
+
+    def _extent(self, block: SourceBlock, offsets: Offsets) -> Extent | None:
+        return block.extent_of(offsets, is_verbatim=self._session.is_verbatim) if self._pump is not None else None
+
+    def _pump_out(self, pump: SendPump, packet_num: int, packets: Sequence[Packet], extent: Extent) -> None:
+        connection, block, figures = self._connection, packets[0][0], pump.figures
+        start = time.monotonic_ns()
+        pump.load(packet_num, block.idstr, extent, [offsets for _, offsets in packets])
+        stop = Stop.BOUND
+        while stop is not Stop.DONE:
+            stop = pump.run(connection.grant())
+            connection.sent(figures.bytes)
+            self._figures.normal_pages += figures.normal_pages
+            self._figures.zero_pages += figures.zero_pages
+            if figures.zero_pages and not self._dialect.zero_pages_in_packets:
+                self._main.write(encode_zero_pages(block.idstr, pump.zero_offsets()))
+            match stop:
+                case Stop.WAIT:
+                    connection.check_idle()
+                case Stop.BROKEN:
+                    error = connection.sending_failed(figures.error)
+                    if isinstance(error, RamError):
+                        self._fate.source_failed()
+                    raise error
+                case Stop.DECLINED:
+                    self._send(packet_num + figures.packet, *packets[figures.packet])
+                    pump.skip()
+                case Stop.FAILED:
+                    raise self._session.native_error(figures.hook_result)
+        self._adapt(time.monotonic_ns() - start)
+
+    def _adapt(self, took_ns: int) -> None:
+        """Few packets at a time where they take long, so that channels end a round together."""
+        if took_ns > PATIENCE_NS:
+            self._appetite = max(self._appetite // 2, 1)
+        elif took_ns < PATIENCE_NS // 2:
+            self._appetite = min(self._appetite * 2, MOST_PACKETS)
+
+    def _send(self, packet_num: int, block: SourceBlock, offsets: Offsets) -> None:
         try:
             zero_mask, iov, payload = self._load(block, offsets)
         except RamError:
@@ -88,8 +146,7 @@ class SendChannel:
             self._main.write(encode_zero_pages(block.idstr, zero))
             zero = NO_OFFSETS
         if len(normal) or len(zero):
-            number = next(self._packet_nums)
-            header = self._encoder.data(self._session.code, number, block.idstr, normal, zero, payload)
+            header = self._encoder.data(self._session.code, packet_num, block.idstr, normal, zero, payload)
             try:
                 self._connection.send([header, *iov])
             except RamError:  # the kernel reads the pages where they lie

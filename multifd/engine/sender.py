@@ -7,7 +7,6 @@ error is chosen, everything is torn down and `Fate` says where the memory is.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -191,7 +190,7 @@ class Sender:
         # Main first, with its magic: a destination up to 7.2 takes the first connection for main.
         self._write(writer.encode_header(machine))
         main.open_return_path()
-        geometry, packet_nums = Geometry.of(machine.page_size), itertools.count(1)
+        geometry = Geometry.of(machine.page_size)
         for i in range(config.channels):
             connection = self._new_connection(retry=False)
             method = self._method
@@ -199,9 +198,7 @@ class Sender:
             connection.send([init.encode()])
             figures = self.stats.add_channel()
             session = SendSession(method, i, geometry, self._idle, figures.counters)
-            channel = SendChannel(
-                connection, session, main, self._rounds, packet_nums, geometry, config.dialect, figures, self.fate
-            )
+            channel = SendChannel(connection, session, main, self._rounds, geometry, config.dialect, figures, self.fate)
             self._crew.start(f"multifdsend_{i}", channel.run)  # QEMU's name for it
 
     def _new_connection(self, *, retry: bool) -> Connection:

@@ -6,13 +6,26 @@ Thread rule: a session belongs to the channel's thread.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
-from multifd.errors import HookError, RemoteWireError
-from multifd.method import MAX_IOV, MultifdMethods, RecvParams, SendParams, max_payload, run_hook
+from multifd.errors import HookError, MultifdError, RemoteWireError
+from multifd.method import (
+    MAX_IOV,
+    MultifdMethods,
+    NativeHook,
+    RecvParams,
+    SendParams,
+    max_payload,
+    native_hook,
+    run_hook,
+)
 from multifd.pages import Buffer, Geometry, Pages
+from multifd.pump import library
+from multifd.pump.extent import Extent
+from multifd.pump.receiving import RecvPump
+from multifd.pump.sending import SendPump
 from multifd.ram.block import Staging
 from multifd.transport.idle import IdleTimer
 from multifd.wire.packet import PRIVATE_CODE
@@ -57,6 +70,8 @@ class SendSession:
             channel, geometry, idle.abort.flag, self.staging.pages(0), counters=counters, timeout_s=idle.timeout_s
         )
         self._bound = max_payload(method, geometry)
+        self._hook: NativeHook | None = None
+        self._pump: SendPump | None = None
 
     def __enter__(self) -> Self:
         try:
@@ -67,7 +82,36 @@ class SendSession:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._pump is not None:
+            self._pump.close()
+        self._hook = None
         run_hook(self.method, "send_cleanup", self._p)
+
+    def open_pump(self, descriptor: int | None, zero_pages_in_packets: bool) -> SendPump | None:
+        """The channel's pump, once it is set up; None if its packets must go through Python.
+
+        Args:
+            descriptor: the connection's socket, None if it has none to write to.
+            zero_pages_in_packets: whether the destination takes zero pages in packets.
+        """
+        if descriptor is None or library.unavailable_reason():
+            return None
+        if not self.is_verbatim:
+            self._hook = native_hook(self.method, "native_send", self._p)
+            if self._hook is None:
+                return None
+        p = self._p
+        self._pump = SendPump(
+            descriptor, p.geometry, p.abort, self.code, zero_pages_in_packets=zero_pages_in_packets,
+            capacity=self._bound, staging=self.staging.data, hook=self._hook,
+        )  # fmt: skip
+        return self._pump
+
+    def native_error(self, result: int) -> Exception:
+        """What is wrong, after the native hook gave `result`."""
+        if result >= 0 or self._hook is None:
+            return self._too_much(result, 1)
+        return _explained(self.method, self._hook, result)
 
     def prepare(self, pages: Pages) -> tuple[Sequence[Buffer], int]:
         """The payload of a packet's pages, and its bytes; the buffers are valid until the next call.
@@ -82,13 +126,15 @@ class SendSession:
         p.pages = pages
         run_hook(self.method, "send_prepare", p)
         payload = sum(b.nbytes if isinstance(b, memoryview) else len(b) for b in p.iov)
-        bound = self._bound
-        if not 0 < payload <= bound or len(p.iov) > MAX_IOV:
-            raise HookError(
-                f"method {self.method.name!r}: payload of {payload} bytes in {len(p.iov)} buffers, "
-                f"at most {bound} in {MAX_IOV}"
-            )
+        if not 0 < payload <= self._bound or len(p.iov) > MAX_IOV:
+            raise self._too_much(payload, len(p.iov))
         return p.iov, payload
+
+    def _too_much(self, payload: int, buffers: int) -> HookError:
+        return HookError(
+            f"method {self.method.name!r}: payload of {payload} bytes in {buffers} buffers, "
+            f"at most {self._bound} in {MAX_IOV}"
+        )
 
 
 class RecvSession:
@@ -118,11 +164,16 @@ class RecvSession:
         self._method: MultifdMethods | None = None
         self._code = -1
         self._payload = memoryview(b"")
+        self._hook: NativeHook | None = None
+        self._pump: RecvPump | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._pump is not None:
+            self._pump.close()
+        self._hook = None
         if self._method is not None:
             run_hook(self._method, "recv_cleanup", self._p)
 
@@ -140,9 +191,53 @@ class RecvSession:
             self._payload = memoryview(mmap.mmap(-1, bound, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
             self._method, self._code = method, code
             run_hook(method, "recv_setup", self._p)
+            self._aim_pump()
         elif code != self._code:
             self._method_of(code)  # raises
         return self._method
+
+    def open_pump(self, descriptor: int | None, blocks: Mapping[str, tuple[int, Extent | None]]) -> RecvPump | None:
+        """The channel's pump; None if its packets must go through Python.
+
+        Args:
+            descriptor: the connection's socket, None if it has none to read from.
+            blocks: name, used_length in bytes, and where it lies, if it can be reached, of every block.
+        """
+        if descriptor is None or library.unavailable_reason():
+            return None
+        self._pump = RecvPump(descriptor, self._p.geometry, self._p.abort, blocks, self.staging.data)
+        return self._pump
+
+    def _aim_pump(self) -> None:
+        """The method is known: the pump may take its packets, if they are the pages or there is a native hook."""
+        if self._pump is None or self._method is None:
+            return
+        if not self._method.capabilities.verbatim:
+            self._hook = native_hook(self._method, "native_recv", self._p)
+            if self._hook is None:
+                return
+        self._pump.aim(self._code, self._hook, self._payload)
+
+    def native_error(self, result: int) -> Exception:
+        """What is wrong, after the native hook gave `result`."""
+        if self._method is None or self._hook is None:
+            return HookError(f"a native hook gave {result}, and there is none")
+        return _explained(self._method, self._hook, result)
+
+    def decode(self, pages: Pages, payload_bytes: int) -> None:
+        """Put what the payload that was read decodes to into `pages`.
+
+        Args:
+            pages: writable, as many as the packet has.
+            payload_bytes: of the payload, checked.
+
+        Raises:
+            CodecError: the payload does not decode.
+        """
+        if self._method is None:
+            raise HookError("a payload came before a method")
+        self._p.pages, self._p.payload = pages, self._payload[:payload_bytes].toreadonly()
+        run_hook(self._method, "recv", self._p)
 
     def receive(self, inbound: Inbound, code: int, pages: Pages, next_packet_size: int) -> None:
         """Read a packet's payload and put what it decodes to into `pages`.
@@ -167,8 +262,7 @@ class RecvSession:
             raise RemoteWireError(f"next_packet_size {next_packet_size}, at most {bound} ({method.name})", offset=20)
         if next_packet_size:
             inbound.recv_exactly([self._payload[:next_packet_size]])
-        self._p.pages, self._p.payload = pages, self._payload[:next_packet_size].toreadonly()
-        run_hook(method, "recv", self._p)
+        self.decode(pages, next_packet_size)
 
     def receive_verbatim(self, inbound: Inbound, views: Sequence[memoryview], next_packet_size: int) -> None:
         """Read a payload that is the pages themselves, straight to where they belong.
@@ -185,6 +279,17 @@ class RecvSession:
         """
         verbatim_bytes(sum(map(len, views)), next_packet_size)
         inbound.recv_exactly(views)
+
+
+def _explained(method: MultifdMethods, hook: NativeHook, result: int) -> Exception:
+    """The method's own words for a negative result of its native hook, if it has any that the contract allows."""
+    try:
+        error = hook.explain(result)
+    except Exception as e:
+        return HookError(f"method {method.name!r}: explain raised {e!r}")
+    if isinstance(error, MultifdError):
+        return error
+    return HookError(f"method {method.name!r}: its native hook gave {result}: {error!r}")
 
 
 def verbatim_bytes(nbytes: int, next_packet_size: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterable, Iterator
 
@@ -22,6 +23,8 @@ def all_pages(blocks: Iterable[SourceBlock], geometry: Geometry) -> Iterator[Pac
 class Rounds:
     """A sender's rounds: one is handed out, used up, synced by every channel; then comes the next.
 
+    Packets are numbered as they are handed out, over all channels and rounds.
+
     A round that was cut short is a state of its own: nobody can take it for one that is used up, so its SYNC is never
     written and its end never announced.
 
@@ -35,6 +38,7 @@ class Rounds:
         self._channels = channels
         self._number = 0
         self._packets: Iterator[Packet] = iter(())
+        self._packet_num = 1
         self._synced = channels
         self._is_cut = False
         self._is_over = False
@@ -85,8 +89,11 @@ class Rounds:
             self._check()
             return self._number >= number
 
-    def take(self) -> Packet | None:
-        """The round's next packet, None when it is used up (channel threads).
+    def take(self, most: int) -> tuple[int, list[Packet]]:
+        """The round's next packets, at most `most`, and the number of the first (channel threads).
+
+        Returns:
+            No packets when the round is used up; the number then is the SYNC's.
 
         Raises:
             Aborted: the round was cut short.
@@ -94,7 +101,10 @@ class Rounds:
         with self._taking:
             if self._is_cut:
                 self._check()
-            return next(self._packets, None)
+            packets = list(itertools.islice(self._packets, most))
+            first = self._packet_num
+            self._packet_num += max(len(packets), 1)
+            return first, packets
 
     def synced(self) -> None:
         """This channel wrote its SYNC (channel threads)."""

@@ -19,6 +19,7 @@ from multifd.errors import RamError
 from multifd.live.kernel import PAGE, mappings, populated
 from multifd.live.ranges import coarsen, to_mask
 from multifd.pages import Offsets, Pages
+from multifd.pump.extent import Extent, Kind
 from multifd.ram.block import RAM_IDSTR, Staging, TargetBlock
 from multifd.ram.memory import MemoryBlock
 from multifd.wire.stream import Machine
@@ -143,6 +144,11 @@ class _Block(MemoryBlock):
         if page_size % PAGE == 0:
             with contextlib.suppress(OSError):  # without /proc nothing is known
                 self._is_used = to_mask(coarsen(populated(region.address, region.nbytes), page_size // PAGE), pages)
+        self._where: Extent | None = Extent(Kind.CHECKED, region.address, region.view, used=self._is_used)
+
+    def extent(self) -> Extent | None:
+        """See `multifd.ram.block.TargetBlock`."""
+        return self._where
 
     def lend(self, offsets: Offsets) -> list[memoryview] | None:
         """See `multifd.ram.block.TargetBlock`."""
@@ -157,6 +163,11 @@ class _Block(MemoryBlock):
     def clear(self, offsets: Offsets) -> None:
         """See `multifd.ram.block.TargetBlock`; even reading a page of shared memory would allocate it."""
         super().clear(offsets[self._is_used[offsets // self._page_size]])
+
+    def release(self) -> None:
+        """See `MemoryBlock`."""
+        super().release()
+        self._where = None
 
 
 class ArenaTarget:

@@ -14,6 +14,7 @@ from multifd.live.arena import Arena, Region
 from multifd.live.kernel import PAGE, populated
 from multifd.live.ranges import NO_RANGES, Ranges, coarsen, count, of_mask, packets, union
 from multifd.pages import Memory, Offsets, Pages
+from multifd.pump.extent import Extent
 from multifd.ram.block import MappedPages, SourceBlock, Staging
 from multifd.ram.memory import MemoryBlock
 
@@ -92,6 +93,10 @@ class _CopiedBlock(MemoryBlock):
         self._copy = Memory(memoryview(copy), page_size)
         # One byte a page: whether the copy holds anything.
         self._is_copied = np.zeros(region.nbytes // page_size, np.bool_)
+
+    def extent_of(self, offsets: Offsets, *, is_verbatim: bool) -> Extent | None:
+        """See `SourceBlock`: what is sent must be what the copy has."""
+        return None
 
     def load(self, offsets: Offsets, staging: Staging) -> Pages | None:
         """See `SourceBlock`: the pages as they are now, and from now on in the copy."""

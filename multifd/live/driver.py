@@ -23,6 +23,7 @@ from multifd.live.choose import choose
 from multifd.live.precopy import Decision, Limits, Precopy
 from multifd.live.ranges import Ranges
 from multifd.pages import Geometry, Offsets, Pages
+from multifd.pump.extent import Extent, Kind
 from multifd.ram.block import MappedPages, SourceBlock, Staging, in_order
 from multifd.stats import Result
 from multifd.wire.stream import Block, Machine
@@ -75,9 +76,13 @@ class _Untouched:
 
     def __init__(self, block: SourceBlock, page_size: int) -> None:
         self.idstr, self.used_length, self._page_size = block.idstr, block.used_length, page_size
+        self._extent = Extent(Kind.ZERO)
 
     def portions(self, page_count: int) -> Iterator[Offsets]:
         return in_order(self.used_length, self._page_size, page_count)
+
+    def extent_of(self, offsets: Offsets, *, is_verbatim: bool) -> Extent | None:
+        return self._extent
 
     def load(self, offsets: Offsets, staging: Staging) -> Pages | None:
         return None

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from multifd.errors import RamError
 from multifd.pages import Geometry, Memory, Offsets, Pages
+from multifd.pump.extent import Extent
 from multifd.wire.stream import Block, Machine
 
 RAM_IDSTR = "ram"
@@ -84,6 +85,19 @@ class SourceBlock(Protocol):
     idstr: str
     used_length: int
 
+    def extent_of(self, offsets: Offsets, *, is_verbatim: bool) -> Extent | None:
+        """Where a portion's pages lie, for the packet pump; the same object for portions that lie alike.
+
+        Args:
+            offsets: of the portion.
+            is_verbatim: the pages go out as they are, and nobody but the kernel looks at those that are known not to
+                be zero.
+
+        Returns:
+            None if only `load` and `map` get at them.
+        """
+        ...
+
     def portions(self, page_count: int) -> Iterator[Offsets]:
         """Offsets of all pages, each once, at most `page_count` in each array, as they are best sent."""
         ...
@@ -116,6 +130,19 @@ class TargetBlock(Protocol):
 
     idstr: str
     used_length: int
+
+    def extent(self) -> Extent | None:
+        """Where the pages belong, for the packet pump; None if only `place` and `store` get there."""
+        ...
+
+    def written(self, offsets: Offsets, is_zero: npt.NDArray[np.bool_]) -> None:
+        """The pump wrote pages to the extent's file, in this order; where `is_zero`, the page is still to be made
+        zero. Not called for an extent in memory.
+
+        Raises:
+            RamError: a page cannot be written.
+        """
+        ...
 
     def place(self, offsets: Offsets, staging: Staging) -> Pages:
         """Where a method's hook puts the pages of `offsets` before `store`: memory that can be written."""

@@ -14,7 +14,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from multifd.pages import Offsets, Pages
+from multifd.pump.extent import Extent, Kind
 from multifd.ram.block import MappedPages, Staging, in_order
 from multifd.ram.file import OpenFile, cut_short, read_exactly, write
 from multifd.ram.page_set import PageSet
@@ -36,10 +40,27 @@ class FileBlock:
         self.idstr, self.used_length = block.idstr, block.used_length
         self._file, self._page_size, self._start, self._path = file, page_size, start, path
         self._written = PageSet()
+        self._extent = Extent(Kind.FILE, file=file, start=start)
 
     def portions(self, page_count: int) -> Iterator[Offsets]:
         """See `SourceBlock`."""
         return in_order(self.used_length, self._page_size, page_count)
+
+    def extent_of(self, offsets: Offsets, *, is_verbatim: bool) -> Extent | None:
+        """See `SourceBlock`."""
+        return self._extent
+
+    def extent(self) -> Extent | None:
+        """See `TargetBlock`."""
+        return self._extent
+
+    def written(self, offsets: Offsets, is_zero: npt.NDArray[np.bool_]) -> None:
+        """See `TargetBlock`."""
+        self._written.add(offsets[~is_zero] // self._page_size)
+        if is_zero.any():
+            # A page may come twice: what it was last is what it is.
+            last, places = np.unique(offsets[::-1], return_index=True)
+            self.clear(last[is_zero[::-1][places]])
 
     def load(self, offsets: Offsets, staging: Staging) -> Pages | None:
         """See `SourceBlock`; holes are not read."""

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from multifd.errors import RamError
 from multifd.pages import Offsets, Pages
+from multifd.pump.extent import Extent, Kind
 from multifd.ram.block import MappedPages, Staging
 from multifd.ram.file import OpenFile, read_exactly
 from multifd.ram.file_block import FileBlock
@@ -22,6 +23,7 @@ from multifd.ram.stored import StoredSource, portions
 from multifd.ram.window import FileWindow
 from multifd.wire.stream import Block
 
+_NOWHERE = Extent(Kind.ZERO)
 _WINDOW = 1 << 20  # pages whose bits are looked at together
 Bits = npt.NDArray[np.uint8]
 
@@ -67,6 +69,14 @@ class MappedBlock(FileBlock):
     def portions(self, page_count: int) -> Iterator[Offsets]:
         """See `SourceBlock`: full packets of pages that are present, and of zero pages."""
         return portions(self.present(), self._page_size, page_count)
+
+    def extent_of(self, offsets: Offsets, *, is_verbatim: bool) -> Extent | None:
+        """See `SourceBlock`: the file's map if nobody but the kernel reads it, else the file."""
+        if not self._is_present(offsets):
+            return _NOWHERE
+        if not is_verbatim:
+            return self._extent
+        return self._window.extent(len(offsets))
 
     def load(self, offsets: Offsets, staging: Staging) -> Pages | None:
         """See `SourceBlock`; a slot whose bit is clear may hold old bytes and is not read."""

@@ -6,9 +6,14 @@ Thread rule: blocks may be used by all channels at once, each with its own `Stag
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
 
 from multifd.errors import RamError
 from multifd.pages import Buffer, Memory, Offsets, Pages, runs
+from multifd.pump.extent import Extent, Kind
 from multifd.ram import probe
 from multifd.ram.block import (
     RAM_IDSTR,
@@ -38,15 +43,29 @@ class MemoryBlock:
         page_size: bytes.
     """
 
+    _kind: ClassVar[Kind] = Kind.CHECKED
+
     def __init__(self, idstr: str, buffer: Buffer, page_size: int) -> None:
         self.idstr = idstr
         self._memory = Memory(buffer, page_size)
         self._address = probe.address_of(self._memory.view)
         self.used_length = self._memory.view.nbytes
+        self._extent: Extent | None = Extent(self._kind, self._address, self._memory.view)
 
     def portions(self, page_count: int) -> Iterator[Offsets]:
         """See `SourceBlock`."""
         return in_order(self.used_length, self._memory.page_size, page_count)
+
+    def extent_of(self, offsets: Offsets, *, is_verbatim: bool) -> Extent | None:
+        """See `SourceBlock`."""
+        return self._extent
+
+    def extent(self) -> Extent | None:
+        """See `TargetBlock`."""
+        return self._extent
+
+    def written(self, offsets: Offsets, is_zero: npt.NDArray[np.bool_]) -> None:
+        """See `TargetBlock`: there is no file."""
 
     def load(self, offsets: Offsets, staging: Staging) -> Pages | None:
         """See `SourceBlock`."""
@@ -97,10 +116,13 @@ class MemoryBlock:
     def release(self) -> None:
         """Give the buffer back, so that it can be closed at once; twice is harmless."""
         self._memory = Memory(b"", self._memory.page_size)
+        self._extent = None
 
 
 class _StandingBlock(MemoryBlock):
     """A block whose owner says that it stays as it is: the kernel need not be asked, which saves 7 us a packet."""
+
+    _kind = Kind.MEMORY
 
     def check_readable(self, offsets: Offsets) -> None:
         """See `MemoryBlock`."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from multifd.errors import RamError
 from multifd.pages import Offsets, Pages
+from multifd.pump.extent import Extent
 from multifd.ram.block import MappedPages, Staging
 from multifd.ram.file import OpenFile, cut_short
 from multifd.ram.file_stream import StreamLayout
@@ -54,6 +55,10 @@ class PlainBlock:
     def portions(self, page_count: int) -> Iterator[Offsets]:
         """See `SourceBlock`."""
         return portions(self.present(), self._page_size, page_count)
+
+    def extent_of(self, offsets: Offsets, *, is_verbatim: bool) -> Extent | None:
+        """See `SourceBlock`: a word stands before each page."""
+        return None
 
     def load(self, offsets: Offsets, staging: Staging) -> Pages | None:
         """See `SourceBlock`."""

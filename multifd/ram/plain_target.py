@@ -13,9 +13,11 @@ import threading
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 
 from multifd.errors import RamError
 from multifd.pages import Offsets, Pages
+from multifd.pump.extent import Extent
 from multifd.ram.block import Staging, TargetBlock
 from multifd.ram.file import write
 from multifd.ram.part_file import PartFile
@@ -53,6 +55,13 @@ class _LoggedBlock:
             self._positions = np.zeros(block.used_length // page_size, np.int64)
         except MemoryError:
             raise RamError(f"block {block.idstr!r} of {block.used_length} bytes: no memory for it") from None
+
+    def extent(self) -> Extent | None:
+        """See `TargetBlock`: a record has a word before its page."""
+        return None
+
+    def written(self, offsets: Offsets, is_zero: npt.NDArray[np.bool_]) -> None:
+        """See `TargetBlock`: the pump writes nothing here."""
 
     def lend(self, offsets: Offsets) -> list[memoryview] | None:
         """See `TargetBlock`: a record has a word before its page, so pages are staged."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import select
 import selectors
 import socket
 import struct
 from collections.abc import Sequence
 
-from multifd.errors import Aborted, ChannelError, RamError
+from multifd.errors import Aborted, ChannelError, MultifdError, RamError
 from multifd.pages import Buffer, flat
 from multifd.transport.idle import IdleTimer
 from multifd.transport.limit import RateLimit
@@ -25,6 +26,7 @@ _SLICE_S = 0.25
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 6))
 """A dead peer host is noticed after 40 s, within the default timeout."""
 _IOV_MAX = 1024  # <limits.h>, Linux
+_UNLIMITED = 1 << 62
 
 
 class Connection:
@@ -42,6 +44,7 @@ class Connection:
         self.bytes_sent = 0
         self.bytes_received = 0
         self._is_reset = False
+        self._granted = 0
         sock.setblocking(True)
         slice_ = struct.pack("ll", 0, int(min(_SLICE_S, idle.timeout_s) * 1e6))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, slice_)
@@ -51,6 +54,42 @@ class Connection:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for option, value in _KEEPALIVE:
                 sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+    @property
+    def descriptor(self) -> int | None:
+        """The socket's number, for system calls of the packet pump between `grant` and `sent` or `received`; None if
+        what goes over it is not what the socket carries."""
+        return self._sock.fileno()
+
+    def grant(self) -> int:
+        """How many bytes may be sent through `descriptor` now; waits for the limit, if there is one."""
+        if self._limit is None:
+            return _UNLIMITED
+        if not self._granted:
+            self._granted = self._limit.piece
+            self._limit.wait(self._granted)
+        return self._granted
+
+    def sent(self, nbytes: int) -> None:
+        """So many were sent through `descriptor`."""
+        if nbytes:
+            self._idle.touch()
+            self.bytes_sent += nbytes
+            self._granted = max(self._granted - nbytes, 0)
+
+    def received(self, nbytes: int) -> None:
+        """So many were received through `descriptor`."""
+        if nbytes:
+            self._idle.touch()
+            self.bytes_received += nbytes
+
+    def check_idle(self) -> None:
+        """A call on `descriptor` waited in vain; raises if nothing has moved for too long, or all is over.
+
+        Raises:
+            ChannelError: the peer is silent, or the migration was aborted.
+        """
+        self._idle.check()
 
     def send(self, iov: Sequence[Buffer]) -> None:
         """Write all of `iov`, in order; the buffers are free again on return.
@@ -78,12 +117,7 @@ class Connection:
                 self._idle.check()
                 continue
             except OSError as e:
-                if e.errno == errno.EFAULT:
-                    raise RamError(
-                        "what is to be sent cannot be read: its file was cut short, its disk failed, or the memory "
-                        "was protected"
-                    ) from e
-                raise self._broken("sending", e) from e
+                raise self.sending_failed(e.errno or 0) from e
             self._idle.touch()
             self.bytes_sent += sent
             done = 0
@@ -122,18 +156,13 @@ class Connection:
                 self._idle.check()
                 continue
             except OSError as e:
-                if e.errno == errno.EFAULT:
-                    raise RamError(
-                        "what arrives cannot be written where it belongs: the memory was protected, or its file was "
-                        "cut short"
-                    ) from e
-                raise self._broken("receiving", e) from e
+                raise self.receiving_failed(e.errno or 0) from e
             if not got:
                 if self._idle.abort.is_set():
                     self._idle.check()
                 if not done:
                     return 0
-                raise ChannelError(f"{self.peer} closed the connection after {done} of {wanted} bytes")
+                raise self.closed_after(done, wanted)
             self._idle.touch()
             self.bytes_received += got
             done += got
@@ -151,7 +180,7 @@ class Connection:
             ChannelError: as `recv_into`, and if the peer closed.
         """
         if not self.recv_into(views):
-            raise ChannelError(f"{self.peer} closed the connection in the middle of a packet")
+            raise self.closed_after(0, sum(map(len, views)))
 
     def recv_available(self, limit: int = 65536) -> bytes | None:
         """What has arrived, up to `limit` bytes, without waiting; None if nothing has, b"" at the end.
@@ -164,7 +193,7 @@ class Connection:
         except BlockingIOError:
             return None
         except OSError as e:
-            raise self._broken("receiving", e) from e
+            raise self.receiving_failed(e.errno or 0) from e
         if data:
             self._idle.touch()
             self.bytes_received += len(data)
@@ -207,9 +236,34 @@ class Connection:
         """Release the socket; call when no thread uses it any more."""
         self._sock.close()
 
-    def _broken(self, doing: str, cause: OSError) -> ChannelError:
+    def sending_failed(self, number: int) -> MultifdError:
+        """The error of a call that sends and failed with errno `number`."""
+        if number == errno.EFAULT:
+            return RamError(
+                "what is to be sent cannot be read: its file was cut short, its disk failed, or the memory was "
+                "protected"
+            )
+        return self._broken("sending", number)
+
+    def receiving_failed(self, number: int) -> MultifdError:
+        """The error of a call that receives and failed with errno `number`."""
+        if number == errno.EFAULT:
+            return RamError(
+                "what arrives cannot be written where it belongs: the memory was protected, or its file was cut short"
+            )
+        return self._broken("receiving", number)
+
+    def closed_after(self, done: int, wanted: int) -> ChannelError:
+        """The error of a peer that closed in the middle of something."""
+        if self._idle.abort.is_set():
+            return Aborted("the migration was aborted")
+        if not done:
+            return ChannelError(f"{self.peer} closed the connection in the middle of a packet")
+        return ChannelError(f"{self.peer} closed the connection after {done} of {wanted} bytes")
+
+    def _broken(self, doing: str, number: int) -> ChannelError:
         if self._idle.abort.is_set():
             return Aborted("the migration was aborted")
         self._is_reset = True
-        reason = "closed by the peer" if cause.errno in (errno.EPIPE, errno.ECONNRESET) else cause.strerror
+        reason = "closed by the peer" if number in (errno.EPIPE, errno.ECONNRESET) else os.strerror(number)
         return ChannelError(f"{self.peer}: connection broke while {doing}: {reason}")

@@ -1,0 +1,134 @@
+"""Builds ``multifd._pump`` from the C files beside this, with a C compiler alone.
+
+The extension is optional: without a compiler the installation succeeds, and channels run in Python.
+MULTIFD_BUILD=strict makes it necessary and warnings errors, as for whoever publishes a wheel; MULTIFD_BUILD=sanitize
+adds ASan and UBSan; MULTIFD_BUILD=pure leaves it out.
+"""
+
+import os
+from pathlib import Path
+
+from cffi import FFI
+
+ffibuilder = FFI()
+
+ffibuilder.cdef("""
+typedef int64_t (*multifd_native_send)(void *, const uint8_t *const *, uint32_t, uint8_t *, uint64_t);
+typedef int64_t (*multifd_native_recv)(void *, const uint8_t *, uint64_t, uint8_t *const *, uint32_t);
+
+#define MULTIFD_NATIVE_DECLINED ...
+#define PUMP_MEMORY ...
+#define PUMP_CHECKED ...
+#define PUMP_WINDOW ...
+#define PUMP_FILE ...
+#define PUMP_ZERO ...
+#define PUMP_FOREIGN ...
+#define PUMP_DONE ...
+#define PUMP_BOUND ...
+#define PUMP_WAIT ...
+#define PUMP_HEADER ...
+#define PUMP_END ...
+#define PUMP_BROKEN ...
+#define PUMP_DECLINED ...
+#define PUMP_FAILED ...
+#define PUMP_STORE ...
+#define PUMP_CLEAR ...
+
+typedef struct {
+    int32_t kind, file;
+    int64_t start;
+    uint8_t *base, *used;
+    uint64_t used_length;
+    const char *idstr;
+    uint32_t idstr_bytes;
+} pump_block;
+
+typedef struct {
+    int32_t socket, sink;
+    uint32_t page_size, page_count, code;
+    uint8_t zero_in_packets;
+    uint64_t capacity;
+    int64_t patience_ns;
+    multifd_native_send hook;
+    void *hook_state;
+    const volatile uint8_t *abort;
+    uint8_t *header, *out, *staging;
+    const uint8_t **pages;
+    struct iovec *iov;
+    const pump_block *block;
+    const int64_t *offsets;
+    const uint32_t *counts;
+    uint8_t *is_zero;
+    uint32_t packets;
+    uint64_t packet_num, budget;
+    uint32_t packet, first_page;
+    uint64_t bytes, normal_pages, zero_pages;
+    int32_t error;
+    int64_t hook_result;
+    ...;
+} pump_sender;
+
+typedef struct {
+    int32_t socket, sink;
+    uint32_t page_size, page_count;
+    uint64_t capacity;
+    int64_t patience_ns;
+    const volatile uint8_t *abort;
+    uint8_t *header, *staging;
+    uint8_t **pages;
+    struct iovec *iov;
+    pump_block *blocks;
+    uint32_t block_count;
+    uint32_t log_room;
+    uint32_t *log_block;
+    int64_t *log_offset;
+    uint8_t *log_is_zero;
+    int32_t code;
+    multifd_native_recv hook;
+    void *hook_state;
+    uint8_t *payload;
+    uint32_t header_got;
+    uint8_t in_payload;
+    uint64_t payload_due, payload_got;
+    uint32_t log_count;
+    uint64_t packets, bytes, normal_pages, zero_pages;
+    int32_t error;
+    int64_t hook_result;
+    ...;
+} pump_receiver;
+
+struct iovec { ...; };
+
+int pump_send(pump_sender *);
+void pump_skip(pump_sender *);
+int pump_receive(pump_receiver *);
+void pump_next(pump_receiver *);
+""")
+
+_HERE = Path(__file__).parent
+_SOURCES = ("memory.c", "send.c", "recv.c")
+_HEADERS = ("native.h", "pump.h")
+
+_MODE = os.environ.get("MULTIFD_BUILD", "")
+if _MODE not in ("", "strict", "sanitize", "pure"):
+    raise SystemExit(f"MULTIFD_BUILD={_MODE}: expected strict, sanitize or pure")
+_STRICT = ["-Wall", "-Wextra", "-Werror"] if _MODE in ("strict", "sanitize") else []
+_SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"] if _MODE == "sanitize" else []
+_DEBUG = ["-g", "-O1", "-fno-omit-frame-pointer"] if _SANITIZERS else ["-O3"]
+
+# What cffi writes behind this does not use every argument.
+_PREAMBLE = """
+#include "pump.h"
+#pragma GCC diagnostic ignored "-Wunused-parameter"
+"""
+
+ffibuilder.set_source(
+    "multifd._pump",
+    _PREAMBLE,
+    sources=[f"multifd/pump/{name}" for name in _SOURCES],  # from setup.py, as setuptools wants it
+    include_dirs=[str(_HERE)],
+    depends=[str(_HERE / name) for name in (*_SOURCES, *_HEADERS)],
+    extra_compile_args=["-std=c11", "-fvisibility=hidden", *_DEBUG, *_STRICT, *_SANITIZERS],
+    extra_link_args=_SANITIZERS,
+    optional=_MODE in ("", "pure"),
+)

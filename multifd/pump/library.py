@@ -1,0 +1,76 @@
+"""The compiled part, where there is one. MULTIFD_PUMP=off does without it, to compare or to rule it out."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from enum import IntEnum
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from multifd.pump.extent import Extent, Kind
+
+PATIENCE_NS = 5_000_000
+"""How long a call may take before it ends behind a packet: figures, errors and limits wait for no more."""
+
+
+class Stop(IntEnum):
+    """Why a call of the pump returned; multifd/pump/pump.h says what each means, the numbers are its."""
+
+    DONE = 0
+    BOUND = 1
+    WAIT = 2
+    HEADER = 3
+    END = 4
+    BROKEN = 5
+    DECLINED = 6
+    FAILED = 7
+    STORE = 8
+    CLEAR = 9
+
+
+@cache
+def unavailable_reason() -> str:
+    """Empty if channels can run outside the interpreter, else why they run in Python."""
+    if os.environ.get("MULTIFD_PUMP") == "off":
+        return "MULTIFD_PUMP=off"
+    try:
+        _, lib = load()
+    except ImportError as e:
+        return f"it was not built, for want of a C compiler: {e}"
+    if any(getattr(lib, f"PUMP_{one.name}", None) != one for one in (*Kind, *Stop)):
+        return "it was built from another release of multifd"
+    return ""
+
+
+def load() -> tuple[Any, Any]:
+    """cffi's ffi and lib.
+
+    Raises:
+        ImportError: there is none.
+    """
+    module: Any = importlib.import_module("multifd._pump")
+    return module.ffi, module.lib
+
+
+def fill_block(block: Any, idstr: Any, used_length: int, extent: Extent) -> None:
+    """Describe a block to the pump.
+
+    Args:
+        block: the ``pump_block``.
+        idstr: its name as ``char[]``; the caller keeps it.
+        used_length: bytes.
+        extent: where it lies; the caller keeps it. The descriptor of its file is not filled in.
+    """
+    ffi, _ = load()
+    block.kind, block.start, block.file = extent.kind, extent.start, -1
+    block.base = ffi.cast("uint8_t *", extent.address)
+    block.used = ffi.NULL if extent.used is None else ffi.cast("uint8_t *", address_of(extent.used))
+    block.used_length, block.idstr, block.idstr_bytes = used_length, idstr, len(idstr) - 1
+
+
+def address_of(array: np.ndarray[Any, Any]) -> int:
+    """Where an array's bytes lie; the caller keeps it. An integer, so that no view of it leaves with an exception."""
+    return int(array.ctypes.data)
