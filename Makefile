@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PLUGINS := $(wildcard plugins/*/pyproject.toml)
 # Compiled at installation.
-COMPILED := $(wildcard plugins/*/setup.py plugins/*/src/*/_build.py plugins/*/src/*/*.[ch])
+COMPILED := $(wildcard setup.py multifd/pump/_build.py multifd/pump/*.[ch] plugins/*/setup.py plugins/*/src/*/_build.py plugins/*/src/*/*.[ch])
 # Reinstalled when what describes the distributions changes.
 STAMP := $(VENV)/.installed
 

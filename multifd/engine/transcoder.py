@@ -17,6 +17,8 @@ from multifd.engine.splice import Splice
 from multifd.errors import CodecError, RemoteWireError
 from multifd.method import MultifdMethods
 from multifd.pages import Geometry
+from multifd.pump.library import Stop
+from multifd.pump.splicing import SplicePump
 from multifd.transport.connection import Connection
 from multifd.transport.idle import IdleTimer
 from multifd.wire.packet import (
@@ -70,10 +72,12 @@ class Transcoder:
         figures: ChannelFigures,
     ) -> None:
         self._channel, self._geometry, self._out, self._figures = channel, geometry, out, figures
+        self._abort = idle.abort.flag
         self._in = RecvSession(method_of, channel, geometry, idle, figures.in_counters)
         self._send = SendSession(out, channel, geometry, idle, figures.out_counters)
         self._sessions = contextlib.ExitStack()
         self._is_set_up = False
+        self._pump: SplicePump | None = None
         self._ahead = memoryview(mmap.mmap(-1, _AHEAD_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
     def run(self, source: Connection, destination: Connection) -> None:
@@ -87,7 +91,7 @@ class Transcoder:
         splice = Splice(source, destination, self._ahead)
         try:
             with self._sessions:
-                while prefix := splice.peek(PREFIX_BYTES):
+                while prefix := self._peek(splice):
                     if packet_flags(prefix) & FLAG_DEVICE_STATE:
                         # QEMU 10.0, a vfio device: as it is, whatever its size.
                         payload = device_state_bytes(splice.peek(DEVICE_STATE_BYTES))
@@ -99,6 +103,17 @@ class Transcoder:
         except (RemoteWireError, CodecError) as e:
             e.channel, e.packet = self._channel, self._figures.packets
             raise
+
+    def _peek(self, splice: Splice) -> memoryview:
+        """The next packet's first bytes; those that are the pump's have gone on."""
+        while self._pump is not None:
+            stop, figures = splice.run(self._pump), self._pump.figures
+            self._figures.packets += figures.packets
+            self._figures.normal_pages += figures.normal_pages
+            self._figures.zero_pages += figures.zero_pages
+            if stop in (Stop.HEADER, Stop.END):
+                break
+        return splice.peek(PREFIX_BYTES)
 
     def _pass_ram(self, splice: Splice) -> None:
         header = splice.peek(header_bytes(self._geometry))
@@ -121,6 +136,8 @@ class Transcoder:
             payload = verbatim_bytes(pages.nbytes, counts.next_packet_size)
             recode_header(header, wire_code(self._out), payload)
             splice.pass_on(len(header) + payload)
+            if self._pump is None:
+                self._pump = splice.open_pump(self._geometry, self._abort, counts.code, wire_code(self._out))
             return
         splice.send()  # packets before this one need not wait for its payload
         splice.pass_on(len(header))

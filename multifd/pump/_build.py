@@ -97,16 +97,32 @@ typedef struct {
     ...;
 } pump_receiver;
 
+typedef struct {
+    int32_t source, destination;
+    uint32_t page_size, page_count, header_bytes;
+    uint32_t code_in, code_out;
+    int64_t patience_ns;
+    const volatile uint8_t *abort;
+    uint8_t *buffer;
+    uint32_t capacity;
+    uint32_t sent, due, at, end;
+    uint32_t left;
+    uint64_t packets, normal_pages, zero_pages, bytes_in, bytes_out;
+    int32_t error;
+    uint8_t has_failed_out;
+} pump_splice;
+
 struct iovec { ...; };
 
 int pump_send(pump_sender *);
 void pump_skip(pump_sender *);
 int pump_receive(pump_receiver *);
 void pump_next(pump_receiver *);
+int pump_pass_on(pump_splice *);
 """)
 
 _HERE = Path(__file__).parent
-_SOURCES = ("memory.c", "send.c", "recv.c")
+_SOURCES = ("memory.c", "send.c", "recv.c", "splice.c")
 _HEADERS = ("native.h", "pump.h")
 
 _MODE = os.environ.get("MULTIFD_BUILD", "")

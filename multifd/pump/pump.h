@@ -136,10 +136,28 @@ typedef struct {
     int64_t hook_result;
 } pump_receiver;
 
+typedef struct {
+    int32_t source, destination;
+    uint32_t page_size, page_count, header_bytes;
+    uint32_t code_in, code_out; /* of methods whose payload is the pages */
+    int64_t patience_ns;
+    const volatile uint8_t *abort;
+    uint8_t *buffer;
+    uint32_t capacity; /* at least header_bytes */
+    /* buffer[sent:due] may go on, buffer[due:at] was taken out, buffer[at:end] is still to be looked at. */
+    uint32_t sent, due, at, end;
+    uint32_t left; /* of the payload of the packet that is going on */
+    /* For the caller. */
+    uint64_t packets, normal_pages, zero_pages, bytes_in, bytes_out; /* counted up */
+    int32_t error;
+    uint8_t has_failed_out; /* the error is the destination's */
+} pump_splice;
+
 int pump_send(pump_sender *s);
 void pump_skip(pump_sender *s);
 int pump_receive(pump_receiver *r);
 void pump_next(pump_receiver *r);
+int pump_pass_on(pump_splice *p);
 
 /* memory.c */
 int pump_is_zero(const uint8_t *page, size_t bytes);
