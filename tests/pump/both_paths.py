@@ -39,7 +39,7 @@ TIMEOUT_S = 30.0
 def by(path: str) -> Iterator[None]:
     """Let channels that are opened inside go by one path."""
     reason = "a test compares it" if path == "python" else ""
-    with mock.patch.object(library, "unavailable_reason", lambda: reason):
+    with mock.patch.object(library, "unavailable_reason", return_value=reason):
         yield
 
 
