@@ -165,13 +165,14 @@ def _own_cpu_s() -> float:
 
 def _receive(bed: Bed, pipe: Connection) -> None:
     """The destination's process: a migration for each message."""
-    while pipe.recv():
+    while True:
+        spec = pipe.recv()
         gc.collect()  # the memory before, which what is left of its migration may hold
         memory = _memory(bed.size)
         if bed.is_touched:
             np.frombuffer(memory, np.uint8)[::PAGE] = 0
         before = _own_cpu_s()
-        multifd.receive("tcp:127.0.0.1:0", memory, on_listening=pipe.send)
+        multifd.receive("tcp:127.0.0.1:0", memory, methods=[spec], on_listening=pipe.send)
         pipe.send((_own_cpu_s() - before, zlib.crc32(memory)))
         del memory
 
@@ -183,8 +184,8 @@ def _send(bed: Bed, pipe: Connection) -> None:
         for at in range(0, bed.size, PIECE):
             file.readinto(view[at : at + PIECE])
     pipe.send(None)
-    while message := pipe.recv():
-        uri, spec, channels = message
+    while True:
+        uri, spec, channels = pipe.recv()
         before = _own_cpu_s()
         result = multifd.send(memory, uri, spec, channels=channels)
         pipe.send((result.total_time_ms / 1e3, _own_cpu_s() - before, result.transferred_bytes))
@@ -215,7 +216,7 @@ class Processes:
 
     def migrate(self, spec: str, channels: int) -> Figures:
         """Once, into new memory."""
-        self._destination.send(True)
+        self._destination.send(spec)
         self._source.send((self._hear(self._destination), spec, channels))
         time_s, cpu, wire_bytes = self._hear(self._source)
         cpu_there, found = self._hear(self._destination)
