@@ -47,6 +47,7 @@ The rules. Each names the tests of the conformance kit (``pytest --pyargs multif
 from __future__ import annotations
 
 import dataclasses
+import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -389,6 +390,10 @@ class MultifdMethods(ABC):
         p.state = None
 
 
+_ADDRESSES = 1 << 8 * struct.calcsize("P")
+"""Of this machine."""
+
+
 def max_payload(method: MultifdMethods, geometry: Geometry) -> int:
     """What the method promises, checked.
 
@@ -419,9 +424,29 @@ def native_hook(
         raise
     except Exception as e:
         raise HookError(f"method {method.name!r}: {name} raised {e!r} on channel {p.channel}") from e
-    if not (hook is None or isinstance(hook, NativeHook)):
+    if hook is None:
+        return None
+    if not isinstance(hook, NativeHook):
         raise HookError(f"method {method.name!r}: {name} gave {hook!r}, expected a NativeHook or None")
+    for what, address, low in (("function", hook.function, 1), ("state", hook.state, 0)):
+        if type(address) is not int or not low <= address < _ADDRESSES:
+            raise HookError(f"method {method.name!r}: {name} gave {what} {address!r}, expected an address")
     return hook
+
+
+def settle(hook: NativeHook) -> None:
+    """Let a hook in native code settle.
+
+    Raises:
+        MultifdError: passed through from the method.
+        HookError: it raised anything else.
+    """
+    try:
+        hook.settle()
+    except MultifdError:
+        raise
+    except Exception as e:
+        raise HookError(f"settle of a native hook raised {e!r}") from e
 
 
 def run_hook(method: MultifdMethods, hook: str, p: SendParams | RecvParams) -> None:

@@ -222,6 +222,8 @@ class RecvSession:
         """What is wrong, after the native hook gave `result`."""
         if self._method is None or self._hook is None:
             return HookError(f"a native hook gave {result}, and there is none")
+        if result > 0:
+            return HookError(f"method {self._method.name!r}: its native hook gave {result}, expected 0 or less")
         return _explained(self._method, self._hook, result)
 
     def decode(self, pages: Pages, payload_bytes: int) -> None:

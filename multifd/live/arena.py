@@ -144,7 +144,7 @@ class _Block(MemoryBlock):
         if page_size % PAGE == 0:
             with contextlib.suppress(OSError):  # without /proc nothing is known
                 self._is_used = to_mask(coarsen(populated(region.address, region.nbytes), page_size // PAGE), pages)
-        self._where: Extent | None = Extent(Kind.CHECKED, region.address, region.view, used=self._is_used)
+        self._where: Extent | None = Extent(Kind.CHECKED, region.address, self._memory.view, used=self._is_used)
 
     def extent(self) -> Extent | None:
         """See `multifd.ram.block.TargetBlock`."""

@@ -33,6 +33,7 @@ typedef int64_t (*multifd_native_recv)(void *, const uint8_t *, uint64_t, uint8_
 #define PUMP_FAILED ...
 #define PUMP_STORE ...
 #define PUMP_CLEAR ...
+#define PUMP_IDSTR_BYTES ...
 
 typedef struct {
     int32_t kind, file;
@@ -51,7 +52,7 @@ typedef struct {
     int64_t patience_ns;
     multifd_native_send hook;
     void *hook_state;
-    const volatile uint8_t *abort;
+    const uint8_t *abort;
     uint8_t *header, *out, *staging;
     const uint8_t **pages;
     struct iovec *iov;
@@ -73,7 +74,7 @@ typedef struct {
     uint32_t page_size, page_count;
     uint64_t capacity;
     int64_t patience_ns;
-    const volatile uint8_t *abort;
+    const uint8_t *abort;
     uint8_t *header, *staging;
     uint8_t **pages;
     struct iovec *iov;
@@ -102,7 +103,7 @@ typedef struct {
     uint32_t page_size, page_count, header_bytes;
     uint32_t code_in, code_out;
     int64_t patience_ns;
-    const volatile uint8_t *abort;
+    const uint8_t *abort;
     uint8_t *buffer;
     uint32_t capacity;
     uint32_t sent, due, at, end;

@@ -79,7 +79,7 @@ typedef struct {
     int64_t patience_ns;     /* how long a call may take before it looks for an end */
     multifd_native_send hook; /* NULL: the payload is the pages */
     void *hook_state;
-    const volatile uint8_t *abort;
+    const uint8_t *abort;
     uint8_t *header, *out, *staging;
     const uint8_t **pages; /* page_count */
     struct iovec *iov;     /* page_count + 1 */
@@ -107,7 +107,7 @@ typedef struct {
     uint32_t page_size, page_count;
     uint64_t capacity; /* of `payload` */
     int64_t patience_ns;
-    const volatile uint8_t *abort;
+    const uint8_t *abort;
     uint8_t *header, *staging;
     uint8_t **pages;
     struct iovec *iov;
@@ -141,7 +141,7 @@ typedef struct {
     uint32_t page_size, page_count, header_bytes;
     uint32_t code_in, code_out; /* of methods whose payload is the pages */
     int64_t patience_ns;
-    const volatile uint8_t *abort;
+    const uint8_t *abort;
     uint8_t *buffer;
     uint32_t capacity; /* at least header_bytes */
     /* buffer[sent:due] may go on, buffer[due:at] was taken out, buffer[at:end] is still to be looked at. */
@@ -164,6 +164,12 @@ int pump_is_zero(const uint8_t *page, size_t bytes);
 ssize_t pump_first_unreadable(int sink, const uint8_t *base, const int64_t *offsets, uint32_t count,
                               uint32_t page_size);
 int64_t pump_now_ns(void);
+
+/* Whether the migration is torn down: another thread sets the byte. */
+static inline int pump_is_aborted(const uint8_t *abort)
+{
+    return __atomic_load_n(abort, __ATOMIC_RELAXED) != 0;
+}
 
 static inline uint32_t pump_get32(const uint8_t *p)
 {

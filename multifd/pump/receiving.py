@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from multifd.method import NativeHook
+from multifd.method import NativeHook, settle
 from multifd.pages import Geometry, Memory, Offsets
 from multifd.pump import library
 from multifd.pump.extent import Extent
@@ -63,6 +63,9 @@ class RecvPump:
                 block.idstr, block.idstr_bytes = idstr, len(idstr) - 1
             else:
                 fill_block(block, idstr, used_length, extent)
+        for block, name in zip(self._blocks, blocks, strict=False):
+            if "\0" in name or not name.isascii():  # a header cannot name it
+                block.idstr_bytes = self._lib.PUMP_IDSTR_BYTES
         self._sink = os.memfd_create("multifd", os.MFD_CLOEXEC)
         self._s = s = ffi.new("pump_receiver *")
         s.socket, s.sink, s.patience_ns, s.code = descriptor, self._sink, PATIENCE_NS, -1
@@ -111,7 +114,7 @@ class RecvPump:
                 return Stop(self._lib.pump_receive(s))
         finally:
             if self._hook is not None:
-                self._hook.settle()
+                settle(self._hook)
 
     @property
     def figures(self) -> Any:

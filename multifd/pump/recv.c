@@ -16,7 +16,7 @@ static size_t header_bytes(const pump_receiver *r)
 static size_t read_some(pump_receiver *r, struct iovec *iov, uint32_t pieces, int flags, int *why)
 {
     for (;;) {
-        if (*r->abort) {
+        if (pump_is_aborted(r->abort)) {
             *why = PUMP_WAIT;
             return 0;
         }
@@ -29,7 +29,7 @@ static size_t read_some(pump_receiver *r, struct iovec *iov, uint32_t pieces, in
         if (got < 0 && errno == EINTR)
             continue;
         if (!got)
-            *why = PUMP_END;
+            *why = pump_is_aborted(r->abort) ? PUMP_WAIT : PUMP_END; /* a tear-down shuts the socket, too */
         else if (errno == EAGAIN || errno == EWOULDBLOCK)
             *why = PUMP_WAIT;
         else

@@ -113,7 +113,8 @@ static int prepare(pump_sender *s)
     const int64_t *offsets = s->offsets + s->first_page;
     uint8_t *is_zero = s->is_zero + s->first_page;
     uint32_t count = s->counts[s->packet];
-    if (!count || count > s->page_count || !load(s, offsets, count, is_zero))
+    if (!count || count > s->page_count || s->block->idstr_bytes >= PUMP_IDSTR_BYTES
+        || !load(s, offsets, count, is_zero))
         return PUMP_DECLINED;
     uint32_t normal = 0;
     for (uint32_t i = 0; i < count; i++)
@@ -154,7 +155,7 @@ static int prepare(pump_sender *s)
 static int flush(pump_sender *s)
 {
     while (s->iov_at < s->iov_count) {
-        if (*s->abort)
+        if (pump_is_aborted(s->abort))
             return PUMP_WAIT;
         if (!s->budget)
             return PUMP_BOUND;
@@ -207,7 +208,7 @@ int pump_send(pump_sender *s)
     int64_t end = pump_now_ns() + s->patience_ns;
     while (s->packet < s->packets) {
         if (s->iov_at == s->iov_count) {
-            if (*s->abort)
+            if (pump_is_aborted(s->abort))
                 return PUMP_WAIT;
             int result = prepare(s);
             if (result != PUMP_DONE)

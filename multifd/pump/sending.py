@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from multifd.method import NativeHook
+from multifd.method import NativeHook, settle
 from multifd.pages import PACKET_BYTES, Geometry, Memory, Offsets
 from multifd.pump import library
 from multifd.pump.extent import Extent
@@ -112,7 +112,7 @@ class SendPump:
                 return Stop(self._lib.pump_send(s))
         finally:
             if self._hook is not None:
-                self._hook.settle()
+                settle(self._hook)
 
     @property
     def figures(self) -> Any:

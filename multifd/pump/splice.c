@@ -10,7 +10,7 @@
 static int flush(pump_splice *p)
 {
     while (p->sent < p->due) {
-        if (*p->abort)
+        if (pump_is_aborted(p->abort))
             return PUMP_WAIT;
         ssize_t done = send(p->destination, p->buffer + p->sent, p->due - p->sent, MSG_NOSIGNAL);
         if (done < 0 && errno == EINTR)
@@ -37,7 +37,7 @@ static int read_more(pump_splice *p)
     p->end -= p->at;
     p->sent = p->due = p->at = 0;
     for (;;) {
-        if (*p->abort)
+        if (pump_is_aborted(p->abort))
             return PUMP_WAIT;
         ssize_t got = recv(p->source, p->buffer + p->end, p->capacity - p->end, 0);
         if (got < 0 && errno == EINTR)
@@ -56,15 +56,20 @@ static int read_more(pump_splice *p)
     }
 }
 
+/* Whether the first bytes are those of a RAM packet of the method that is known; the reference says what else. */
+static int is_ours(const pump_splice *p)
+{
+    const uint8_t *h = p->buffer + p->at;
+    return pump_get32(h) == PUMP_MAGIC && pump_get32(h + 4) == PUMP_VERSION && pump_get32(h + 8) == p->code_in;
+}
+
 /* A header of pages by the method that is known, whatever blocks and offsets, which are the destination's to check. */
 static int take_header(pump_splice *p)
 {
     uint8_t *h = p->buffer + p->at;
-    uint32_t flags = pump_get32(h + 8), alloc = pump_get32(h + 12), normal = pump_get32(h + 16);
+    uint32_t alloc = pump_get32(h + 12), normal = pump_get32(h + 16);
     uint32_t due = pump_get32(h + 20), zero = pump_get32(h + 32);
-    if (pump_get32(h) != PUMP_MAGIC || pump_get32(h + 4) != PUMP_VERSION || flags != p->code_in)
-        return 0;
-    if (alloc > p->page_count || !normal || normal > alloc || zero > alloc - normal)
+    if (!is_ours(p) || alloc > p->page_count || !normal || normal > alloc || zero > alloc - normal)
         return 0;
     uint32_t nbytes = normal * p->page_size; /* at most 512 KiB */
     if (due && due != nbytes)
@@ -93,7 +98,7 @@ int pump_pass_on(pump_splice *p)
         } else if (!p->left && have >= p->header_bytes) {
             if (!take_header(p))
                 return PUMP_HEADER;
-        } else if (!p->left && have >= PUMP_PREFIX_BYTES && pump_get32(p->buffer + p->at + 8) != p->code_in) {
+        } else if (!p->left && have >= PUMP_PREFIX_BYTES && !is_ours(p)) {
             return PUMP_HEADER; /* what is no packet may be shorter than one */
         } else if ((why = read_more(p)) != PUMP_DONE) {
             return why;

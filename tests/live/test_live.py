@@ -685,8 +685,9 @@ class Cutter:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
+                self._sockets.append(near)
                 far = socket.create_connection(("127.0.0.1", self._port))
-                self._sockets += [near, far]
+                self._sockets.append(far)
                 self._start(self._forward, near, far)
                 self._start(self._back, far, near)
 
