@@ -89,5 +89,11 @@ class IsalEngine:
         self._counters["software"] += len(lengths) - raw
         counters.update(self._counters)
 
+    def native_send(self, p: SendParams) -> None:
+        """There is none."""
+
+    def native_recv(self, p: RecvParams) -> None:
+        """There is none."""
+
     def close(self) -> None:
         """Nothing is held."""
