@@ -12,6 +12,7 @@ from multifd_qpl import isal_library
 from multifd_qpl._batch import ffi, lib
 from multifd_qpl.abi import LibraryUnavailable
 from multifd_qpl.isal_library import load_isal, open_library, open_package, use
+from multifd_qpl.jobs import Job
 from multifd_qpl.method import QplMethod, QplOptions
 from qpl_ends import Ends, make_pages
 
@@ -31,29 +32,33 @@ typedef struct {
 } state_t;
 typedef void (*init_fn)(void *);
 typedef int (*run_fn)(void *);
-static init_fn deflate_init, inflate_init;
-static run_fn deflate, inflate;
-void set_real(init_fn a, run_fn b, init_fn c, run_fn d)
+static init_fn deflate_init, inflate_init, inflate_reset;
+static run_fn deflate, inflate, inflate_streaming;
+void set_real(init_fn a, run_fn b, init_fn c, init_fn d, run_fn e, run_fn f)
 {
-    deflate_init = a; deflate = b; inflate_init = c; inflate = d;
+    deflate_init = a; deflate = b; inflate_init = c; inflate_reset = d; inflate_streaming = e; inflate = f;
 }
 void isal_deflate_stateless_init(stream_t *s) { deflate_init(s); }
 void isal_inflate_init(state_t *s) { inflate_init(s); }
+void isal_inflate_reset(state_t *s) { inflate_reset(s); }
+int isal_inflate(state_t *s) { int result = inflate_streaming(s); STREAMED; return result; }
 int isal_deflate_stateless(stream_t *s) { int result = deflate(s); DEFLATED; return result; }
 int isal_inflate_stateless(state_t *s) { int result = inflate(s); INFLATED; return result; }
 """
 
+# What goes wrong in deflate_stateless, inflate_stateless or inflate, and what the self-test says.
 WRONG = {
-    "writes behind its stream": ("s->behind[99] = 0", "", "behind its structures: 1"),
-    "writes behind its state": ("", "s->behind[9] = 1", "behind its structures: 1"),
-    "compresses to other bytes": ("s->next_out[-9] ^= 16", "", "inflate"),
-    "counts other bytes": ("s->total_out -= result == 0", "", "inflate"),
-    "compresses nothing": ("result = -1", "", "is compressed: False"),
-    "writes behind the room, compressing": ("s->next_out[s->avail_out] = 1", "", "keeps to its room"),
-    "writes behind the room": ("", "s->next_out[s->avail_out] = 1", "keeps to its room"),
-    "decompresses to other bytes": ("", "s->next_out[-1] ^= 1", "comes back"),
-    "takes more than a page": ("", "result = result == 2 ? 0 : result", "refused"),
-    "takes no page": ("", "result = -1", "comes back"),
+    "writes behind its stream": ("DEFLATED", "s->behind[99] = 0", "behind its structures: 1"),
+    "writes behind its state": ("INFLATED", "s->behind[9] = 1", "behind its structures: [12]"),
+    "writes behind its streaming state": ("STREAMED", "s->behind[9] = 1", "behind its structures: 1"),
+    "compresses to other bytes": ("DEFLATED", "s->next_out[-9] ^= 16", "inflate"),
+    "counts other bytes": ("DEFLATED", "s->total_out -= result == 0", "inflate"),
+    "compresses nothing": ("DEFLATED", "result = -1", "is compressed: False"),
+    "writes behind the room, compressing": ("DEFLATED", "s->next_out[s->avail_out] = 1", "keeps to its room"),
+    "writes behind the room": ("INFLATED", "s->next_out[s->avail_out] = 1", "keeps to its room"),
+    "decompresses to other bytes": ("INFLATED", "s->next_out[-1] ^= 1", "by zlib"),
+    "takes more than a page": ("INFLATED", "result = result == 2 ? 0 : result", "refused"),
+    "takes no page": ("INFLATED", "result = -1", "comes back"),
 }
 
 
@@ -67,17 +72,30 @@ def _restore() -> Iterator[None]:
 
 @pytest.mark.parametrize("case", WRONG)
 def test_a_library_that_is_otherwise_is_refused(compile_library: Callable[..., str], case: str) -> None:
-    deflated, inflated, word = WRONG[case]
-    path = compile_library(WRAPPER, f"-DDEFLATED={deflated}", f"-DINFLATED={inflated}")
+    place, fault, word = WRONG[case]
+    places = {"DEFLATED": "", "INFLATED": "", "STREAMED": "", place: fault}
+    path = compile_library(WRAPPER, *(f"-D{name}={text}" for name, text in places.items()))
     opened, (real, *_) = ctypes.CDLL(path), open_package()
-    opened.set_real(
-        *(
-            ctypes.cast(getattr(real, f"isal_{name}"), ctypes.c_void_p)
-            for name in ("deflate_stateless_init", "deflate_stateless", "inflate_init", "inflate_stateless")
-        )
-    )
+    opened.set_real(*(ctypes.cast(getattr(real, f"isal_{name}"), ctypes.c_void_p) for name in isal_library._FUNCTIONS))
     with pytest.raises(LibraryUnavailable, match=f"failed its self-test: .*{word}"):
         use((opened, path, "2.99"))
+
+
+def test_streams_of_ones_own_are_known_by_their_code() -> None:
+    job = Job(load_isal(), lib.MQ_SOFTWARE)
+    assert lib.mq_isal_knows_code(job.pointer)
+    job.finish()
+
+
+@pytest.mark.parametrize("fault", ["result = -1", "s->next_out[-1] ^= 1", "s->avail_out++"])
+def test_without_a_known_code_it_goes_on(compile_library: Callable[..., str], fault: str) -> None:
+    """An ISA-L that cannot go on behind a header, or does so wrongly, reads every header."""
+    path = compile_library(WRAPPER, "-DDEFLATED=", "-DINFLATED=", f"-DSTREAMED={fault}")
+    opened, (real, *_) = ctypes.CDLL(path), open_package()
+    opened.set_real(*(ctypes.cast(getattr(real, f"isal_{name}"), ctypes.c_void_p) for name in isal_library._FUNCTIONS))
+    job = Job(use((opened, path, "2.99")), lib.MQ_SOFTWARE)
+    assert not lib.mq_isal_knows_code(job.pointer)
+    job.finish()
 
 
 def test_one_that_hides_its_functions_is_refused(compile_library: Callable[..., str]) -> None:

@@ -92,6 +92,8 @@ typedef struct {
     void (*deflate_stateless_init)(void *stream);
     int (*deflate_stateless)(void *stream);
     void (*inflate_init)(void *state);
+    void (*inflate_reset)(void *state);
+    int (*inflate)(void *state);
     int (*inflate_stateless)(void *state);
 } mq_isal;
 
@@ -145,6 +147,7 @@ int mq_decompress(mq_channel *c, const mq_run *runs, uint32_t run_count, const u
 void mq_isal_table(const mq_isal *functions, mq_table *table);
 void mq_isal_set_guards(qpl_job *job);
 size_t mq_isal_count_damage(const qpl_job *job);
+int mq_isal_knows_code(const qpl_job *job);
 
 /*
  * What native hooks return but payload bytes and 0: the first two are the caller's contract (multifd/pump/native.h).

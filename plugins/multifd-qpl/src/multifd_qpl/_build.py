@@ -42,6 +42,8 @@ typedef struct {
     void (*deflate_stateless_init)(void *);
     int (*deflate_stateless)(void *);
     void (*inflate_init)(void *);
+    void (*inflate_reset)(void *);
+    int (*inflate)(void *);
     int (*inflate_stateless)(void *);
 } mq_isal;
 
@@ -102,6 +104,7 @@ int mq_decompress(mq_channel *c, const mq_run *runs, uint32_t run_count, const u
 void mq_isal_table(const mq_isal *functions, mq_table *table);
 void mq_isal_set_guards(qpl_job *job);
 size_t mq_isal_count_damage(const qpl_job *job);
+int mq_isal_knows_code(const qpl_job *job);
 int mq_is_noise(const uint8_t *page, uint32_t page_size);
 int64_t mq_native_send(void *state, const uint8_t *const *pages, uint32_t count, uint8_t *out, uint64_t capacity);
 int64_t mq_native_recv(void *state, const uint8_t *payload, uint64_t length, uint8_t *const *pages, uint32_t count);

@@ -10,14 +10,19 @@
 #include "_batch.h"
 
 enum {
-    ISAL_WINDOW = 32 * 1024,
-    ISAL_LOOK_AHEAD = 288,
     ISAL_HEADER_BYTES = 328,   /* the most of a block's header */
     ISAL_STREAM_BYTES = 82384, /* sizeof(struct isal_zstream) */
     ISAL_STATE_BYTES = 87368   /* sizeof(struct inflate_state) */
 };
 
 enum { ISAL_OK = 0, ISAL_END_INPUT = 1, ISAL_OUT_OVERFLOW = 2 };  /* results of both directions that are acted on */
+enum { ISAL_BLOCK_CODED = 3, ISAL_BLOCK_FINISH = 5 };             /* enum isal_block_state, those that are needed */
+
+/* The head of struct isal_hufftables: a block's header, of `count` whole bytes and `extra_bits` of the next one. */
+typedef struct {
+    uint8_t header[ISAL_HEADER_BYTES];
+    uint32_t count, extra_bits;
+} isal_code;
 
 /* struct isal_zstream */
 typedef struct {
@@ -25,7 +30,7 @@ typedef struct {
     uint32_t avail_in, total_in;
     uint8_t *next_out;
     uint32_t avail_out, total_out;
-    void *hufftables;
+    const isal_code *hufftables;
     uint32_t level, level_buf_size;
     uint8_t *level_buf;
     uint16_t end_of_stream, flush, gzip_flag;
@@ -63,14 +68,17 @@ _Static_assert(sizeof(void *) != 8
  */
 enum { ISAL_GUARD_BYTES = 64 * 1024 };
 
-/* A job that ISA-L does. The zeroed memory that a job is made in begins with what libqpl's has, too. */
+/* A job that ISA-L does; made in zeroed memory. */
 typedef struct {
     qpl_job job;
     mq_isal isal;
+    isal_code code;  /* that streams of this ISA-L begin with; count 0 if there is none to be known by */
     _Alignas(64) isal_stream stream;
     uint8_t stream_guard[ISAL_GUARD_BYTES];
-    _Alignas(64) isal_state state;
+    _Alignas(64) isal_state state;  /* for any stream */
     uint8_t state_guard[ISAL_GUARD_BYTES];
+    _Alignas(64) isal_state after;  /* for streams that begin with `code`: its tables are that code's */
+    uint8_t after_guard[ISAL_GUARD_BYTES];
 } isal_job;
 
 #endif

@@ -21,7 +21,14 @@ SONAME = "libisal.so.2"
 
 _OLDEST = (2, 30)
 """From here to 2.32.1 the structures were compared, field by field. ISA-L 3 may change them."""
-_FUNCTIONS = ("deflate_stateless_init", "deflate_stateless", "inflate_init", "inflate_stateless")
+_FUNCTIONS = (
+    "deflate_stateless_init",
+    "deflate_stateless",
+    "inflate_init",
+    "inflate_reset",
+    "inflate",
+    "inflate_stateless",
+)
 
 Opened = tuple[ctypes.CDLL, str, str]
 """A shared object, its path, and the version of the ISA-L in it."""
