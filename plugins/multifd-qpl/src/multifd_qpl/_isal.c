@@ -1,8 +1,8 @@
 /*
  * ISA-L in libqpl's place: a table whose software jobs ISA-L does, page by page, by its stateless functions.
  *
- * A stream has the code that ISA-L's level 0 begins with and distances of at most 4096, as QPL's and the device's. Level
- * 1 takes twice to three times the time for 7 % fewer bytes, the fixed code as much time for as many (`software.py`).
+ * A stream has the code of ISA-L's level 0 and distances of at most 4096, as QPL's and the device's; isal_library.py has
+ * the measurements behind that.
  */
 #include <string.h>
 
@@ -11,7 +11,6 @@
 
 enum { NO_SUCH_PATH = 54, BAD_BLOCK = 213, BAD_END = 215 };  /* qpl_status */
 enum { WINDOW_BITS = 12 };
-enum { SAMPLE_BYTES = 1024 };
 /* Bytes of a page up to which reading a header costs more than the copy that isal_inflate makes of what it decodes. */
 enum { MOST_AFTER_CODE = 8192 };
 
@@ -136,26 +135,26 @@ static uint32_t inflate(isal_job *j)
 static void learn_code(isal_job *j)
 {
     const isal_code *found = j->stream.hufftables;
-    uint8_t sample[SAMPLE_BYTES], stream[SAMPLE_BYTES], again[SAMPLE_BYTES];
+    isal_sample *t = &j->sample;
 
     if (!found || !found->count || found->count >= ISAL_HEADER_BYTES || found->extra_bits >= 8)
         return;
-    for (uint32_t i = 0; i < SAMPLE_BYTES; i++)
-        sample[i] = (uint8_t)(i % 7 * i % 50);
-    prepare(&j->job, sample, SAMPLE_BYTES, stream, SAMPLE_BYTES);
+    for (uint32_t i = 0; i < sizeof t->page; i++)
+        t->page[i] = (uint8_t)(i % 7 * i % 50);
+    prepare(&j->job, t->page, sizeof t->page, t->stream, sizeof t->stream);
     if (deflate(j) != ST_OK)
         return;
-    j->after.next_in = stream;
+    j->after.next_in = t->stream;
     j->after.avail_in = j->job.total_out;
-    j->after.next_out = again;
-    j->after.avail_out = SAMPLE_BYTES;
+    j->after.next_out = t->again;
+    j->after.avail_out = sizeof t->again;
     if (j->isal.inflate_stateless(&j->after) != ISAL_OK)
         return;
     j->code = *found;
-    memset(again, 0, sizeof again);
-    prepare(&j->job, stream, j->job.total_out, again, SAMPLE_BYTES);
-    if (!begins_with_code(j, stream, j->job.available_in) || !inflate_after_code(j)
-        || memcmp(again, sample, SAMPLE_BYTES))
+    memset(t->again, 0, sizeof t->again);
+    prepare(&j->job, t->stream, j->job.total_out, t->again, sizeof t->again);
+    if (!begins_with_code(j, t->stream, j->job.available_in) || !inflate_after_code(j)
+        || memcmp(t->again, t->page, sizeof t->page))
         j->code.count = 0;
 }
 

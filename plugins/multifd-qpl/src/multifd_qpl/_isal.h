@@ -68,11 +68,18 @@ _Static_assert(sizeof(void *) != 8
  */
 enum { ISAL_GUARD_BYTES = 64 * 1024 };
 
+/* What a job learns `code` by; here, since what an ISA-L that is not as this says writes too much harms nothing here. */
+enum { ISAL_SAMPLE_BYTES = 1024 };
+typedef struct {
+    uint8_t page[ISAL_SAMPLE_BYTES], stream[ISAL_SAMPLE_BYTES], again[ISAL_SAMPLE_BYTES], guard[ISAL_SAMPLE_BYTES];
+} isal_sample;
+
 /* A job that ISA-L does; made in zeroed memory. */
 typedef struct {
     qpl_job job;
     mq_isal isal;
     isal_code code;  /* that streams of this ISA-L begin with; count 0 if there is none to be known by */
+    isal_sample sample;
     _Alignas(64) isal_stream stream;
     uint8_t stream_guard[ISAL_GUARD_BYTES];
     _Alignas(64) isal_state state;  /* for any stream */
