@@ -68,7 +68,6 @@ docs: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/methods.py
 	$(BIN)/python benchmarks/qpl_batch.py
-	$(BIN)/python benchmarks/qpl_isal.py
 	$(NEWER) PYTHONPATH=tests $(BIN)/python benchmarks/qemu.py
 	$(BIN)/python benchmarks/live.py cost
 
