@@ -12,6 +12,8 @@ import zlib
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from multifd_qpl import isal_library
+from multifd_qpl import method as qpl_method
 from multifd_qpl.method import QplMethod, QplOptions
 from qpl_ends import PAGE_SIZES, Ends, make_pages, split
 
@@ -178,6 +180,8 @@ def test_engines_by_option(standin_library: object) -> None:
 
 def test_libqpl_if_there_is_no_isal(standin_library: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "isal.igzip_lib", None)
+    monkeypatch.setattr(qpl_method, "load_isal", isal_library._open_and_test)
+    monkeypatch.setattr(isal_library, "SONAME", "libisal-is-not-here.so.2")
     available = QplMethod.availability(QplOptions())
     assert available.engine == "libqpl"
     assert "ISA-L cannot be imported" in available.reason

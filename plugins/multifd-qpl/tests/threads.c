@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "_batch.h"
 
@@ -69,7 +70,7 @@ static void open_side(side_t *s)
         .table = &table, .software = make(MQ_SOFTWARE), .hardware = s->hardware, .slots = s->slots,
         .abort = &abort_flag, .silence_ns = 60000000000, .page_size = PAGE, .page_count = COUNT, .retries = 3,
         .verify = 1, .out = s->memory, .source = s->memory + part, .proof = s->memory + 2 * part,
-        .pages = s->pages, .lengths = s->lengths, .doubts = s->doubts,
+        .pages = s->pages, .lengths = s->lengths, .doubts = s->doubts, .owner = getpid(),
     };
 }
 
@@ -83,6 +84,23 @@ static void close_side(side_t *s)
     qpl_fini_job(s->channel.software);
     free(s->channel.software);
     mq_unmap(s->memory, 3 * COUNT * mq_slot_bytes(PAGE));
+}
+
+/* The same by native hooks. */
+static int native_packet(side_t *sender, side_t *receiver, uint8_t *source, uint8_t *target, uint8_t *payload)
+{
+    const uint64_t capacity = COUNT * (PAGE + 4);
+    const uint8_t *from[COUNT];
+    uint8_t *to[COUNT];
+    for (int i = 0; i < COUNT; i++) {
+        from[i] = source + i * PAGE;
+        to[i] = target + i * PAGE;
+    }
+    int64_t length = mq_native_send(&sender->channel, from, COUNT, payload, capacity);
+    int64_t result = length > 0 ? mq_native_recv(&receiver->channel, payload, (uint64_t)length, to, COUNT) : length;
+    need(length != MQ_DECLINED && result != MQ_DECLINED, "declined");
+    need(result != 0 || !memcmp(source, target, PAGE * COUNT), "bytes of a native hook");
+    return result ? MQ_ABORTED : MQ_OK;
 }
 
 /* A packet there and back; what the second batch returned, or the first if it was not MQ_OK. */
@@ -116,13 +134,15 @@ static void *run(void *argument)
         source[i] = (uint8_t)(i / PAGE % 4 ? i / 40 * (int)seed : rand_r(&seed));
     open_side(&sender);
     open_side(&receiver);
-    for (int k = 0; k < PACKETS; k++)
+    for (int k = 0; k < PACKETS; k++) {
         need(packet(&sender, &receiver, source, target, payload) != MQ_MISUSE, "counts");
+        native_packet(&sender, &receiver, source, target, payload);
+    }
     if (argument == NULL)
         __atomic_store_n(&abort_flag, 1, __ATOMIC_RELAXED);
     for (int k = 0; result != MQ_ABORTED; k++) {
         need(k < MOST_PACKETS, "the abort is not seen");
-        result = packet(&sender, &receiver, source, target, payload);
+        result = (k % 2 ? packet : native_packet)(&sender, &receiver, source, target, payload);
     }
     close_side(&sender);
     close_side(&receiver);

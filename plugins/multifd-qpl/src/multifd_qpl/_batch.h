@@ -1,9 +1,10 @@
 /*
  * A whole packet of pages through qpl jobs in one call, without the interpreter.
  *
- * Rules of these files (_jobs.c, _compress.c, _decompress.c):
+ * Rules of these files (_jobs.c, _compress.c, _decompress.c, _native.c):
  *  - libqpl is reached through mq_table alone, so a simulated device can stand in for it, with its own
- *    clock (now_ns, relax). Nothing here links to libqpl or includes its headers.
+ *    clock (now_ns, relax), and ISA-L for its software path (_isal.c). Nothing here links to libqpl or ISA-L or
+ *    includes their headers.
  *  - A device sees the channel's private slots only, never the guest's pages or the payload: a job that is
  *    never answered can harm nothing that is freed. The owner of the slots must let them live for ever
  *    once a job is marked MQ_STUCK.
@@ -83,7 +84,18 @@ typedef struct {
     mq_job_fn fini_job, execute_job, submit_job, check_job;
     uint64_t (*now_ns)(void);
     void (*relax)(void);  /* called between two looks at a job or a queue */
+    uint8_t keeps_room;   /* execute_job writes nothing behind available_out, whatever the stream */
 } mq_table;
+
+/* ISA-L's functions (igzip_lib.h); what they take are its structures, see _isal.h. */
+typedef struct {
+    void (*deflate_stateless_init)(void *stream);
+    int (*deflate_stateless)(void *stream);
+    void (*inflate_init)(void *state);
+    void (*inflate_reset)(void *state);
+    int (*inflate)(void *state);
+    int (*inflate_stateless)(void *state);
+} mq_isal;
 
 typedef struct { uint8_t *start; uint32_t page_count; } mq_run;
 
@@ -109,6 +121,11 @@ typedef struct {
     uint8_t hardware_off;   /* set here: the device has been silent or busy for silence_ns */
     uint8_t silent;         /* set here: a job did not end within silence_ns */
     uint8_t has_stuck;      /* set here: a job is marked MQ_STUCK */
+    /* Of native hooks. */
+    uint8_t is_troubled;      /* set here: a device did not do a packet whole, so Python does the next ones */
+    uint32_t troubled_pages;  /* of that packet */
+    uint32_t clean_packets;   /* done before it */
+    int32_t owner;            /* the process that the jobs belong to */
     uint64_t counters[COUNTER_COUNT];
     /* page_count slots of mq_slot_bytes each: what a job reads, what it writes, what a verification writes.
        Without hardware only `out` is used, by a decoder its first slot. */
@@ -127,6 +144,18 @@ int mq_compress(mq_channel *c, const mq_run *runs, uint32_t run_count, uint8_t *
                 uint32_t *piece_count);
 int mq_decompress(mq_channel *c, const mq_run *runs, uint32_t run_count, const uint8_t *payload,
                   size_t payload_length);
+void mq_isal_table(const mq_isal *functions, mq_table *table);
+void mq_isal_set_guards(qpl_job *job);
+size_t mq_isal_count_damage(const qpl_job *job);
+int mq_isal_knows_code(const qpl_job *job);
+
+/*
+ * What native hooks return but payload bytes and 0: the first two are the caller's contract (multifd/pump/native.h).
+ * MQ_DECLINED: nothing was done that counts; the hook in Python does the packet, and whatever is to be done first.
+ */
+enum { MQ_DECLINED = -1, MQ_TORN_DOWN = -2 };
+int64_t mq_native_send(void *state, const uint8_t *const *pages, uint32_t count, uint8_t *out, uint64_t capacity);
+int64_t mq_native_recv(void *state, const uint8_t *payload, uint64_t length, uint8_t *const *pages, uint32_t count);
 uint32_t mq_crc(const uint8_t *p, size_t length);
 uint32_t mq_crc_by_table(uint32_t crc, const uint8_t *p, size_t length);
 

@@ -35,7 +35,17 @@ typedef struct {
     mq_job_fn fini_job, execute_job, submit_job, check_job;
     uint64_t (*now_ns)(void);
     void (*relax)(void);
+    uint8_t keeps_room;
 } mq_table;
+
+typedef struct {
+    void (*deflate_stateless_init)(void *);
+    int (*deflate_stateless)(void *);
+    void (*inflate_init)(void *);
+    void (*inflate_reset)(void *);
+    int (*inflate)(void *);
+    int (*inflate_stateless)(void *);
+} mq_isal;
 
 typedef struct { uint8_t *start; uint32_t page_count; } mq_run;
 typedef struct { int32_t run; uint32_t start, length; } mq_piece;
@@ -50,6 +60,9 @@ typedef struct {
     uint64_t silence_ns;
     uint32_t page_size, page_count, retries;
     uint8_t wait_for_queue, verify, hardware_off, silent, has_stuck;
+    uint8_t is_troubled;
+    uint32_t troubled_pages, clean_packets;
+    int32_t owner;
     uint64_t counters[...];
     uint8_t *source, *out, *proof;
     uint8_t **pages;
@@ -68,6 +81,8 @@ typedef struct {
 #define MQ_ABORTED ...
 #define MQ_SILENT ...
 #define MQ_MISUSE ...
+#define MQ_DECLINED ...
+#define MQ_TORN_DOWN ...
 #define MQ_ROOM_TO_SPARE ...
 #define SOFTWARE ...
 #define MQ_AUTO ...
@@ -86,13 +101,20 @@ int mq_compress(mq_channel *c, const mq_run *runs, uint32_t run_count, uint8_t *
                 uint32_t *piece_count);
 int mq_decompress(mq_channel *c, const mq_run *runs, uint32_t run_count, const uint8_t *payload,
                   size_t payload_length);
+void mq_isal_table(const mq_isal *functions, mq_table *table);
+void mq_isal_set_guards(qpl_job *job);
+size_t mq_isal_count_damage(const qpl_job *job);
+int mq_isal_knows_code(const qpl_job *job);
+int mq_is_noise(const uint8_t *page, uint32_t page_size);
+int64_t mq_native_send(void *state, const uint8_t *const *pages, uint32_t count, uint8_t *out, uint64_t capacity);
+int64_t mq_native_recv(void *state, const uint8_t *payload, uint64_t length, uint8_t *const *pages, uint32_t count);
 uint32_t mq_crc(const uint8_t *p, size_t length);
 uint32_t mq_crc_by_table(uint32_t crc, const uint8_t *p, size_t length);
 """)
 
 _HERE = Path(__file__).parent
-_SOURCES = ("_jobs.c", "_compress.c", "_decompress.c", "_crc.c")
-_HEADERS = ("_batch.h", "_jobs.h")
+_SOURCES = ("_jobs.c", "_compress.c", "_decompress.c", "_native.c", "_isal.c", "_noise.c", "_crc.c")
+_HEADERS = ("_batch.h", "_jobs.h", "_isal.h", "_noise.h")
 
 _MODE = os.environ.get("MULTIFD_QPL_BUILD", "")
 if _MODE not in ("", "strict", "sanitize"):
@@ -104,6 +126,7 @@ _DEBUG = ["-g", "-O1", "-fno-omit-frame-pointer"] if _SANITIZERS else ["-O2"]
 # What cffi writes behind this does not use every argument.
 _PREAMBLE = """
 #include "_batch.h"
+#include "_noise.h"
 #pragma GCC diagnostic ignored "-Wunused-parameter"
 """
 

@@ -3,11 +3,14 @@
 
 #include "_jobs.h"
 
-/* Where the packet's payload grows. */
+/* Where the packet's payload grows: streams are packed at `packed`; raw pages stand in `pieces`, or are copied there. */
 typedef struct {
     uint8_t *lengths;  /* the table, big-endian */
+    uint8_t *packed;
+    uint32_t used;
+    const mq_run *runs;
     mq_piece *pieces;
-    uint32_t piece_count, used;
+    uint32_t piece_count;
 } payload_t;
 
 /* A page by the software job into `out`; its length, or page_size if it must go raw. */
@@ -112,6 +115,27 @@ static void add_piece(payload_t *p, int32_t run, uint32_t start, uint32_t length
         p->pieces[p->piece_count++] = (mq_piece){run, start, length};
 }
 
+/* A stream, which is at the end of what is packed or in its slot. */
+static void add_stream(payload_t *p, const uint8_t *stream, uint32_t length)
+{
+    uint8_t *end = p->packed + p->used;
+    if (stream != end)
+        memmove(end, stream, length);
+    if (p->pieces)
+        add_piece(p, -1, p->used, length);
+    p->used += length;
+}
+
+static void add_raw(payload_t *p, const mq_channel *c, uint32_t i, uint32_t run, uint32_t page_of_run)
+{
+    if (p->pieces) {
+        add_piece(p, (int32_t)run, page_of_run * c->page_size, c->page_size);
+        return;
+    }
+    memcpy(p->packed + p->used, c->pages[i], c->page_size);
+    p->used += c->page_size;
+}
+
 static void put_length(payload_t *p, uint32_t i, uint32_t length)
 {
     uint8_t *entry = p->lengths + 4 * (size_t)i;
@@ -128,24 +152,11 @@ static int end_early(mq_channel *c, uint32_t n)
     return mq_is_aborted(c) ? MQ_ABORTED : MQ_SILENT;
 }
 
-/*
- * Compress a packet. Streams are packed at the start of c->out, `lengths` (room for page_count entries) gets the
- * big-endian table, `pieces` (room for page_count) the payload behind it. Packing costs a move of the compressed
- * bytes (about 0.04 us a page here) and saves a buffer for each page, which costs more.
- *
- * MQ_SILENT: nothing was made; the slots and all jobs marked MQ_STUCK must stay for ever, the packet can be done
- * again with other slots and without hardware.
- */
-int mq_compress(mq_channel *c, const mq_run *runs, uint32_t run_count, uint8_t *lengths, mq_piece *pieces,
-                uint32_t *piece_count)
+/* Compress the n pages of c->pages. */
+static int fill(mq_channel *c, uint32_t n, payload_t *p)
 {
-    const uint32_t n = mq_find_pages(c, runs, run_count);
-    payload_t p = {lengths, pieces, 0, 0};
     uint64_t completed = 0, software = 0, raw = 0;
 
-    *piece_count = 0;
-    if (n == 0)
-        return MQ_MISUSE;
     if (c->hardware) {
         mq_begin(c, n);
         offer(c, n, &software);
@@ -155,7 +166,7 @@ int mq_compress(mq_channel *c, const mq_run *runs, uint32_t run_count, uint8_t *
             return end_early(c, n);
     }
     for (uint32_t r = 0, k = 0, i = 0; i < n; i++, k++) {
-        uint8_t *slot = mq_slot(c, c->out, i), *packed = c->out + p.used;
+        uint8_t *stream = mq_slot(c, c->out, i);
         uint32_t length;
 
         if (mq_is_aborted(c))
@@ -168,26 +179,54 @@ int mq_compress(mq_channel *c, const mq_run *runs, uint32_t run_count, uint8_t *
         } else if (c->hardware && c->lengths[i]) {
             length = c->lengths[i];
         } else {
-            length = shrink(c, i, packed);
-            slot = packed;
+            stream = p->packed + p->used;
+            length = shrink(c, i, stream);
             software += length < c->page_size;
         }
-        while (k == runs[r].page_count)
+        while (p->runs && k == p->runs[r].page_count)
             r++, k = 0;
         if (length < c->page_size) {
-            if (slot != packed)
-                memmove(packed, slot, length);
-            add_piece(&p, -1, p.used, length);
-            p.used += length;
+            add_stream(p, stream, length);
         } else {
-            add_piece(&p, (int32_t)r, k * c->page_size, c->page_size);
+            add_raw(p, c, i, r, k);
             raw++;
         }
-        put_length(&p, i, length);
+        put_length(p, i, length);
     }
     c->counters[COMPLETED] += completed;
     c->counters[SOFTWARE] += software;
     c->counters[RAW] += raw;
-    *piece_count = p.piece_count;
     return MQ_OK;
+}
+
+/*
+ * Compress a packet. Streams are packed at the start of c->out, `lengths` (room for page_count entries) gets the
+ * big-endian table, `pieces` (room for page_count) the payload behind it. Packing costs a move of the compressed
+ * bytes (about 0.04 us a page here) and saves a buffer for each page, which costs more.
+ *
+ * MQ_SILENT: nothing was made; the slots and all jobs marked MQ_STUCK must stay for ever, the packet can be done
+ * again with other slots and without hardware.
+ */
+int mq_compress(mq_channel *c, const mq_run *runs, uint32_t run_count, uint8_t *lengths, mq_piece *pieces,
+                uint32_t *piece_count)
+{
+    const uint32_t n = mq_find_pages(c, runs, run_count);
+    payload_t p = {.lengths = lengths, .packed = c->out, .runs = runs, .pieces = pieces};
+    int result = n ? fill(c, n, &p) : MQ_MISUSE;
+
+    *piece_count = result == MQ_OK ? p.piece_count : 0;
+    return result;
+}
+
+/*
+ * Compress the n pages of c->pages into one piece of n times a page and 4 bytes at most: the table, then every page; its
+ * length is in `used`. Otherwise as mq_compress.
+ */
+int mq_compress_whole(mq_channel *c, uint32_t n, uint8_t *out, size_t *used)
+{
+    payload_t p = {.lengths = out, .packed = out + 4 * (size_t)n};
+    int result = fill(c, n, &p);
+
+    *used = 4 * (size_t)n + p.used;
+    return result;
 }

@@ -24,20 +24,23 @@ static int is_table_right(const mq_channel *c, uint32_t n, const uint8_t *payloa
 }
 
 /*
- * A page by the software job, through a slot with room to spare. In doubt is what is no page, and what leaves input:
- * libqpl reads up to eight bytes behind an end mark and counts them as used, so more than that is left.
+ * A page by the software job, through a slot with room to spare unless it keeps to its room. In doubt is what is no
+ * page, and what leaves input: libqpl reads up to eight bytes behind an end mark and counts them as used, so more than
+ * that is left.
  */
 static uint32_t restore(mq_channel *c, uint32_t i, const uint8_t *stream, uint32_t length)
 {
     const qpl_job *job = c->software;
-    uint8_t *out = mq_slot(c, c->out, c->hardware ? i : 0);
+    const int is_direct = c->table->keeps_room;
+    uint8_t *out = is_direct ? c->pages[i] : mq_slot(c, c->out, c->hardware ? i : 0);
     uint32_t status = ST_OK, made = 0;
 
     if (length) {
-        status = mq_execute(c, MQ_DECOMPRESS, stream, length, out, c->page_size + MQ_ROOM_TO_SPARE);
+        status = mq_execute(c, MQ_DECOMPRESS, stream, length, out, c->page_size + (is_direct ? 0 : MQ_ROOM_TO_SPARE));
         made = job->total_out;
         if (status == ST_OK && made == c->page_size && job->total_in == length) {
-            memcpy(c->pages[i], out, c->page_size);
+            if (!is_direct)
+                memcpy(c->pages[i], out, c->page_size);
             return 1;
         }
     }
@@ -61,16 +64,14 @@ static int offer(mq_channel *c, uint32_t i, const uint8_t *stream, uint32_t leng
 }
 
 /*
- * Decompress a packet into its pages. `payload` begins with the length table.
+ * Decompress a packet into the n pages of c->pages. `payload` begins with the length table.
  *
  * MQ_OK: all pages are filled but those of c->doubts, in no order, which the caller decodes by other means; the
  * counters do not count them. MQ_SILENT: some pages are filled; the slots and all jobs marked MQ_STUCK must stay
  * for ever, the packet can be done again with other slots and without hardware.
  */
-int mq_decompress(mq_channel *c, const mq_run *runs, uint32_t run_count, const uint8_t *payload,
-                  size_t payload_length)
+int mq_decompress_found(mq_channel *c, uint32_t n, const uint8_t *payload, size_t payload_length)
 {
-    const uint32_t n = mq_find_pages(c, runs, run_count);
     const uint8_t *in = payload + 4 * (size_t)n;
     uint64_t completed = 0, software = 0, raw = 0;
 
@@ -113,4 +114,11 @@ int mq_decompress(mq_channel *c, const mq_run *runs, uint32_t run_count, const u
     c->counters[SOFTWARE] += software;
     c->counters[RAW] += raw;
     return MQ_OK;
+}
+
+/* The same with the pages of these runs. */
+int mq_decompress(mq_channel *c, const mq_run *runs, uint32_t run_count, const uint8_t *payload,
+                  size_t payload_length)
+{
+    return mq_decompress_found(c, mq_find_pages(c, runs, run_count), payload, payload_length);
 }

@@ -15,6 +15,8 @@ void mq_await_rest(mq_channel *c, uint32_t n);
 void mq_fall_back(mq_channel *c, uint32_t status);
 int mq_is_sound(mq_channel *c, uint32_t i, uint32_t status, const uint8_t *page);
 uint32_t mq_execute(mq_channel *c, int op, const uint8_t *in, uint32_t in_length, uint8_t *out, uint32_t room);
+int mq_compress_whole(mq_channel *c, uint32_t n, uint8_t *out, size_t *used);
+int mq_decompress_found(mq_channel *c, uint32_t n, const uint8_t *payload, size_t payload_length);
 uint8_t *mq_slot(const mq_channel *c, uint8_t *slots, uint32_t i);
 
 #endif

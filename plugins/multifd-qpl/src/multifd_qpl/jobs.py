@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from multifd.method import MethodUnavailable, RecvParams, SendParams
+from multifd.method import HookError, MethodUnavailable, NativeHook, RecvParams, SendParams
 from multifd.pages import Geometry
 from multifd_qpl._batch import ffi, lib
 from multifd_qpl.abi import Library, describe_status
@@ -107,6 +108,11 @@ def probe(library: Library) -> int:
     return 0
 
 
+def _explain(result: int) -> Exception:
+    """What a native hook's result means."""
+    return TornDown() if result == lib.MQ_TORN_DOWN else HookError(f"qpl's native hook gave {result}")
+
+
 class BatchEngine:
     """One channel and direction on libqpl: one software job, and hardware jobs if there is a device.
 
@@ -160,6 +166,7 @@ class BatchEngine:
         c.page_size, c.page_count, c.retries = geometry.page_size, count, retries
         c.wait_for_queue, c.silence_ns = wait, int(silence_s * 1e9)
         c.verify, c.doubts = verify and library.has_crc, self._doubts
+        c.owner = self._owner
         self._runs = ffi.new("mq_run[]", count)
         self._pieces = ffi.new("mq_piece[]", count)
         self._piece_count = ffi.new("uint32_t *")
@@ -223,6 +230,40 @@ class BatchEngine:
         for piece in self._pieces[0 : self._piece_count[0]]:
             source = self._output if piece.run < 0 else views[piece.run]
             p.iov.append(source[piece.start : piece.start + piece.length])
+
+    def native_send(self, p: SendParams) -> NativeHook:
+        """`compress` in C; what it does not do itself it declines, and `compress` does (``_native.c``)."""
+        return self._native("mq_native_send", p)
+
+    def native_recv(self, p: RecvParams) -> NativeHook:
+        """`decompress` in C; payloads that are wrong or in doubt are declined, so that one place refuses them."""
+        return self._native("mq_native_recv", p)
+
+    def _native(self, name: str, p: SendParams | RecvParams) -> NativeHook:
+        return NativeHook(
+            function=int(ffi.cast("uintptr_t", ffi.addressof(lib, name))),
+            state=int(ffi.cast("uintptr_t", self._channel)),
+            explain=_explain,
+            settle=partial(self._publish, p.counters),
+            keep=self,
+        )
+
+    def settle(self, p: SendParams | RecvParams) -> tuple[int, int]:
+        """Count what native hooks did since the last time.
+
+        Returns:
+            Packets that went as they should, and the pages of the one after them if a device did not do it whole, or
+            0. After such a packet they decline, until `forgive`.
+        """
+        self._publish(p.counters)
+        c = self._channel
+        clean_packets, troubled_pages = c.clean_packets, c.troubled_pages
+        c.clean_packets = c.troubled_pages = 0
+        return clean_packets, troubled_pages
+
+    def forgive(self) -> None:
+        """Let native hooks go on after a packet that a device did not do whole."""
+        self._channel.is_troubled = 0
 
     def _compress(self, run_count: int) -> int:
         result: int = lib.mq_compress(

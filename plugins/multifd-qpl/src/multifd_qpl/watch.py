@@ -10,10 +10,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from multifd.method import MethodUnavailable, RecvParams, SendParams
+from multifd.method import MethodUnavailable, NativeHook, RecvParams, SendParams
 from multifd_qpl.remedy import is_usable
 from multifd_qpl.sysfs import read_devices
 
@@ -82,6 +84,10 @@ class Engine(Protocol):
 
     def decompress(self, lengths: Sequence[int], p: RecvParams) -> None: ...
 
+    def native_send(self, p: SendParams) -> NativeHook | None: ...
+
+    def native_recv(self, p: RecvParams) -> NativeHook | None: ...
+
     def close(self) -> None: ...
 
 
@@ -90,6 +96,14 @@ class DeviceEngine(Engine, Protocol):
 
     @property
     def is_hardware_lost(self) -> bool: ...
+
+    def native_send(self, p: SendParams) -> NativeHook: ...
+
+    def native_recv(self, p: RecvParams) -> NativeHook: ...
+
+    def settle(self, p: SendParams | RecvParams) -> tuple[int, int]: ...
+
+    def forgive(self) -> None: ...
 
 
 class WatchedEngine:
@@ -114,7 +128,7 @@ class WatchedEngine:
             MethodUnavailable: the device failed, and it is required.
         """
         self.engine.compress(p)
-        self._look(p, self._is_failing)
+        self._look(p, self._is_failing, len(p.pages))
 
     def decompress(self, lengths: Sequence[int], p: RecvParams) -> None:
         """See `multifd_qpl.jobs.BatchEngine.decompress`.
@@ -126,7 +140,23 @@ class WatchedEngine:
             self.engine.decompress(lengths, p)
         finally:
             p.counters["silent"] = int(self.engine.is_hardware_lost)
-        self._look(p, self._is_failing_at_streams)
+        self._look(p, self._is_failing_at_streams, len(p.pages))
+
+    def native_send(self, p: SendParams) -> NativeHook:
+        """See `multifd_qpl.jobs.BatchEngine.native_send`; settling may raise what `compress` does."""
+        return replace(self.engine.native_send(p), settle=partial(self._settle, p, self._is_failing))
+
+    def native_recv(self, p: RecvParams) -> NativeHook:
+        """See `multifd_qpl.jobs.BatchEngine.native_recv`; settling may raise what `decompress` does."""
+        return replace(self.engine.native_recv(p), settle=partial(self._settle, p, self._is_failing_at_streams))
+
+    def _settle(self, p: SendParams | RecvParams, is_failing: Callable[[int, int], bool]) -> None:
+        """Look at what native hooks did: packets that went well, and one after them that did not."""
+        clean_packets, pages = self.engine.settle(p)
+        if clean_packets:
+            self._refusing_packets = 0
+        if clean_packets or pages:
+            self._look(p, is_failing, pages or 1)
 
     def close(self) -> None:
         """Close the engine."""
@@ -145,12 +175,14 @@ class WatchedEngine:
         is_power_of_2 = self._doubtful_packets & (self._doubtful_packets - 1) == 0
         return is_power_of_2 and not self._is_sound()
 
-    def _look(self, p: SendParams | RecvParams, is_failing: Callable[[int, int], bool]) -> None:
-        """After a packet: is the device still doing the work?"""
-        counters, pages = p.counters, len(p.pages)
+    def _look(self, p: SendParams | RecvParams, is_failing: Callable[[int, int], bool], pages: int) -> None:
+        """After a packet of so many pages: is the device still doing the work?"""
+        counters = p.counters
         failed, fell_back = counters["failed"] - self._failed, counters["fell_back"] - self._fell_back
         self._failed, self._fell_back = counters["failed"], counters["fell_back"]
         self._refusing_packets = self._refusing_packets + 1 if fell_back >= pages else 0
+        if not fell_back:
+            self.engine.forgive()
         if self.engine.is_hardware_lost:
             counters["silent"] = 1
             self._trouble(p, "silent", "the IAA device answers nothing or takes nothing any more")
