@@ -41,6 +41,11 @@ The rules. Each names the tests of the conformance kit (``pytest --pyargs multif
   test_page_independent_claim, test_deterministic_claim, test_verbatim_claim)
 * Wire code. A method that has QEMU's code speaks QEMU's format. (test_golden_vectors, test_reference_decoder,
   test_shared_wire_code)
+* Native hooks. What `native_send` and `native_recv` offer gives what the hooks in Python give, in any mixture of
+  packets: the same payloads if they are deterministic, the same pages, exceptions and counters. It touches nothing but
+  its state and what it is given, and that only until it returns. (test_native_payloads, test_native_mixtures,
+  test_native_refusals, test_native_guards, test_native_live_pages, test_native_channels_in_threads,
+  test_native_abort)
 * Itself. Name, api, code and availability are as described here. (test_identity, test_availability)
 """
 

@@ -5,12 +5,16 @@ The hooks call Python, which real ones may not: the interpreter lock is taken by
 
 from __future__ import annotations
 
+import os
+import signal
+import struct
+import threading
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import cffi
-from wrong_methods import Good, GoodStream, decode, encode
+from wrong_methods import Good, GoodStream, caught_by, decode, encode
 
 from multifd.method import CodecError, NativeHook, RecvParams, SendParams
 
@@ -124,3 +128,193 @@ class GoodNativeStream(NativeHooks, GoodStream):
     def send_prepare(self, p: SendParams) -> None:
         p.counters["pages"] = p.counters.get("pages", 0) + len(p.pages)
         super().send_prepare(p)
+
+
+@caught_by("test_native_payloads", "makes the payload that the hook in Python makes")
+class NativeAtAnotherLevel(GoodNative):
+    """Decodes all the same."""
+
+    def pack(self, p: SendParams, pages: Sequence[memoryview]) -> bytes:
+        bodies = [zlib.compress(page, 9) for page in pages]
+        return b"".join(struct.pack("<I", len(body)) + body for body in bodies)
+
+
+@caught_by("test_native_payloads", "decodes to exactly")
+class NativeForgetsOrder(GoodNative):
+    """Decodes into its pages as they lie."""
+
+    def unpack(self, p: RecvParams, payload: memoryview, pages: Sequence[memoryview]) -> None:
+        decode(payload, sorted(pages, key=lambda page: int(FFI.cast("uintptr_t", FFI.from_buffer(page)))))
+
+
+@caught_by("test_native_payloads", "takes packets")
+class NativeDeclinesAll(GoodNative):
+    def native_recv(self, p: RecvParams) -> NativeHook | None:
+        return recv_hook(lambda *_: DECLINED)
+
+
+@caught_by("test_native_payloads", "from 1 to capacity")
+class NativeMakesNothing(GoodNative):
+    def pack(self, p: SendParams, pages: Sequence[memoryview]) -> bytes:
+        return b""
+
+
+@caught_by("test_native_payloads", "0 or a negative number")
+class NativeGivesLength(GoodNative):
+    """As many decoders do."""
+
+    def native_recv(self, p: RecvParams) -> NativeHook | None:
+        return recv_hook(lambda _state, _payload, length, *_: length)
+
+
+@caught_by("test_native_payloads", "takes every packet, or declines it")
+class NativeNeedsPython(GoodNative):
+    """Looks at p.pages, which are no packet's when a hook in native code runs."""
+
+    def pack(self, p: SendParams, pages: Sequence[memoryview]) -> bytes:
+        if not len(p.pages):
+            raise IndexError("no page")
+        return super().pack(p, pages)
+
+
+@caught_by("test_native_mixtures", "decode")
+class NativeOwnStream(GoodNativeStream):
+    """A stream of its own beside that of the hooks in Python."""
+
+    def native_send(self, p: SendParams) -> NativeHook | None:
+        self._own = zlib.compressobj(1)
+        return super().native_send(p)
+
+    def pack(self, p: SendParams, pages: Sequence[memoryview]) -> bytes:
+        return bytes(self._own.compress(b"".join(pages)) + self._own.flush(zlib.Z_SYNC_FLUSH))
+
+
+@caught_by("test_native_mixtures", "settle leaves in p.counters")
+class NativeCountsNothing(GoodNative):
+    def native_send(self, p: SendParams) -> NativeHook | None:
+        hook = super().native_send(p)
+        assert hook is not None
+        return NativeHook(hook.function, 0, hook.explain, keep=hook.keep)
+
+
+@caught_by("test_native_refusals", "refuses and decodes exactly what recv does")
+class NativeIgnoresRest(GoodNative):
+    """Looks at no more than its pages need."""
+
+    def unpack(self, p: RecvParams, payload: memoryview, pages: Sequence[memoryview]) -> None:
+        at = 0
+        for page in pages:
+            if at + 4 > len(payload):
+                raise CodecError("cut before a length")
+            (size,) = struct.unpack_from("<I", payload, at)
+            decode(payload[at : at + 4 + size], [page])
+            at += 4 + size
+
+
+@caught_by("test_native_refusals", "explains it by the same exception")
+class NativeOtherWords(GoodNative):
+    def unpack(self, p: RecvParams, payload: memoryview, pages: Sequence[memoryview]) -> None:
+        try:
+            super().unpack(p, payload, pages)
+        except CodecError:
+            raise CodecError("payload does not decode") from None
+
+
+@caught_by("test_native_refusals", "survives")
+class NativeCrashes(GoodNative):
+    """Writes through a length that it was given."""
+
+    def unpack(self, p: RecvParams, payload: memoryview, pages: Sequence[memoryview]) -> None:
+        if bytes(payload[1:4]) == b"\xff\xff\xff":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        super().unpack(p, payload, pages)
+
+
+@caught_by("test_native_guards", "no memory but its own")
+class NativeReadsPastPage(GoodNative):
+    """A match finder that looks eight bytes ahead."""
+
+    def native_send(self, p: SendParams) -> NativeHook | None:
+        size, good = p.geometry.page_size, super().native_send(p)
+        assert good is not None
+        function = FFI.cast("native_send *", good.function)
+
+        def call(state: Any, pages: Any, count: int, out: Any, capacity: int) -> int:
+            bytes(FFI.buffer(pages[0], size + 8))
+            return int(function(state, pages, count, out, capacity))
+
+        return send_hook(call, keep=good, settle=good.settle)
+
+
+@caught_by("test_native_guards", "no memory but its own")
+class NativeReadsPastPayload(GoodNative):
+    """A decoder that reads eight bytes at a time."""
+
+    def unpack(self, p: RecvParams, payload: memoryview, pages: Sequence[memoryview]) -> None:
+        bytes(FFI.buffer(FFI.from_buffer(payload) + len(payload), 8))
+        super().unpack(p, payload, pages)
+
+
+@caught_by("test_native_guards", "no memory but its own")
+class NativeFillsCapacity(GoodNative):
+    """Clears what it takes for its buffer."""
+
+    def native_send(self, p: SendParams) -> NativeHook | None:
+        good = super().native_send(p)
+        assert good is not None
+        function = FFI.cast("native_send *", good.function)
+
+        def call(state: Any, pages: Any, count: int, out: Any, capacity: int) -> int:
+            FFI.memmove(out, bytes(capacity + 8), capacity + 8)
+            return int(function(state, pages, count, out, capacity))
+
+        return send_hook(call, keep=good, settle=good.settle)
+
+
+@caught_by("test_native_guards", "no memory but its own")
+class NativeKeepsPages(GoodNative):
+    """Looks at the packet before where it was."""
+
+    def pack(self, p: SendParams, pages: Sequence[memoryview]) -> bytes:
+        if p.state is not None:
+            bytes(p.state)
+        p.state = pages[0]
+        return super().pack(p, pages)
+
+
+@caught_by("test_native_guards", "never writes to the source")
+class NativeWritesToSource(GoodNative):
+    def pack(self, p: SendParams, pages: Sequence[memoryview]) -> bytes:
+        data = super().pack(p, pages)
+        pages[0][0] ^= 1
+        return data
+
+
+@caught_by("test_native_live_pages", "not written during send_prepare")
+class NativeReadsTwice(GoodNative):
+    """Measures each page, then compresses it again."""
+
+    def pack(self, p: SendParams, pages: Sequence[memoryview]) -> bytes:
+        sizes = [len(zlib.compress(page, 1)) for page in pages]
+        bodies = [zlib.compress(page, 1) for page in pages]
+        return b"".join(struct.pack("<I", s) + b for s, b in zip(sizes, bodies, strict=True))
+
+
+@caught_by("test_native_channels_in_threads", "")
+class NativeSharesScratch(GoodNative):
+    """One buffer for all channels."""
+
+    def pack(self, p: SendParams, pages: Sequence[memoryview]) -> bytes:
+        scratch = self.__dict__.setdefault("scratch", bytearray(1 << 20))
+        data = b"".join(pages)
+        scratch[: len(data)] = data
+        threading.Event().wait(0.001)  # another channel's turn
+        return encode(bytes(scratch[i : i + len(pages[0])]) for i in range(0, len(data), len(pages[0])))
+
+
+@caught_by("test_native_abort", "explained by an error of multifd.errors")
+class NativeAbortsWithWrongError(GoodNative):
+    def pack(self, p: SendParams, pages: Sequence[memoryview]) -> bytes:
+        if p.abort[0]:
+            raise TimeoutError("device")
+        return super().pack(p, pages)

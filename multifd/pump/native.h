@@ -29,7 +29,7 @@ typedef int64_t (*multifd_native_send)(void *state, const uint8_t *const *pages,
                                        uint64_t capacity);
 
 /*
- * Decode `length` bytes of payload, which a peer sent and nobody has checked, into `count` pages. Returns 0 or a
+ * Decode `length` bytes of payload, at least 1, which a peer sent and nobody has checked, into `count` pages. Returns 0 or a
  * negative number.
  */
 typedef int64_t (*multifd_native_recv)(void *state, const uint8_t *payload, uint64_t length, uint8_t *const *pages,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from multifd.testing.harness import Broken, Section
+from multifd.testing.harness import Broken, Inconclusive, Section
 
 DEADLINE_S = 100.0
 """For a process of the kit; the work takes a few seconds, on a machine that has nothing else to do."""
@@ -69,7 +69,7 @@ def tell(call: Callable[[], None]) -> None:
     """Run a case in the child and print how it ended."""
     try:
         call()
-    except Broken as e:
+    except (Broken, Inconclusive) as e:
         print("broken", json.dumps(str(e)), flush=True)
     else:
         print("done", flush=True)

@@ -35,6 +35,10 @@ class Fence:
         if not (self._start + start) % mmap.PAGESIZE and not nbytes % mmap.PAGESIZE:
             self._forbid(self._start + start, nbytes)
 
+    def revoke(self) -> None:
+        """Take access to all of it away: whoever touches it from now on is killed by a signal."""
+        self._forbid(0, len(self._map))
+
     def _forbid(self, start: int, nbytes: int) -> None:
         address = ctypes.c_void_p(self._base + start)
         if _LIBC.mprotect(address, ctypes.c_size_t(nbytes), _PROT_NONE):

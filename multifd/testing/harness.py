@@ -29,6 +29,7 @@ class Section(StrEnum):
     STATE = "State and threads"
     BUFFERS = "Buffers and ownership"
     LIVE = "Live pages"
+    NATIVE = "Native hooks"
     ERRORS = "Errors"
     OPTIONS = "Options"
     CAPABILITIES = "Capabilities"
@@ -113,7 +114,7 @@ class _End:
             raise
         except Exception as e:
             raise Broken(
-                f"{hook.__name__} of good input succeeds", Section.ERRORS, f"{self.where}: it raised {e!r}"
+                f"{hook.__name__.lstrip('_')} of good input succeeds", Section.ERRORS, f"{self.where}: it raised {e!r}"
             ) from e
         for key, value in p.counters.items():
             if not (isinstance(key, str) and type(value) is int):
@@ -149,8 +150,11 @@ class SendEnd(_End):
         p = self.p
         p.iov.clear()
         p.pages = pages
-        self._hook(self.method.send_prepare, p)
+        self._hook(self._send_prepare, p)
         self._check_iov()
+
+    def _send_prepare(self, p: SendParams) -> None:
+        self.method.send_prepare(p)
 
     def take(self) -> bytes:
         """The payload in ``p.iov``, as the engine would write it now."""
@@ -227,8 +231,8 @@ class RecvEnd(_End):
         buffer[:] = payload
         p.pages, p.payload = Pages(memory, offsets, self.scratch), buffer.toreadonly()
         try:
-            self.method.recv(p)
-        except CodecError:
+            self._recv(p)
+        except (CodecError, Broken):
             raise
         except Exception as e:
             raise Broken(
@@ -246,8 +250,11 @@ class RecvEnd(_End):
     def fill(self, pages: Pages, payload: memoryview) -> None:
         """Run recv for a good payload, into pages of the caller's."""
         self.p.pages, self.p.payload = pages, payload
-        self._hook(self.method.recv, self.p)
+        self._hook(self._recv, self.p)
         self.packet += 1
+
+    def _recv(self, p: RecvParams) -> None:
+        self.method.recv(p)
 
     def unpack(self, payload: bytes, count: int, layout: Layout = "contiguous") -> bytes:
         """The bytes of `count` pages from a payload that is good."""

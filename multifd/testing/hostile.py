@@ -13,6 +13,7 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -124,28 +125,55 @@ def damage(method: MultifdMethods) -> None:
 
 
 def _damage(method: MultifdMethods, page_size: int, kinds: tuple[str, ...]) -> None:
+    for lie in lies(method, page_size, kinds):
+        _Judge(method, lie.history, page_size).try_case(lie.case, lie.payload, lie.count, lie.must_be)
+
+
+@dataclass(frozen=True)
+class Lie:
+    """A payload that no sender made."""
+
+    case: str
+    """In words."""
+    history: list[bytes]
+    """Good payloads of `COUNT` pages that come before it on the channel."""
+    payload: bytes
+    count: int = COUNT
+    """The pages that its packet says it has."""
+    must_be: bytes | None = None
+    """The pages' bytes if it is accepted; None: any."""
+
+
+def lies(method: MultifdMethods, page_size: int, kinds: tuple[str, ...]) -> Iterator[Lie]:
+    """Cut, extended, flipped, swapped, empty and foreign payloads.
+
+    Args:
+        method: whose payloads they look like.
+        page_size: bytes.
+        kinds: of pages, whose payloads are damaged.
+    """
     rng = random.Random(11)
     for kind in kinds:
         with SendEnd(method, page_size) as send:
             contents = [packet(kind, seed, page_size, COUNT) for seed in range(3)]
             payloads = [send.pack(data) for data in contents]
-        judge, good, data = _Judge(method, payloads[:2], page_size), payloads[2], contents[2]
+        history, good, data = payloads[:2], payloads[2], contents[2]
         size = len(good)
         for keep in sorted({0, 1, 2, 3, 4, 5, size // 4, size // 2, size - 40, size - 8, size - 2, size - 1}):
             if 0 <= keep < size:
-                judge.try_case(f"{page_size}, {kind}: cut to {keep} of {size} bytes", good[:keep], must_be=data)
+                yield Lie(f"{page_size}, {kind}: cut to {keep} of {size} bytes", history, good[:keep], must_be=data)
         for extra in (b"\0", b"\xff" * 7, good, rng.randbytes(300)):
-            judge.try_case(f"{page_size}, {kind}: extended by {len(extra)} bytes", good + extra, must_be=data)
-        judge.try_case(f"{page_size}, {kind}: for one page less", good, COUNT - 1, data[: (COUNT - 1) * page_size])
-        judge.try_case(f"{page_size}, {kind}: for one page more", good, COUNT + 1)
+            yield Lie(f"{page_size}, {kind}: extended by {len(extra)} bytes", history, good + extra, must_be=data)
+        shorter = data[: (COUNT - 1) * page_size]
+        yield Lie(f"{page_size}, {kind}: for one page less", history, good, COUNT - 1, shorter)
+        yield Lie(f"{page_size}, {kind}: for one page more", history, good, COUNT + 1)
         for case, payload in _damaged(good, payloads[1], rng):
-            judge.try_case(f"{page_size}, {kind}: {case}", payload)
-    judge = _Judge(method, [], page_size)
+            yield Lie(f"{page_size}, {kind}: {case}", history, payload)
     for case, payload in _foreign(rng, method.max_payload(Geometry.of(page_size))):
-        judge.try_case(case, payload)
+        yield Lie(case, [], payload)
 
 
-def bombs(method: MultifdMethods) -> None:
+def bombs(method: MultifdMethods, end: type[RecvEnd] = RecvEnd) -> None:
     """Payloads within the bound that decode to hundreds of times a packet."""
     bound = method.max_payload(Geometry.of(PAGE_SIZE))
     for case, payload in _bombs(method, bound):
@@ -154,7 +182,7 @@ def bombs(method: MultifdMethods) -> None:
         before = _peak_bytes()
         for count in (1, COUNT):
             begin = time.process_time()
-            with RecvEnd(method) as recv, contextlib.suppress(CodecError):
+            with end(method) as recv, contextlib.suppress(CodecError):
                 recv.receive(payload, count)
             check_effort(method, case, time.process_time() - begin)
         held = _peak_bytes() - before
@@ -198,7 +226,8 @@ def _peak_bytes() -> int:
     return int(status.partition("VmHWM:")[2].split()[0]) << 10
 
 
-def _limit_memory() -> None:
+def limit_memory() -> None:
+    """Let this process have little more address space than it has now."""
     status = Path("/proc/self/status").read_text()
     now = int(status.partition("VmSize:")[2].split()[0]) << 10
     resource.setrlimit(resource.RLIMIT_AS, (now + ROOM_BYTES, resource.RLIM_INFINITY))
@@ -209,7 +238,7 @@ def main(attack: str, spec: str) -> None:
     method = load_method(spec)
     with SendEnd(method) as send, RecvEnd(method) as recv:  # imports what it needs
         recv.unpack(send.pack(packet("mixed", 0, PAGE_SIZE, COUNT)), COUNT)
-    _limit_memory()
+    limit_memory()
     tell(lambda: {"damage": damage, "bombs": bombs}[attack](method))
 
 

@@ -12,12 +12,15 @@ from multifd.testing import (
     test_channel,
     test_golden,
     test_method,
+    test_native,
     test_payload,
     test_together,
     test_trust,
 )
 
-_MODULES = (test_alone, test_channel, test_golden, test_method, test_payload, test_together, test_trust)
+_MODULES = (
+    test_alone, test_channel, test_golden, test_method, test_native, test_payload, test_together, test_trust,
+)  # fmt: skip
 _FOUND = [item for module in _MODULES for item in vars(module).items()]
 _TESTS = {name: test for name, test in _FOUND if name.startswith("test_") and callable(test)}
 globals().update(_TESTS)
