@@ -17,6 +17,7 @@
     ├── PeerMismatch                  4  both ends are sound, but were told different things
     ├── PeerFailed                    4  the destination reported, on the return path, that it failed
     ├── ChannelError                  5  closed early, refused, silent for too long; also an OSError
+    │   └── TlsError                  5  the other end is not who it should be, or refuses this one
     ├── RamError                      6  a RAM image that cannot be read or written as asked
     ├── OutcomeUnknown                7  the connection died when the destination may have taken over
     ├── NotConverged                  8  a live source writes faster than its pages can be moved
@@ -201,6 +202,10 @@ class ChannelError(MultifdError, OSError):
 
     exit_code = 5
     meaning = "a connection was refused, broke, or was silent for too long"
+
+
+class TlsError(ChannelError):
+    """TLS failed: the other end could not prove who it is, does not accept this one, or does not speak TLS."""
 
 
 class Aborted(ChannelError):

@@ -203,7 +203,9 @@ class Sender:
 
     def _new_connection(self, *, retry: bool) -> Connection:
         config = self._config
-        connection = connect(config.uri, self._idle, timeout_s=config.connect_timeout_s, limit=self._limit, retry=retry)
+        connection = connect(
+            config.uri, self._idle, timeout_s=config.connect_timeout_s, limit=self._limit, retry=retry, tls=config.tls
+        )
         self._connections.append(connection)
         return connection
 
