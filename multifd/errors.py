@@ -260,6 +260,12 @@ def about(error: _Error, setting: str) -> _Error:
     return error
 
 
+def note_hint(error: MultifdError, hint: str) -> None:
+    """Attach what to look at, if there is anything to say."""
+    if hint:
+        error.add_note(hint)
+
+
 def note_others(error: BaseException, others: Sequence[BaseException]) -> None:
     """Attach what else went wrong to the error that is raised, without saying anything twice."""
     for other in others:

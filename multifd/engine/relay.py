@@ -22,7 +22,7 @@ from multifd.engine.fate import RELAY, Fate, attach
 from multifd.engine.negotiation import Negotiation, terms_of
 from multifd.engine.relay_main import RelayMain
 from multifd.engine.transcoder import ChannelFigures, Transcoder
-from multifd.errors import Cancelled, ChannelError, MultifdError, PeerFailed, RemoteWireError, StreamError
+from multifd.errors import Cancelled, ChannelError, MultifdError, PeerFailed, RemoteWireError, StreamError, note_hint
 from multifd.registry import load_method
 from multifd.stats import RelayResult
 from multifd.transport.accept import Acceptor, Arrival
@@ -165,11 +165,11 @@ class Relay:
         self._crew.check()
         if self._main is None:
             self._forget_who_gave_up()
-        elif self._main.is_understood and not self._main.stream_ended.is_set():
-            for destination in self._outs():
-                if destination.has_hung_up():
-                    ending = destination.ending()
-                    raise ChannelError(f"{destination.peer} closed the connection before it had everything{ending}")
+        elif self._main.is_understood:
+            # In this order: the end may pass in between, and then the destination closes because it has everything.
+            gone = [destination for destination in self._outs() if destination.has_hung_up()]
+            if gone and not self._main.stream_ended.is_set():
+                raise ChannelError(f"{gone[0].peer} closed the connection before it had everything")
         if self.has_begun:
             self._idle.check()
 
@@ -281,6 +281,9 @@ class Relay:
         if self._objection is not None and isinstance(told, ChannelError | PeerFailed):
             self._objection.add_note(str(told))
             told = self._objection
+        has_passed_ram = self.result.packets > len(self._channels)
+        if isinstance(told, ChannelError) and destination is not None and not has_passed_ram:
+            note_hint(told, destination.silence_hint())
         return self.fate.conclude(told)
 
     def _tear_down(self) -> None:

@@ -136,9 +136,7 @@ class RelayMain:
         if shut:
             raise PeerFailed("the destination reports that it failed; its own message says why")
         if self.is_understood and not self.stream_ended.is_set():
-            raise ChannelError(
-                f"{destination.peer} closed the connection before it had everything{destination.ending()}"
-            )
+            raise ChannelError(f"{destination.peer} closed the connection before it had everything")
         if self.has_return_path and answers is not None and shut is None:
             raise ChannelError(f"{destination.peer} closed the connection without a confirmation")
         self.source.shutdown_write()

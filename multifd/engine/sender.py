@@ -31,6 +31,7 @@ from multifd.errors import (
     PeerMismatch,
     StreamError,
     UsageError,
+    note_hint,
 )
 from multifd.method import MultifdMethods
 from multifd.pages import Geometry
@@ -339,8 +340,11 @@ class Sender:
             told = self._last_word(told)
         if isinstance(told, PeerFailed):
             self.fate.refuse()
-        if isinstance(told, ChannelError | PeerFailed) and self._main is not None and len(self._connections) > 1:
-            told.add_note(explain(self._evidence(self._main)))
+        if isinstance(told, ChannelError | PeerFailed) and self._main is not None:
+            if len(self._connections) > 1:
+                note_hint(told, explain(self._evidence(self._main)))
+            if self._main.connection.has_hung_up():
+                note_hint(told, self._main.connection.silence_hint())
         return told
 
     def _last_word(self, error: ChannelError) -> BaseException:

@@ -81,7 +81,7 @@ class SourceMain:
         """
         while (data := self.connection.recv_available()) is not None:
             if not data:
-                raise ChannelError(f"{self.connection.peer} closed the main connection{self.connection.ending()}")
+                raise ChannelError(f"{self.connection.peer} closed the main connection")
             for kind, value in self._answers.feed(data):
                 if kind == PONG:
                     self._pong = max(self._pong, value)

@@ -233,9 +233,11 @@ class Connection:
         """
         return False
 
-    def ending(self) -> str:
-        """What its end may mean, to be put behind a message that says that the peer closed it; often empty."""
-        return ""
+    def silence_hint(self) -> str:
+        """What it may mean that the peer closed and never said a word; empty if it did say something."""
+        if self.bytes_received:
+            return ""
+        return f"if {self.peer} expects TLS (its tls-creds), tls-creds is missing here"
 
     def shutdown(self) -> None:
         """End both directions; calls blocked on this connection return at once. From any thread."""

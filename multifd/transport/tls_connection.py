@@ -197,11 +197,11 @@ class TlsConnection(Connection):
         """See `Connection.may_be_cut`."""
         return self._has_ended and not self._has_said_end
 
-    def ending(self) -> str:
-        """See `Connection.ending`."""
-        if self._has_ended and not self._session.is_server and not self._session.bytes_read:
-            return f"; {self._side.refused()}"
-        return ""
+    def silence_hint(self) -> str:
+        """See `Connection.silence_hint`."""
+        if self._session.is_server or self._session.bytes_read:
+            return ""
+        return f"if {self.peer} {self._side.refused()}"
 
     def _decrypt_into(self, view: memoryview) -> int | None:
         if self._has_ended:

@@ -95,11 +95,9 @@ class Side:
         return "it answers without TLS: it does not use it (tls-creds is missing there), or it is no destination"
 
     def refused(self) -> str:
-        """The other end closed after the handshake and before it said anything."""
+        """The other end closed after the handshake and before it said anything; the rest of a sentence."""
         own = f"this side's certificate, {self.own}" if self.own else f"that this side has {self.own_words}"
-        return (
-            f"if it did so because of TLS, it does not accept {own}, or does not authorise it; its own log says which"
-        )
+        return f"closed because of TLS, it does not accept {own}, or does not authorise it; its own log says which"
 
     def closed(self) -> str:
         """The other end closed in the handshake."""
