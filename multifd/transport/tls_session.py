@@ -34,6 +34,7 @@ class TlsSession:
         self._ssl = context.wrap_bio(self._in, self._out, server_side=is_server, server_hostname=hostname)
         self._lock = threading.Lock()
         self._ahead = b""
+        self._error: ssl.SSLError | None = None
         self.is_server = is_server
         self.bytes_read = 0
         """Plaintext that was given out."""
@@ -79,7 +80,10 @@ class TlsSession:
             return self._out.read()
 
     def decrypt_into(self, view: memoryview) -> int | None:
-        """The next plaintext, at most a record's; None if more must be fed first, 0 at the end (close_notify).
+        """As much of the plaintext that has arrived as `view` takes, which is not empty.
+
+        Returns:
+            Its bytes; None if more must be fed first, 0 at the end (close_notify).
 
         Raises:
             ssl.SSLError: an alert, or what arrived is damaged.
@@ -89,13 +93,29 @@ class TlsSession:
             view[:got], self._ahead = self._ahead[:got], self._ahead[got:]
         else:
             with self._lock:
-                try:
-                    got = int(self._ssl.read(len(view), view))
-                except ssl.SSLWantReadError:
-                    return None
-                except ssl.SSLZeroReturnError:
-                    return 0
+                filled = self._fill(view)
+            if not filled:
+                return filled
+            got = filled
         self.bytes_read += got
+        return got
+
+    def _fill(self, view: memoryview) -> int | None:
+        """Record after record: a QEMU sends each page of method none as one."""
+        if self._error is not None:
+            raise self._error
+        got, read = 0, self._ssl.read
+        try:
+            while got < len(view) and (more := int(read(len(view) - got, view[got:]))):
+                got += more
+        except ssl.SSLWantReadError:
+            return got or None
+        except ssl.SSLZeroReturnError:
+            pass
+        except ssl.SSLError as e:
+            self._error = e  # what came before it is given out first
+            if not got:
+                raise
         return got
 
     def look_ahead(self) -> bool | None:
