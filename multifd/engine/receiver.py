@@ -31,9 +31,9 @@ from multifd.transport.connection import Connection
 from multifd.transport.idle import IdleTimer
 from multifd.transport.incoming import PlainIncoming
 from multifd.transport.listen import Listener
-from multifd.wire.packet import INIT_BYTES, InitPacket
+from multifd.wire.packet import InitPacket
 from multifd.wire.return_path import PONG
-from multifd.wire.stream import MAGIC_BYTES, Machine
+from multifd.wire.stream import Machine
 from multifd.wire.vmdesc import UNMARKED
 
 _LOG = logging.getLogger(__name__)
@@ -172,7 +172,6 @@ class Receiver:
             self._acceptor.dismiss(incoming)
             return
         candidate = RecvMain(incoming.take(self._idle, peer), self)
-        candidate.connection.bytes_received = len(MAGIC_BYTES)
         self._idle.touch()
         self._candidates.append(candidate)
         self._crew.start("multifdrecv_main", self._run_candidate, candidate)
@@ -200,7 +199,6 @@ class Receiver:
             self.barrier.expect(self._negotiation.expected())
             self.stats.method = init.method
         connection = incoming.take(self._idle, f"channel {init.id} ({peer})")
-        connection.bytes_received = INIT_BYTES
         self._idle.touch()
         channel = RecvChannel(
             init.id, connection, self.barrier, self._negotiation.method_of, self._has_ended, self.stats.add_channel()

@@ -29,8 +29,7 @@ from multifd.transport.accept import Acceptor, Arrival
 from multifd.transport.connect import connect
 from multifd.transport.connection import Connection
 from multifd.transport.idle import IdleTimer
-from multifd.wire.packet import INIT_BYTES, InitPacket
-from multifd.wire.stream import MAGIC_BYTES
+from multifd.wire.packet import InitPacket
 
 _LOG = logging.getLogger(__name__)
 _POLL_S = 0.05
@@ -201,7 +200,6 @@ class Relay:
     def _take_candidate(self, source: Connection) -> None:
         """What starts like main; it is main once it has said more than strangers do."""
         self._idle.touch()
-        source.bytes_received = len(MAGIC_BYTES)
         candidate = RelayMain(source, self.fate)
         self._candidates.append(candidate)
         self._crew.start("relay_candidate", self._run_candidate, candidate)
@@ -247,7 +245,6 @@ class Relay:
         if terms is None:
             self._negotiation.settle(init)
         link = _Link(incoming.take(self._idle, f"the source's channel {init.id} ({peer})"), init)
-        link.source.bytes_received = INIT_BYTES
         self._channels[init.id] = link
         if self._main is not None:
             self._crew.start(f"relay_{init.id}", self._run_channel, link, self._main)

@@ -47,7 +47,7 @@ class Incoming(Protocol):
         ...
 
     def take(self, idle: IdleTimer, peer: str) -> Connection:
-        """The connection, for a migration; this object is of no use any more.
+        """The connection, for a migration, with what was read and sent so far counted; this object is of no use then.
 
         Args:
             idle: the migration's.
@@ -71,6 +71,7 @@ class PlainIncoming:
     def __init__(self, sock: socket.socket, peer: str) -> None:
         sock.setblocking(False)
         self._sock, self.peer, self.trouble = sock, peer, ""
+        self._bytes_read = 0
 
     def fileno(self) -> int:
         """See `Incoming`."""
@@ -79,11 +80,13 @@ class PlainIncoming:
     def recv(self, nbytes: int) -> bytes | None:
         """See `Incoming`."""
         try:
-            return self._sock.recv(nbytes)
+            data = self._sock.recv(nbytes)
         except BlockingIOError:
             return None
         except OSError:
             return b""
+        self._bytes_read += len(data)
+        return data
 
     def has_more(self) -> bool | None:
         """See `Incoming`."""
@@ -103,7 +106,9 @@ class PlainIncoming:
 
     def take(self, idle: IdleTimer, peer: str) -> Connection:
         """See `Incoming`."""
-        return Connection(self._sock, idle, peer)
+        connection = Connection(self._sock, idle, peer)
+        connection.bytes_received = self._bytes_read
+        return connection
 
     def close(self) -> None:
         """See `Incoming`."""

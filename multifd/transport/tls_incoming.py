@@ -39,6 +39,7 @@ class TlsIncoming:
         self._session, self._side, self._authz, self._on_failure = session, side, authz, on_failure
         self._timeout_s, self._deadline = timeout_s, time.monotonic() + timeout_s
         self._is_shaken = self._has_begun = False
+        self._bytes_read = self._bytes_sent = 0
         self.trouble = ""
 
     def fileno(self) -> int:
@@ -64,7 +65,9 @@ class TlsIncoming:
 
     def take(self, idle: IdleTimer, peer: str) -> TlsConnection:
         """See `Incoming`."""
-        return TlsConnection(self._sock, self._session, self._side, idle, peer)
+        connection = TlsConnection(self._sock, self._session, self._side, idle, peer)
+        connection.bytes_received, connection.bytes_sent = self._bytes_read, self._bytes_sent
+        return connection
 
     def close(self) -> None:
         """See `Incoming`."""
@@ -99,6 +102,7 @@ class TlsIncoming:
             self._fail(self._side.plain(data))
             return
         self._has_begun = True
+        self._bytes_read += len(data)
         self._session.feed(data)
 
     def _shake_hands(self) -> bool:
@@ -117,6 +121,7 @@ class TlsIncoming:
         try:
             if data := self._session.outgoing():
                 self._sock.sendall(data)
+                self._bytes_sent += len(data)
         except OSError:
             if not self.trouble:
                 self._fail(self._side.closed())

@@ -35,7 +35,7 @@ class TlsSession:
         self._lock = threading.Lock()
         self._ahead = b""
         self._error: ssl.SSLError | None = None
-        self.is_server = is_server
+        self.is_server, self.is_shaken = is_server, False
         self.bytes_read = 0
         """Plaintext that was given out."""
 
@@ -52,6 +52,7 @@ class TlsSession:
                 self._ssl.do_handshake()
             except ssl.SSLWantReadError:
                 return False
+            self.is_shaken = True
             return True
 
     def feed(self, data: Buffer) -> None:

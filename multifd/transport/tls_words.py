@@ -21,7 +21,7 @@ _ALERTS = {
     "CERTIFICATE_UNKNOWN": "it does not accept {own}",
     "DECRYPT_ERROR": "it cannot check what this side sent: another key, or damage on the way",
     "BAD_RECORD_MAC": "what it read was damaged on the way, or somebody changed it",
-    "HANDSHAKE_FAILURE": "it finds no TLS version, cipher suite or key that both ends have, or wants {own}",
+    "HANDSHAKE_FAILURE": "it finds no TLS version, cipher suite or key in common, or a certificate missing; it sees {own}",
     "ILLEGAL_PARAMETER": "it does not accept this side's parameters, such as another key",
     "INTERNAL_ERROR": "it had an internal error",
     "PROTOCOL_VERSION": "it speaks no TLS version that this side does (1.2 and later)",
@@ -65,21 +65,21 @@ class Side:
             return self._distrust(error, session.shown_certificate())
         if reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
             return f"the other end shows no certificate, expected {self.expected}"
-        if reason in _PLAIN:
+        if reason in _PLAIN and not session.is_shaken:
             return self.plain()
         if reason in ("NO_SHARED_CIPHER", "UNSUPPORTED_PROTOCOL"):
             return (
                 f"the other end has no TLS version, cipher suite or kind of key in common with this side "
                 f"({reason.lower().replace('_', ' ')})"
             )
-        if reason in _DAMAGE:
+        if reason in _DAMAGE or reason in _PLAIN:
             return f"what arrived was damaged on the way, or somebody changed it ({reason.lower().replace('_', ' ')})"
         return f"TLS failed: {reason.lower().replace('_', ' ') or error}"
 
     def _distrust(self, error: ssl.SSLCertVerificationError, shown: cert.Certificate) -> str:
-        which = f": {cert.describe(shown)}" if shown else ""
+        got = f", got {cert.describe(shown)}" if shown else ""
         why = str(error.verify_message).rstrip(".")
-        return f"the other end's certificate does not pass: {why}; expected {self.expected}{which and f', got{which}'}"
+        return f"the other end's certificate does not pass: {why}; expected {self.expected}{got}"
 
     def plain(self, first: bytes = b"") -> str:
         """The other end does not speak TLS.
