@@ -21,7 +21,7 @@ _ALERTS = {
     "CERTIFICATE_UNKNOWN": "it does not accept {own}",
     "DECRYPT_ERROR": "it cannot check what this side sent: another key, or damage on the way",
     "BAD_RECORD_MAC": "what it read was damaged on the way, or somebody changed it",
-    "HANDSHAKE_FAILURE": "it finds no TLS version, cipher suite or key in common, or a certificate missing; it sees {own}",
+    "HANDSHAKE_FAILURE": "it finds no TLS version, suite or key in common, or a certificate missing; it sees {own}",
     "ILLEGAL_PARAMETER": "it does not accept this side's parameters, such as another key",
     "INTERNAL_ERROR": "it had an internal error",
     "PROTOCOL_VERSION": "it speaks no TLS version that this side does (1.2 and later)",

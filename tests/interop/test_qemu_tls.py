@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import product
 from typing import NamedTuple
 
@@ -95,6 +96,33 @@ def test_a_relay_in_the_middle(qemu, image, credentials, release, return_path):
     assert relay.join().status == "completed"
     assert destination.ram() == image
     assert destination.process.poll() is None
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="pre-shared keys need Python 3.13")
+@pytest.mark.parametrize("release", ["system", "newer"])
+def test_pre_shared_keys(qemu, receiver, image, tmp_path, release):
+    """tls-creds-psk on both sides of both directions."""
+    folder = tmp_path / "psk"
+    folder.mkdir()
+    (folder / "keys.psk").write_text(f"qemu:{'deadbeef' * 8}\n")
+    key = {"qom_type": "tls-creds-psk", "id": "tls0", "dir": str(folder)}
+    source = qemu("source", RAM_MIB, release, machine="none", image=image)
+    source.multifd("none", 2, return_path=True)
+    source("object-add", **key, endpoint="client")
+    source("migrate-set-parameters", tls_creds="tls0")
+    into = bytearray(len(image))
+    here = receiver(into, channels=2, tls=Tls(folder))
+    source("migrate", uri=here.uri)
+    source.wait_migrated()
+    here.join()
+    assert into == image
+    destination = qemu("destination", RAM_MIB, release, machine="none", is_incoming=True)
+    destination.multifd("none", 2)
+    destination("object-add", **key, endpoint="server")
+    destination("migrate-set-parameters", tls_creds="tls0")
+    dialect = "7.2" if destination.release.version <= (8, 0) else "9.0"
+    multifd.send(image, destination.listen("tcp:127.0.0.1:0"), dialect=dialect, tls=Tls(folder))
+    assert destination.ram() == image
 
 
 REFUSED = {

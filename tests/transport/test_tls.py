@@ -743,7 +743,7 @@ def test_keys_that_this_python_cannot_use(tmp_path: Path) -> None:
         TlsServer(Tls(psk_folder(tmp_path / "psk", f"qemu:{KEY}\n")))
 
 
-@pytest.mark.parametrize("text", ["", "qemu", "qemu:", ":00", "qemu:xyz", "\xff:00", "qemu:" + "00" * 300])
+@pytest.mark.parametrize("text", ["", "qemu", "qemu:", ":00", "qemu:xyz", "qemu:" + "00" * 300])
 def test_keys_that_are_none(tmp_path: Path, text: str) -> None:
     """The line is named, not shown: it may be a secret."""
     with pytest.raises(UsageError, match=r"keys\.psk") as caught:
