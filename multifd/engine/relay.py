@@ -22,7 +22,16 @@ from multifd.engine.fate import RELAY, Fate, attach
 from multifd.engine.negotiation import Negotiation, terms_of
 from multifd.engine.relay_main import RelayMain
 from multifd.engine.transcoder import ChannelFigures, Transcoder
-from multifd.errors import Cancelled, ChannelError, MultifdError, PeerFailed, RemoteWireError, StreamError, note_hint
+from multifd.errors import (
+    Cancelled,
+    ChannelError,
+    MultifdError,
+    PeerFailed,
+    RemoteWireError,
+    StreamError,
+    TlsError,
+    note_hint,
+)
 from multifd.registry import load_method
 from multifd.stats import RelayResult
 from multifd.transport.accept import Acceptor, Arrival
@@ -278,8 +287,8 @@ class Relay:
         if self._objection is not None and isinstance(told, ChannelError | PeerFailed):
             self._objection.add_note(str(told))
             told = self._objection
-        has_passed_ram = self.result.packets > len(self._channels)
-        if isinstance(told, ChannelError) and destination is not None and not has_passed_ram:
+        is_explained = isinstance(told, TlsError) or self.result.packets > len(self._channels)
+        if isinstance(told, ChannelError) and destination is not None and not is_explained:
             note_hint(told, destination.silence_hint())
         return self.fate.conclude(told)
 

@@ -30,6 +30,7 @@ from multifd.errors import (
     PeerFailed,
     PeerMismatch,
     StreamError,
+    TlsError,
     UsageError,
     note_hint,
 )
@@ -340,7 +341,8 @@ class Sender:
             told = self._last_word(told)
         if isinstance(told, PeerFailed):
             self.fate.refuse()
-        if isinstance(told, ChannelError | PeerFailed) and self._main is not None:
+        is_explained = isinstance(told, TlsError)
+        if isinstance(told, ChannelError | PeerFailed) and self._main is not None and not is_explained:
             if len(self._connections) > 1:
                 note_hint(told, explain(self._evidence(self._main)))
             if self._main.connection.has_hung_up():

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import select
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -427,6 +430,17 @@ def test_commands(cli, image, image_path, tmp_path):
     sent = cli("send", image_path, to, "--json", *tls, "--tls-hostname", "vm.example").json()
     assert sent["status"] == relay.json()["status"] == receive.json()["status"] == "completed"
     assert out.read_bytes() == image
+
+
+def test_the_pages_example(tmp_path):
+    section = (Path(__file__).parents[2] / "docs/tls.md").read_text().split("## A try on one machine")[1]
+    script = section.split("```sh\n")[1].split("```")[0]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-ec", script], cwd=tmp_path, env={**os.environ, "PATH": path}, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=DEADLINE_S,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 WRONG = {

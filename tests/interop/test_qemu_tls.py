@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from itertools import product
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -41,12 +44,17 @@ EVERY = [
 ]
 
 
+PAGE = Path(__file__).parents[2] / "docs/tls.md"
+
+
 def secure(machine, folder, endpoint, **parameters):
-    """Give a QEMU credentials."""
-    machine(
-        "object-add", qom_type="tls-creds-x509", id="tls0", dir=str(folder), endpoint=endpoint, verify_peer=True,
-    )  # fmt: skip
-    machine("migrate-set-parameters", tls_creds="tls0", **parameters)
+    """Give a QEMU credentials, by the commands of the documentation's page."""
+    blocks = re.findall(r"```json\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (block,) = (block for block in blocks if f'"endpoint": "{endpoint}"' in block)
+    for line in block.replace("FOLDER", str(folder)).splitlines():
+        command = json.loads(line)
+        machine(command["execute"], **command["arguments"])
+    machine("migrate-set-parameters", **parameters)
 
 
 def test_capture_and_replay(start, qemu, receiver, credentials, tmp_path, case):
@@ -54,7 +62,7 @@ def test_capture_and_replay(start, qemu, receiver, credentials, tmp_path, case):
     guest = Guest()
     source = start("source", case.route.source, case.route.machine, guest, is_paused=True)
     source.multifd(case.method, case.channels, return_path=case.return_path)
-    secure(source, credentials.good, "client", **({"tls_hostname": "vm.example"} if case.transport == "unix" else {}))
+    secure(source, credentials.good, "client", tls_hostname="vm.example" if case.transport == "unix" else "")
     capture = tmp_path / "capture"
     uri = "tcp:localhost:0" if case.transport == "tcp" else f"unix:{tmp_path}/in"
     tls = Tls(credentials.good, authz=["CN=client"])
