@@ -1,8 +1,9 @@
 """Move guest memory between hosts in pages, over many connections, by a method chosen by name.
 
 `send` and `receive` are the two ends of a migration on QEMU's own multifd wire. What is sent is an `Image` in a
-file, a `MemoryImage` in a buffer, or `Live` memory, an `Arena` that is written meanwhile. A `Canceller` cancels;
-`load_method` gives a method by name; a method of your own is a subclass of `multifd.method.MultifdMethods`.
+file, a `MemoryImage` in a buffer, or `Live` memory, an `Arena` that is written meanwhile. `Tls` says how connections
+are encrypted; a `Canceller` cancels; `load_method` gives a method by name; a method of your own is a subclass of
+`multifd.method.MultifdMethods`.
 """
 
 from __future__ import annotations
@@ -17,8 +18,20 @@ if TYPE_CHECKING:
     from multifd.engine.canceller import Canceller
     from multifd.live.arena import Arena
     from multifd.registry import load_method
+    from multifd.transport.tls import Tls
 
-__all__ = ["Arena", "Canceller", "Image", "Live", "MemoryImage", "__version__", "load_method", "receive", "send"]
+__all__ = [
+    "Arena",
+    "Canceller",
+    "Image",
+    "Live",
+    "MemoryImage",
+    "Tls",
+    "__version__",
+    "load_method",
+    "receive",
+    "send",
+]
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
@@ -28,6 +41,7 @@ _HOMES = {
     "Image": "multifd.api",
     "Live": "multifd.api",
     "MemoryImage": "multifd.api",
+    "Tls": "multifd.transport.tls",
     "load_method": "multifd.registry",
     "receive": "multifd.api",
     "send": "multifd.api",

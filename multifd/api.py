@@ -30,7 +30,9 @@ from multifd.registry import load_method
 from multifd.stats import RelayResult, Result
 from multifd.transport.accept import Acceptor
 from multifd.transport.address import Uri
+from multifd.transport.incoming import PlainIncoming
 from multifd.transport.listen import Listener
+from multifd.transport.tls import Tls, TlsClient, TlsServer
 from multifd.wire.dialect import DIALECTS, Dialect, dialect_of
 
 Progress = Callable[[Result], None]
@@ -102,6 +104,7 @@ def send(
     timeout: float = 60.0,
     dialect: str | None = None,
     uuid: str | None = None,
+    tls: Tls | None = None,
     on_progress: Progress | None = None,
     canceller: Canceller | None = None,
 ) -> Result:
@@ -118,6 +121,7 @@ def send(
         dialect: the QEMU release whose machine type the destination has: 9.0, 8.1 or 7.2. None: a capture's machine
             type says it, otherwise 9.0.
         uuid: the destination's, instead of the captured guest's; all zero for a destination without one.
+        tls: encrypt every connection, and see by its certificate who the destination is; None is in clear.
         on_progress: called in this thread with the figures so far, about ten times a second.
         canceller: cancels this call from another thread.
 
@@ -131,6 +135,7 @@ def send(
     if dialect is not None and dialect not in DIALECTS:
         raise about(UsageError(f"dialect {dialect!r}, expected one of {', '.join(DIALECTS)}"), "dialect")
     address = Uri.parse(uri)
+    client = TlsClient(tls, address) if tls is not None else None
     loaded = load_method(method) if isinstance(method, str) else method
     if not isinstance(source, Image | MemoryImage | Live):
         source = Image(source) if isinstance(source, str | os.PathLike) else MemoryImage(_buffer(source))
@@ -142,7 +147,9 @@ def send(
     with _opened(source) as opened:
         if uuid is not None:
             opened.machine = dataclasses.replace(opened.machine, uuid=_uuid_bytes(uuid))
-        config = SendConfig(address, channels, _dialect(opened, dialect), max_bandwidth, connect_timeout, timeout)
+        config = SendConfig(
+            address, channels, _dialect(opened, dialect), max_bandwidth, connect_timeout, timeout, client
+        )
         sender = Sender(opened, loaded, config, on_progress, canceller)
         if isinstance(source, Live) and isinstance(opened, LiveSource) and limits is not None:
             controls = Controls(source.pause, source.resume, source.throttle)
@@ -209,6 +216,7 @@ def receive(
     methods: Sequence[str] = (),
     channels: int | None = None,
     timeout: float = 60.0,
+    tls: Tls | None = None,
     on_listening: Callable[[str], None] | None = None,
     on_progress: Progress | None = None,
     canceller: Canceller | None = None,
@@ -225,6 +233,7 @@ def receive(
         methods: the only methods allowed, as names with options; empty: any that the sender may choose.
         channels: None for what the sender announces, else 2.
         timeout: seconds that all connections may be silent, and to wait for the first.
+        tls: take encrypted connections alone, from who has a certificate; None takes those in clear alone.
         on_listening: called once with the URI that senders can use now, its port filled in.
         on_progress: called in this thread with the figures so far, about ten times a second.
         canceller: cancels this call from another thread.
@@ -237,7 +246,7 @@ def receive(
             the memory is. Whatever else is raised, an interrupt or what a callback raised, has that ``result``, too.
     """
     parsed = Uri.parse(uri)
-    config = ReceiveConfig(channels, tuple(methods), timeout)
+    config = ReceiveConfig(channels, tuple(methods), timeout, TlsServer(tls) if tls is not None else None)
     target = _target(into, format, xml)
     try:
         listener = Listener(parsed)
@@ -262,6 +271,8 @@ def relay(
     once: bool = False,
     connect_timeout: float = 10.0,
     timeout: float = 60.0,
+    in_tls: Tls | None = None,
+    out_tls: Tls | None = None,
     on_listening: Callable[[str], None] | None = None,
     on_result: Callable[[RelayResult], None] | None = None,
     canceller: Canceller | None = None,
@@ -277,6 +288,8 @@ def relay(
         once: end after one migration, and raise what went wrong with it.
         connect_timeout: seconds to wait for the destination to listen.
         timeout: seconds that all connections of a migration may be silent. Between migrations there is no limit.
+        in_tls: take encrypted connections alone from sources; None takes those in clear alone.
+        out_tls: encrypt every connection to the destination; None is in clear.
         on_listening: called once with the URI that sources can use now, its port filled in.
         on_result: called in this thread with the figures of each migration. Without `once` also of one that
             failed, whose error goes to the log.
@@ -286,10 +299,15 @@ def relay(
         MultifdError: arguments that cannot be meant, an address that cannot be had; with `once` also what went
             wrong, with the figures as ``result``.
     """
-    config = RelayConfig(Uri.parse(to), in_method, out_method, channels, connect_timeout, timeout)
+    address = Uri.parse(to)
+    with _named("out_"):
+        client = TlsClient(out_tls, address) if out_tls is not None else None
+    with _named("in_"):
+        open_ = TlsServer(in_tls).open if in_tls is not None else PlainIncoming
+    config = RelayConfig(address, in_method, out_method, channels, connect_timeout, timeout, client)
     canceller = canceller or Canceller()
     listener = Listener(Uri.parse(listen))
-    acceptor = Acceptor(listener, timeout)
+    acceptor = Acceptor(listener, timeout, open_)
     try:
         if on_listening is not None:
             on_listening(str(listener.uri))
@@ -312,6 +330,16 @@ def relay(
     finally:
         acceptor.close()
         listener.close()
+
+
+@contextlib.contextmanager
+def _named(start: str) -> Iterator[None]:
+    """An error about a setting is about the one of that side."""
+    try:
+        yield
+    except UsageError as e:
+        e.setting = e.setting and start + e.setting
+        raise
 
 
 def _target(into: str | os.PathLike[str] | Buffer | Arena, format: str, xml: str | os.PathLike[str] | None) -> Target:

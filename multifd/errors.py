@@ -17,6 +17,7 @@
     ├── PeerMismatch                  4  both ends are sound, but were told different things
     ├── PeerFailed                    4  the destination reported, on the return path, that it failed
     ├── ChannelError                  5  closed early, refused, silent for too long; also an OSError
+    │   └── TlsError                  5  the other end is not who it should be, or refuses this one
     ├── RamError                      6  a RAM image that cannot be read or written as asked
     ├── OutcomeUnknown                7  the connection died when the destination may have taken over
     ├── NotConverged                  8  a live source writes faster than its pages can be moved
@@ -203,6 +204,10 @@ class ChannelError(MultifdError, OSError):
     meaning = "a connection was refused, broke, or was silent for too long"
 
 
+class TlsError(ChannelError):
+    """TLS failed: the other end could not prove who it is, does not accept this one, or does not speak TLS."""
+
+
 class Aborted(ChannelError):
     """A wait that ended because the migration is being torn down: a consequence, which never leaves an engine."""
 
@@ -253,6 +258,12 @@ def about(error: _Error, setting: str) -> _Error:
     """The error, marked as one about an argument of the library's call: see `MultifdError.setting`."""
     error.setting = setting
     return error
+
+
+def note_hint(error: MultifdError, hint: str) -> None:
+    """Attach what to look at, if there is anything to say."""
+    if hint:
+        error.add_note(hint)
 
 
 def note_others(error: BaseException, others: Sequence[BaseException]) -> None:

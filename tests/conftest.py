@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from certificates import Folders
 
 import multifd
 from multifd.stats import Result
@@ -157,6 +158,12 @@ def cli() -> Iterator[Callable[..., Cli]]:
         if command.process.poll() is None:
             command.process.kill()
         command.process.communicate()
+
+
+@pytest.fixture(scope="session")
+def credentials(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    """Folders with certificates, good ones and others."""
+    return Folders(tmp_path_factory.mktemp("credentials"))
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ STATUS = {
     "MultifdError": 1, "UsageError": 2, "MethodError": 3, "MethodNotFound": 3, "MethodUnavailable": 3,
     "MethodIncompatible": 3, "HookError": 3, "OptionError": 2, "CodecError": 4, "WireError": 4, "LocalWireError": 1,
     "RemoteWireError": 4, "StreamError": 4, "PeerMismatch": 4, "PeerFailed": 4, "ChannelError": 5, "RamError": 6,
-    "Aborted": 5, "OutcomeUnknown": 7, "NotConverged": 8, "ControlError": 9, "Cancelled": 130,
+    "Aborted": 5, "TlsError": 5, "OutcomeUnknown": 7, "NotConverged": 8, "ControlError": 9, "Cancelled": 130,
 }  # fmt: skip
 
 

@@ -73,16 +73,36 @@ class FilePath(click.ParamType[Path]):
     name = "path"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        text = str(value)
-        try:
-            length = len(text.encode("utf-8", "surrogateescape"))
-        except UnicodeEncodeError:
-            length = 0
-        if not 0 < length <= _LONGEST or "\0" in text:
-            self.fail(f"{text[:80]!r}: expected a path of 1 to {_LONGEST} bytes", param, ctx)
+        text = _path_text(self, value, param, ctx)
         if os.path.isdir(text):
             self.fail(f"{text!r}: is a folder, expected a file", param, ctx)
         return Path(text)
+
+
+class FolderPath(click.ParamType[Path]):
+    """A folder's path that the system can have at all; nothing else may be there, perhaps nothing is."""
+
+    name = "folder"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        text = _path_text(self, value, param, ctx)
+        if os.path.lexists(text) and not os.path.isdir(text):
+            self.fail(f"{text!r}: is no folder", param, ctx)
+        return Path(text)
+
+
+def _path_text(
+    kind: click.ParamType[Path], value: Any, param: click.Parameter | None, ctx: click.Context | None
+) -> str:
+    """What was given, if it can be a path: not empty, without NUL, at most 4095 bytes."""
+    text = str(value)
+    try:
+        length = len(text.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:
+        length = 0
+    if not 0 < length <= _LONGEST or "\0" in text:
+        kind.fail(f"{text[:80]!r}: expected a path of 1 to {_LONGEST} bytes", param, ctx)
+    return text
 
 
 class MethodSpec(click.ParamType[str]):

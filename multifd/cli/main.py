@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from multifd._version import __version__
-from multifd.cli import arguments, guests, signals
+from multifd.cli import arguments, guests, signals, tls
 from multifd.cli.arguments import CHANNELS, METHOD, FilePath, MethodSpec, Size
 from multifd.cli.console import EPILOG, Group, remark, reporting, say, show, show_one
 from multifd.errors import MethodError
@@ -24,6 +24,7 @@ from multifd.errors import MethodError
 if TYPE_CHECKING:
     from multifd.engine.canceller import Canceller
     from multifd.stats import Result
+    from multifd.transport.tls import Tls
 
 
 def _migrate(call: Callable[[Callable[[Result], None], Canceller], Result], *, as_json: bool, what: str) -> None:
@@ -83,9 +84,10 @@ def methods(as_json: bool) -> None:
     help="What SOURCE is; auto looks at it, and takes a file without any known format's mark for raw.",
 )
 @reporting
+@tls.options()
 def send(
     source: Path, uri: str, method: str, channels: int, max_bandwidth: int, connect_timeout: float, timeout: float,
-    dialect: str | None, uuid: str | None, source_format: str, as_json: bool,
+    dialect: str | None, uuid: str | None, source_format: str, tls: Tls | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Send SOURCE, a stored machine or a raw RAM image, to the destination that listens at URI.
 
@@ -99,8 +101,8 @@ def send(
     _migrate(
         lambda progress, canceller: call(
             Image(source, source_format), uri, method, channels=channels, max_bandwidth=max_bandwidth,
-            connect_timeout=connect_timeout, timeout=timeout, dialect=dialect, uuid=uuid, on_progress=progress,
-            canceller=canceller,
+            connect_timeout=connect_timeout, timeout=timeout, dialect=dialect, uuid=uuid, tls=tls,
+            on_progress=progress, canceller=canceller,
         ),
         as_json=as_json,
         what="send",
@@ -139,9 +141,10 @@ def send(
 )
 @arguments.timeout("How long all connections may be silent, and how long to wait for the sender.")
 @reporting
+@tls.options(listens=True)
 def receive(
     uri: str, out: Path, format_: str, xml: Path | None, channels: int | None, methods: tuple[str, ...],
-    timeout: float, as_json: bool,
+    timeout: float, tls: Tls | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Wait at URI for a sender, multifd or QEMU, and write its RAM, and its devices, to OUT.
 
@@ -152,7 +155,7 @@ def receive(
 
     _migrate(
         lambda progress, canceller: call(
-            uri, out, format=format_, xml=xml, channels=channels, methods=methods, timeout=timeout,
+            uri, out, format=format_, xml=xml, channels=channels, methods=methods, timeout=timeout, tls=tls,
             on_progress=progress, on_listening=lambda chosen: remark(f"listening on {chosen}"), canceller=canceller,
         ),
         as_json=as_json,
@@ -237,9 +240,11 @@ def export(capture: Path, out: Path, format_: str, block: str | None, below_4g: 
 @arguments.connect_timeout
 @arguments.timeout("How long all connections of a migration may be silent.")
 @reporting
+@tls.options(listens=True, prefix="in-", of="what comes in")
+@tls.options(prefix="out-", of="what goes out")
 def relay(
     listen_uri: str, to_uri: str, in_method: str | None, out_method: str, channels: int | None, once: bool,
-    connect_timeout: float, timeout: float, as_json: bool,
+    connect_timeout: float, timeout: float, in_tls: Tls | None, out_tls: Tls | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Pass migrations on from LISTEN_URI to TO_URI, in by one method and out by another.
 
@@ -254,7 +259,7 @@ def relay(
     with signals.cancelling(canceller):
         call(
             listen_uri, to_uri, in_method=in_method, out_method=out_method, channels=channels, once=once,
-            connect_timeout=connect_timeout, timeout=timeout, canceller=canceller,
+            connect_timeout=connect_timeout, timeout=timeout, in_tls=in_tls, out_tls=out_tls, canceller=canceller,
             on_listening=lambda chosen: remark(f"listening on {chosen}"),
             on_result=lambda result: show_one(result.as_dict(), as_json, lambda: tables.print_relay(result)),
         )  # fmt: skip
@@ -309,3 +314,4 @@ def new_plugin(name: str, as_json: bool) -> None:
 
 
 guests.register(main)
+tls.register(main)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from multifd.errors import UsageError, about
 from multifd.registry import load_method
 from multifd.transport.address import Uri
+from multifd.transport.tls import TlsClient, TlsServer
 from multifd.wire.dialect import Dialect
 
 MOST_CHANNELS = 255  # multifd-channels, qapi/migration.json, QEMU 10.0
@@ -25,6 +26,7 @@ class SendConfig:
     connect_timeout_s: float = 10.0
     timeout_s: float = 60.0
     """How long all connections may be silent."""
+    tls: TlsClient | None = None
 
     def __post_init__(self) -> None:
         _check_channels(self.channels)
@@ -44,6 +46,7 @@ class ReceiveConfig:
     """Specs (``NAME:key=value``) of the only methods allowed; empty allows all that may be chosen."""
     timeout_s: float = 60.0
     """How long all connections may be silent, and how long to wait for the first."""
+    tls: TlsServer | None = None
 
     def __post_init__(self) -> None:
         _check_channels(self.channels)
@@ -60,6 +63,8 @@ class RelayConfig:
     channels: int | None = None
     connect_timeout_s: float = 10.0
     timeout_s: float = 60.0
+    out_tls: TlsClient | None = None
+    """Towards the destination; that of the sources is the acceptor's."""
 
     def __post_init__(self) -> None:
         _check_channels(self.channels)

@@ -29,10 +29,11 @@ from multifd.stats import MigrationStats, Result
 from multifd.transport.accept import Acceptor, Arrival
 from multifd.transport.connection import Connection
 from multifd.transport.idle import IdleTimer
+from multifd.transport.incoming import PlainIncoming
 from multifd.transport.listen import Listener
-from multifd.wire.packet import INIT_BYTES, InitPacket
+from multifd.wire.packet import InitPacket
 from multifd.wire.return_path import PONG
-from multifd.wire.stream import MAGIC_BYTES, Machine
+from multifd.wire.stream import Machine
 from multifd.wire.vmdesc import UNMARKED
 
 _LOG = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ class Receiver:
         self._canceller = canceller or Canceller()
         self._idle = IdleTimer(config.timeout_s, self._describe_connections)
         self._negotiation = Negotiation(config.methods, config.channels, is_local=listener.is_local)
-        self._acceptor = Acceptor(listener, config.timeout_s)
+        self._acceptor = Acceptor(listener, config.timeout_s, config.tls.open if config.tls else PlainIncoming)
         self._muster = Muster(self._acceptor, self._negotiation)
         self._crew = Crew(self._idle, self._acceptor.wake)
         self._disk = Disk(target, self._crew)
@@ -166,12 +167,11 @@ class Receiver:
             self._acceptor.stop_listening()
 
     def _start_candidate(self, arrival: Arrival) -> None:
-        sock, peer, _ = arrival
+        incoming, peer, _ = arrival
         if self._main is not None or len(self._candidates) >= _MAX_CANDIDATES:
-            self._acceptor.dismiss(sock)
+            self._acceptor.dismiss(incoming)
             return
-        candidate = RecvMain(Connection(sock, self._idle, peer), self)
-        candidate.connection.bytes_received = len(MAGIC_BYTES)
+        candidate = RecvMain(incoming.take(self._idle, peer), self)
         self._idle.touch()
         self._candidates.append(candidate)
         self._crew.start("multifdrecv_main", self._run_candidate, candidate)
@@ -194,12 +194,11 @@ class Receiver:
         return alone and candidate.has_configuration and isinstance(error, StreamError)
 
     def _start_channel(self, arrival: Arrival, init: InitPacket) -> None:
-        sock, peer, _ = arrival
+        incoming, peer, _ = arrival
         if not self._channels:
             self.barrier.expect(self._negotiation.expected())
             self.stats.method = init.method
-        connection = Connection(sock, self._idle, f"channel {init.id} ({peer})")
-        connection.bytes_received = INIT_BYTES
+        connection = incoming.take(self._idle, f"channel {init.id} ({peer})")
         self._idle.touch()
         channel = RecvChannel(
             init.id, connection, self.barrier, self._negotiation.method_of, self._has_ended, self.stats.add_channel()

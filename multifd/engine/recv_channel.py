@@ -100,7 +100,8 @@ class RecvChannel:
         if len(normal):
             block = blocks[packet.ramblock]
             is_verbatim = session.method(packet.code).capabilities.verbatim
-            if is_verbatim and (views := block.lend(normal)) is not None:
+            views = block.lend(normal) if is_verbatim and self.connection.takes_mapped else None
+            if views is not None:
                 session.receive_verbatim(self.connection, views, packet.next_packet_size)
             else:
                 pages = block.place(normal, session.staging)

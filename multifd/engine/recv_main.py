@@ -21,6 +21,7 @@ from multifd.transport.connection import Connection
 from multifd.wire import stream
 from multifd.wire.reader import MainStreamReader
 from multifd.wire.return_path import PONG, SHUT, encode_answer
+from multifd.wire.vmdesc import CUT
 
 _READ_BYTES = 1 << 16
 _MAX_AHEAD = 1 << 20
@@ -144,6 +145,8 @@ class RecvMain:
             self._reader.end()
         except StreamError as e:
             raise ChannelError(f"{self.connection.peer} closed the main connection: {e}") from e
+        if self.connection.may_be_cut and not self._reader.has_seen_end:
+            raise ChannelError(f"{self.connection.peer} closed the main connection, and {CUT}")
 
     def _handle(self, event: stream.Event) -> None:
         match event:

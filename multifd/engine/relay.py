@@ -22,15 +22,23 @@ from multifd.engine.fate import RELAY, Fate, attach
 from multifd.engine.negotiation import Negotiation, terms_of
 from multifd.engine.relay_main import RelayMain
 from multifd.engine.transcoder import ChannelFigures, Transcoder
-from multifd.errors import Cancelled, ChannelError, MultifdError, PeerFailed, RemoteWireError, StreamError
+from multifd.errors import (
+    Cancelled,
+    ChannelError,
+    MultifdError,
+    PeerFailed,
+    RemoteWireError,
+    StreamError,
+    TlsError,
+    note_hint,
+)
 from multifd.registry import load_method
 from multifd.stats import RelayResult
 from multifd.transport.accept import Acceptor, Arrival
 from multifd.transport.connect import connect
 from multifd.transport.connection import Connection
 from multifd.transport.idle import IdleTimer
-from multifd.wire.packet import INIT_BYTES, InitPacket
-from multifd.wire.stream import MAGIC_BYTES
+from multifd.wire.packet import InitPacket
 
 _LOG = logging.getLogger(__name__)
 _POLL_S = 0.05
@@ -165,10 +173,11 @@ class Relay:
         self._crew.check()
         if self._main is None:
             self._forget_who_gave_up()
-        elif self._main.is_understood and not self._main.stream_ended.is_set():
-            for destination in self._outs():
-                if destination.has_hung_up():
-                    raise ChannelError(f"{destination.peer} closed the connection before it had everything")
+        elif self._main.is_understood:
+            # In this order: the end may pass in between, and then the destination closes because it has everything.
+            gone = [destination for destination in self._outs() if destination.has_hung_up()]
+            if gone and not self._main.stream_ended.is_set():
+                raise ChannelError(f"{gone[0].peer} closed the connection before it had everything")
         if self.has_begun:
             self._idle.check()
 
@@ -186,21 +195,20 @@ class Relay:
         self._start = self._start or time.monotonic()
 
     def _take(self, arrival: Arrival) -> None:
-        sock, peer, init = arrival
+        incoming, peer, init = arrival
         if self._next_has_come or (init is None and self._main is not None and self._main.source_is_done.is_set()):
             self._next_has_come = True
             self._acceptor.defer(arrival)
         elif init is not None:
             self._take_channel(arrival, init)
         elif self._main is None and len(self._candidates) < _MAX_CANDIDATES:
-            self._take_candidate(Connection(sock, self._idle, f"the source's main ({peer})"))
+            self._take_candidate(incoming.take(self._idle, f"the source's main ({peer})"))
         else:
-            self._acceptor.dismiss(sock)
+            self._acceptor.dismiss(incoming)
 
     def _take_candidate(self, source: Connection) -> None:
         """What starts like main; it is main once it has said more than strangers do."""
         self._idle.touch()
-        source.bytes_received = len(MAGIC_BYTES)
         candidate = RelayMain(source, self.fate)
         self._candidates.append(candidate)
         self._crew.start("relay_candidate", self._run_candidate, candidate)
@@ -230,7 +238,7 @@ class Relay:
 
     def _take_channel(self, arrival: Arrival, init: InitPacket) -> None:
         """Start a channel, or keep it until main is there: a destination up to 7.2 needs main first."""
-        sock, peer, _ = arrival
+        incoming, peer, _ = arrival
         objection = self._negotiation.objection(init)
         terms = self._negotiation.terms
         if objection is None and terms not in (None, terms_of(init)):
@@ -240,13 +248,12 @@ class Relay:
         if objection is not None:
             # Nobody ends a migration by what he announces; it explains what may go wrong because of it.
             self._objection = objection
-            self._acceptor.dismiss(sock)
+            self._acceptor.dismiss(incoming)
             return
         self._begin()
         if terms is None:
             self._negotiation.settle(init)
-        link = _Link(Connection(sock, self._idle, f"the source's channel {init.id} ({peer})"), init)
-        link.source.bytes_received = INIT_BYTES
+        link = _Link(incoming.take(self._idle, f"the source's channel {init.id} ({peer})"), init)
         self._channels[init.id] = link
         if self._main is not None:
             self._crew.start(f"relay_{init.id}", self._run_channel, link, self._main)
@@ -280,6 +287,9 @@ class Relay:
         if self._objection is not None and isinstance(told, ChannelError | PeerFailed):
             self._objection.add_note(str(told))
             told = self._objection
+        is_explained = isinstance(told, TlsError) or self.result.packets > len(self._channels)
+        if isinstance(told, ChannelError) and destination is not None and not is_explained:
+            note_hint(told, destination.silence_hint())
         return self.fate.conclude(told)
 
     def _tear_down(self) -> None:
@@ -301,7 +311,9 @@ class Relay:
 
     def _connect(self, what: str, *, retry: bool) -> Connection:
         config = self._config
-        destination = connect(config.to, self._idle, timeout_s=config.connect_timeout_s, retry=retry)
+        destination = connect(
+            config.to, self._idle, timeout_s=config.connect_timeout_s, retry=retry, tls=config.out_tls
+        )
         destination.peer = f"the destination's {what} ({config.to})"
         if self._idle.abort.is_set():
             destination.close()
@@ -331,7 +343,16 @@ class Relay:
             # 9.1 and 9.2 end with a SYNC that no destination waits for: it may come after its end.
             if not (main.stream_ended.is_set() and destination.has_hung_up()):
                 raise
-        destination.shutdown_write()
+        if link.source.may_be_cut:
+            self._check_cut(link, main)
+        destination.finish()
+
+    def _check_cut(self, link: _Link, main: RelayMain) -> None:
+        """A channel ended, and somebody on the way may have cut it: main says whether all of it is here."""
+        while not main.stream_ended.wait(_POLL_S):
+            self._idle.check()
+        if main.is_understood and link.figures.syncs < main.sync_points:
+            raise ChannelError(f"{link.source.peer} closed the connection before sync point {link.figures.syncs + 1}")
 
 
 def _sum(counters: Iterable[dict[str, int]]) -> dict[str, int]:

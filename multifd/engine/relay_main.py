@@ -18,6 +18,7 @@ from multifd.transport.connection import Connection
 from multifd.wire import stream
 from multifd.wire.reader import MainStreamReader
 from multifd.wire.return_path import SHUT, ReturnPathReader
+from multifd.wire.vmdesc import CUT
 
 _LOG = logging.getLogger(__name__)
 _READ_BYTES = 1 << 16
@@ -44,6 +45,7 @@ class RelayMain:
         self.source_is_done = threading.Event()
         """Another main now is the next migration's."""
         self.has_return_path = False
+        self.sync_points = 0
         self.zero_pages = 0
         """ZERO words; only those of a stream that is understood."""
         self._start = bytearray(stream.MAGIC_BYTES)
@@ -96,9 +98,16 @@ class RelayMain:
             except StreamError as e:
                 raise ChannelError(f"{self.source.peer} closed the connection: {e}") from e
         self._fate.hand_over()
+        if self.source.may_be_cut and not (self._reader is not None and self._reader.has_seen_end):
+            self._check_cut()
         self.stream_ended.set()
         self.source_is_done.set()
         destination.shutdown_write()
+
+    def _check_cut(self) -> None:
+        """An encrypted stream ended without a word that it is complete: only the destination's own may vouch for it."""
+        if not self.source_is_done.is_set():
+            raise ChannelError(f"{self.source.peer} closed the connection, and {CUT}")
 
     def run_return(self, destination: Connection) -> None:
         """Pass the destination's answers on; their end is the destination's end.
@@ -157,6 +166,8 @@ class RelayMain:
                     self.has_return_path = True
                 case stream.ZeroPages():
                     self.zero_pages += len(event.offsets)
+                case stream.SyncPoint():
+                    self.sync_points += 1
                 case stream.DeviceState():
                     # RAM is complete: once the devices' state is, too, the destination runs.
                     self._may_complete = True

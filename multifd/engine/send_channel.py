@@ -74,6 +74,7 @@ class SendChannel:
                 self._pump = self._session.open_pump(self._connection.descriptor, self._dialect.zero_pages_in_packets)
                 for number in itertools.count(1):
                     if not self._rounds.wait_next(number):
+                        self._connection.finish()
                         return
                     while (batch := self._rounds.take(self._appetite))[1]:
                         self._send_batch(*batch)
@@ -158,8 +159,10 @@ class SendChannel:
     def _load(self, block: SourceBlock, offsets: Offsets) -> tuple[npt.NDArray[np.bool_] | None, Sequence[Buffer], int]:
         """Which pages of a portion are zero (None for none), and the others' payload with its bytes."""
         session = self._session
-        if session.is_verbatim and (mapped := block.map(offsets, session.staging)) is not None:
-            return mapped.zero_mask, mapped.views, sum(map(len, mapped.views))
+        if session.is_verbatim and self._connection.takes_mapped:
+            mapped = block.map(offsets, session.staging)
+            if mapped is not None:
+                return mapped.zero_mask, mapped.views, sum(map(len, mapped.views))
         pages = block.load(offsets, session.staging)
         if pages is None:
             return np.ones(len(offsets), np.bool_), (), 0

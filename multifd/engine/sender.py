@@ -30,7 +30,9 @@ from multifd.errors import (
     PeerFailed,
     PeerMismatch,
     StreamError,
+    TlsError,
     UsageError,
+    note_hint,
 )
 from multifd.method import MultifdMethods
 from multifd.pages import Geometry
@@ -203,7 +205,9 @@ class Sender:
 
     def _new_connection(self, *, retry: bool) -> Connection:
         config = self._config
-        connection = connect(config.uri, self._idle, timeout_s=config.connect_timeout_s, limit=self._limit, retry=retry)
+        connection = connect(
+            config.uri, self._idle, timeout_s=config.connect_timeout_s, limit=self._limit, retry=retry, tls=config.tls
+        )
         self._connections.append(connection)
         return connection
 
@@ -337,8 +341,12 @@ class Sender:
             told = self._last_word(told)
         if isinstance(told, PeerFailed):
             self.fate.refuse()
-        if isinstance(told, ChannelError | PeerFailed) and self._main is not None and len(self._connections) > 1:
-            told.add_note(explain(self._evidence(self._main)))
+        is_explained = isinstance(told, TlsError)
+        if isinstance(told, ChannelError | PeerFailed) and self._main is not None and not is_explained:
+            if len(self._connections) > 1:
+                note_hint(told, explain(self._evidence(self._main)))
+            if self._main.connection.has_hung_up():
+                note_hint(told, self._main.connection.silence_hint())
         return told
 
     def _last_word(self, error: ChannelError) -> BaseException:

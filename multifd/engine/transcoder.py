@@ -24,6 +24,7 @@ from multifd.transport.idle import IdleTimer
 from multifd.wire.packet import (
     DEVICE_STATE_BYTES,
     FLAG_DEVICE_STATE,
+    FLAG_SYNC,
     PREFIX_BYTES,
     Counts,
     decode_counts,
@@ -43,6 +44,7 @@ class ChannelFigures:
 
     packets: int = 0
     """All of them: data, SYNC, empty, device state."""
+    syncs: int = 0
     normal_pages: int = 0
     zero_pages: int = 0
     in_counters: dict[str, int] = field(default_factory=dict)
@@ -118,6 +120,7 @@ class Transcoder:
     def _pass_ram(self, splice: Splice) -> None:
         header = splice.peek(header_bytes(self._geometry))
         counts = decode_counts(header, self._geometry)
+        is_sync = bool(packet_flags(header) & FLAG_SYNC)
         if counts.normal_pages:
             self._pass_pages(header, counts, splice)
         else:
@@ -125,6 +128,7 @@ class Transcoder:
                 # No payload, but a destination of 9.0 or later insists on its method's code.
                 recode_header(header, wire_code(self._out), 0)
             splice.pass_on(len(header))
+        self._figures.syncs += is_sync
         self._figures.normal_pages += counts.normal_pages
         self._figures.zero_pages += counts.zero_pages
 

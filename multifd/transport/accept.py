@@ -24,8 +24,8 @@ from multifd.wire import stream
 from multifd.wire.packet import INIT_BYTES, MAGIC_BYTES, InitPacket
 
 _LOG = logging.getLogger(__name__)
-Arrival = tuple[socket.socket, str, InitPacket | None]
-"""A socket, its peer's name, and a channel's init packet, None for main."""
+Arrival = tuple[Incoming, str, InitPacket | None]
+"""A connection to take, its peer's name, and a channel's init packet, None for main."""
 _MAX_PENDING = 512
 """Connections that have not said yet what they are."""
 _EXHAUSTED_S = 0.25
@@ -39,8 +39,6 @@ class _Pending:
     incoming: Incoming
     since: float
     start: bytearray = field(default_factory=bytearray)
-    is_announced: bool = False
-    """Its init packet was read; nothing has followed yet."""
 
     def missing(self) -> int:
         """Bytes until it has said what it is, or until more is known; 0 if it has."""
@@ -81,7 +79,7 @@ class Acceptor:
     def wait(self, timeout_s: float) -> Iterator[Arrival]:
         """Wait for at most `timeout_s` and give what came.
 
-        The magic of main, or the init packet, is read; the socket is the caller's from then on.
+        The magic of main, or the init packet, is read; the connection is the caller's from then on.
 
         Raises:
             ChannelError: the listener broke.
@@ -96,7 +94,7 @@ class Acceptor:
                 for pending in self._accept():
                     yield from self._identify(pending)  # what it starts with has mostly come with it
         oldest = time.monotonic() - self._patience_s
-        for pending in [pending for pending in self._pending if pending.since < oldest]:
+        for pending in [one for one in self._pending if one.since < oldest or one.incoming.is_late()]:
             self._drop(pending)
 
     def wake(self) -> None:
@@ -129,9 +127,9 @@ class Acceptor:
         if len(self._deferred) > _MAX_PENDING:
             self.dismiss(self._deferred.popleft()[0])
 
-    def dismiss(self, sock: socket.socket) -> None:
+    def dismiss(self, incoming: Incoming) -> None:
         """Close a connection that is not the migration's, and count it."""
-        sock.close()
+        incoming.close()
         self.rejected += 1
 
     def close(self) -> None:
@@ -176,6 +174,9 @@ class Acceptor:
             if data is None:
                 return
             start += data
+            if incoming.trouble:
+                self._drop(pending)
+                return
             greeting = greet.classify(start) if data else greet.closed(start)
             if greeting.kind is greet.Kind.STRANGER:
                 self.last_stranger = greeting.words
@@ -192,13 +193,13 @@ class Acceptor:
                 return
             # A channel counts only once something follows its init packet, as on every real one at once: 64 bytes
             # that anybody may have sent are not a channel.
-            if not incoming.readable_bytes():
-                if pending.is_announced:  # woken by the connection's end
-                    self._drop(pending)
-                pending.is_announced = True
+            follows = incoming.has_more()
+            if follows is False:
+                self._drop(pending)
+            if not follows:
                 return
         self._release(pending)
-        yield incoming.take(), incoming.peer, init
+        yield incoming, incoming.peer, init
 
     def _drop_oldest(self) -> None:
         self._drop(min(self._pending, key=lambda pending: pending.since))
@@ -206,6 +207,9 @@ class Acceptor:
     def _drop(self, pending: _Pending) -> None:
         self._release(pending)
         pending.incoming.close()
+        if pending.incoming.trouble:
+            self.last_stranger = f"{pending.incoming.peer}: {pending.incoming.trouble}"
+            _LOG.warning("%s", self.last_stranger)
         self.rejected += 1
 
     def _release(self, pending: _Pending) -> None:

@@ -14,12 +14,14 @@ import socket
 import time
 from collections.abc import Callable
 
-from multifd.errors import ChannelError, UsageError
+from multifd.errors import ChannelError, TlsError, UsageError
 from multifd.transport.address import Uri
 from multifd.transport.connection import Connection
 from multifd.transport.idle import IdleTimer
 from multifd.transport.limit import RateLimit
 from multifd.transport.resolve import Address, resolve
+from multifd.transport.tls import TlsClient
+from multifd.transport.tls_connection import TlsConnection
 
 _POLL_S = 0.05
 _TEMPORARY = (ConnectionRefusedError, FileNotFoundError, ConnectionResetError, ConnectionAbortedError)
@@ -27,7 +29,13 @@ _TEMPORARY = (ConnectionRefusedError, FileNotFoundError, ConnectionResetError, C
 
 
 def connect(
-    uri: Uri, idle: IdleTimer, *, timeout_s: float, limit: RateLimit | None = None, retry: bool = False
+    uri: Uri,
+    idle: IdleTimer,
+    *,
+    timeout_s: float,
+    limit: RateLimit | None = None,
+    retry: bool = False,
+    tls: TlsClient | None = None,
 ) -> Connection:
     """Connect to a listener.
 
@@ -38,9 +46,11 @@ def connect(
         timeout_s: how long to try.
         limit: for what is sent.
         retry: go on while nobody listens yet, so that it does not matter which end starts first.
+        tls: of an encrypted connection; the handshake has a time of its own.
 
     Raises:
         ChannelError: nobody answered in time, or the migration was aborted.
+        TlsError: somebody answered, and TLS with him failed.
         UsageError: the time cannot be meant.
     """
     if not timeout_s > 0:
@@ -52,7 +62,21 @@ def connect(
         if isinstance(e, ChannelError):
             raise
         raise ChannelError(f"cannot connect to {uri} within {timeout_s:g} s: {attempt.describe(e)}") from e
-    return Connection(sock, idle, str(uri), limit)
+    return Connection(sock, idle, str(uri), limit) if tls is None else _encrypted(sock, idle, str(uri), limit, tls)
+
+
+def _encrypted(
+    sock: socket.socket, idle: IdleTimer, peer: str, limit: RateLimit | None, tls: TlsClient
+) -> TlsConnection:
+    connection = TlsConnection(sock, tls.session(), tls.side(), idle, peer, limit)
+    try:
+        connection.shake_hands(tls.handshake_timeout_s)
+    except BaseException as e:
+        connection.close()
+        if isinstance(e, TlsError):
+            tls.count_failure()
+        raise
+    return connection
 
 
 class _Attempt:

@@ -39,6 +39,9 @@ class Connection:
         limit: for what is sent; None is unlimited.
     """
 
+    takes_mapped = True
+    """Whether memory that only the kernel may touch can be sent and received into: see `MappedPages`, `lend`."""
+
     def __init__(self, sock: socket.socket, idle: IdleTimer, peer: str, limit: RateLimit | None = None) -> None:
         self._sock, self._idle, self.peer, self._limit = sock, idle, peer, limit
         self.bytes_sent = 0
@@ -214,6 +217,27 @@ class Connection:
         """Let the peer see the end of what we send; it can go on sending. From any thread."""
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_WR)
+
+    def finish(self) -> None:
+        """Everything was sent: say so, if the connection has a word for it, then as `shutdown_write`.
+
+        On main never: a QEMU does not read main's last word and would answer it with a reset.
+        """
+        self.shutdown_write()
+
+    @property
+    def may_be_cut(self) -> bool:
+        """Whether it ended without the word that its kind has for it: somebody on the way may have cut it.
+
+        A plain connection has none, so this is always false.
+        """
+        return False
+
+    def silence_hint(self) -> str:
+        """What it may mean that the peer closed and never said a word; empty if it did say something."""
+        if self.bytes_received:
+            return ""
+        return f"if {self.peer} expects TLS (its tls-creds), tls-creds is missing here"
 
     def shutdown(self) -> None:
         """End both directions; calls blocked on this connection return at once. From any thread."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import select
 import socket
-import sys
 import termios
 from typing import Protocol
+
+from multifd.transport.connection import Connection
+from multifd.transport.idle import IdleTimer
 
 
 class Incoming(Protocol):
@@ -17,6 +20,8 @@ class Incoming(Protocol):
 
     peer: str
     """The other end's name."""
+    trouble: str
+    """Why it can be no migration's, in words; empty if nothing is known against it."""
 
     def fileno(self) -> int:
         """What to wait on until it is readable."""
@@ -30,12 +35,24 @@ class Incoming(Protocol):
         """
         ...
 
-    def readable_bytes(self) -> int:
-        """How many bytes have arrived that were not read; 0 also if the connection has ended."""
+    def has_more(self) -> bool | None:
+        """Whether something has arrived that was not read; None if nothing has yet, False if the connection has ended.
+
+        Never waits, as `recv`.
+        """
         ...
 
-    def take(self) -> socket.socket:
-        """The socket for a `Connection`; this object is of no use any more."""
+    def is_late(self) -> bool:
+        """Whether it has used up its time for what comes before its first byte; `trouble` says then for what."""
+        ...
+
+    def take(self, idle: IdleTimer, peer: str) -> Connection:
+        """The connection, for a migration, with what was read and sent so far counted; this object is of no use then.
+
+        Args:
+            idle: the migration's.
+            peer: the other end, as error messages name it.
+        """
         ...
 
     def close(self) -> None:
@@ -53,7 +70,8 @@ class PlainIncoming:
 
     def __init__(self, sock: socket.socket, peer: str) -> None:
         sock.setblocking(False)
-        self._sock, self.peer = sock, peer
+        self._sock, self.peer, self.trouble = sock, peer, ""
+        self._bytes_read = 0
 
     def fileno(self) -> int:
         """See `Incoming`."""
@@ -62,21 +80,35 @@ class PlainIncoming:
     def recv(self, nbytes: int) -> bytes | None:
         """See `Incoming`."""
         try:
-            return self._sock.recv(nbytes)
+            data = self._sock.recv(nbytes)
         except BlockingIOError:
             return None
         except OSError:
             return b""
+        self._bytes_read += len(data)
+        return data
 
-    def readable_bytes(self) -> int:
-        """See `Incoming`: FIONREAD, ioctl_tty(2)."""
-        count = bytearray(4)
-        fcntl.ioctl(self._sock, termios.FIONREAD, count)
-        return int.from_bytes(count, sys.byteorder)
-
-    def take(self) -> socket.socket:
+    def has_more(self) -> bool | None:
         """See `Incoming`."""
-        return self._sock
+        # In this order: what arrives between the two is taken for more, never for the end.
+        ready = select.poll()
+        ready.register(self._sock, select.POLLIN)
+        is_readable = bool(ready.poll(0))
+        count = bytearray(4)
+        fcntl.ioctl(self._sock, termios.FIONREAD, count)  # ioctl_tty(2)
+        if any(count):
+            return True
+        return False if is_readable else None
+
+    def is_late(self) -> bool:
+        """See `Incoming`: it has nothing to do before."""
+        return False
+
+    def take(self, idle: IdleTimer, peer: str) -> Connection:
+        """See `Incoming`."""
+        connection = Connection(self._sock, idle, peer)
+        connection.bytes_received = self._bytes_read
+        return connection
 
     def close(self) -> None:
         """See `Incoming`."""

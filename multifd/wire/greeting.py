@@ -38,7 +38,7 @@ class Greeting:
     """Of a stranger: what it is and what to do about it; empty for others."""
 
 
-_TLS = "a TLS client: TLS is not spoken here, switch tls-creds off at the source"
+_TLS = "a TLS client: TLS is not spoken here, give this side tls-creds or switch them off at the source"
 _KNOWN = {
     b"\x16\x03": _TLS,
     b"GET ": "an HTTP client",

@@ -94,6 +94,11 @@ class MainStreamReader:
         """Whether something was read that only a source of a migration sends: a configuration, or a first item."""
         return self._grammar.has_started
 
+    @property
+    def has_seen_end(self) -> bool:
+        """Whether the stream said that it is complete; one that does not mark its end is only known by `end`."""
+        return self._ended
+
     def end(self) -> None:
         """The connection ended.
 

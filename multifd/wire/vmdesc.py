@@ -18,6 +18,11 @@ UNMARKED = (
     "suppress-vmdesc=on do not mark it; switch capability return-path off at the source"
 )
 """What to say of a stream with a return path whose end does not come: its source waits for an answer then."""
+CUT = (
+    "nothing says that the stream was complete: somebody on the way may have cut it. Machine types up to 2.2 and those "
+    "with suppress-vmdesc=on do not mark the end of the devices' state, and over TLS no QEMU says that main has ended"
+)
+"""What to say of an encrypted stream without a mark at its end that ended without close_notify."""
 _EOF, _END, _FULL, _VMDESC, _FOOTER = 0x00, 0x03, 0x04, 0x06, 0x7E
 
 
