@@ -262,7 +262,9 @@ def relay(
     once: bool = False,
     connect_timeout: float = 10.0,
     timeout: float = 60.0,
+    max_bandwidth: int = 0,
     on_listening: Callable[[str], None] | None = None,
+    on_progress: Callable[[RelayResult], None] | None = None,
     on_result: Callable[[RelayResult], None] | None = None,
     canceller: Canceller | None = None,
 ) -> None:
@@ -277,7 +279,9 @@ def relay(
         once: end after one migration, and raise what went wrong with it.
         connect_timeout: seconds to wait for the destination to listen.
         timeout: seconds that all connections of a migration may be silent. Between migrations there is no limit.
+        max_bandwidth: bytes each second towards the destination; 0 is unlimited.
         on_listening: called once with the URI that sources can use now, its port filled in.
+        on_progress: called in this thread with the figures so far, about ten times a second, also while it waits.
         on_result: called in this thread with the figures of each migration. Without `once` also of one that
             failed, whose error goes to the log.
         canceller: ends the relay, and the migration that passes, from another thread.
@@ -286,7 +290,7 @@ def relay(
         MultifdError: arguments that cannot be meant, an address that cannot be had; with `once` also what went
             wrong, with the figures as ``result``.
     """
-    config = RelayConfig(Uri.parse(to), in_method, out_method, channels, connect_timeout, timeout)
+    config = RelayConfig(Uri.parse(to), in_method, out_method, channels, connect_timeout, timeout, max_bandwidth)
     canceller = canceller or Canceller()
     listener = Listener(Uri.parse(listen))
     acceptor = Acceptor(listener, timeout)
@@ -294,7 +298,7 @@ def relay(
         if on_listening is not None:
             on_listening(str(listener.uri))
         while True:
-            one = Relay(acceptor, config, canceller)
+            one = Relay(acceptor, config, canceller, on_progress)
             try:
                 result = one.run()
             except Cancelled:

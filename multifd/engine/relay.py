@@ -12,8 +12,9 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from uuid import UUID
 
 from multifd.engine.canceller import Canceller
 from multifd.engine.config import MOST_CHANNELS, RelayConfig
@@ -29,13 +30,15 @@ from multifd.transport.accept import Acceptor, Arrival
 from multifd.transport.connect import connect
 from multifd.transport.connection import Connection
 from multifd.transport.idle import IdleTimer
+from multifd.transport.limit import RateLimit
 from multifd.wire.packet import INIT_BYTES, InitPacket
-from multifd.wire.stream import MAGIC_BYTES
+from multifd.wire.stream import MAGIC_BYTES, NO_UUID
 
 _LOG = logging.getLogger(__name__)
 _POLL_S = 0.05
 _GRACE_S = 0.5
 """How long a destination that has hung up may take to say on the return path what went wrong."""
+_PROGRESS_S = 0.1
 _MAX_CANDIDATES = 8
 """Connections that may claim to be main at the same time."""
 
@@ -58,15 +61,24 @@ class Relay:
             one is over, and stay there.
         config: how.
         canceller: to cancel it with.
+        on_progress: called in the caller's thread with the figures so far, about ten times a second, also while it
+            waits for a source.
     """
 
-    def __init__(self, acceptor: Acceptor, config: RelayConfig, canceller: Canceller | None = None) -> None:
-        self._config, self._acceptor = config, acceptor
+    def __init__(
+        self,
+        acceptor: Acceptor,
+        config: RelayConfig,
+        canceller: Canceller | None = None,
+        on_progress: Callable[[RelayResult], None] | None = None,
+    ) -> None:
+        self._config, self._acceptor, self._on_progress = config, acceptor, on_progress
         self._canceller = canceller or Canceller()
         self._rejected_before = acceptor.rejected
         self._out = load_method(config.out_method)
         self._negotiation = self._new_negotiation()
         self._idle = IdleTimer(config.timeout_s, self._describe_connections)
+        self._limit = self._new_limit()
         self._crew = Crew(self._idle, acceptor.wake)
         self.fate = Fate(RELAY)
         self._main: RelayMain | None = None
@@ -76,7 +88,9 @@ class Relay:
         self._return: threading.Thread | None = None
         self._objection: MultifdError | None = None
         self._next_has_come = False
-        self._start = self._end = 0.0
+        self._is_draining = False
+        self._next_config: RelayConfig | None = None
+        self._start = self._end = self._reported = 0.0
         self._status, self._error = "active", ""
         self._notes: tuple[str, ...] = ()
 
@@ -85,11 +99,25 @@ class Relay:
         """Whether a source has connected."""
         return self._start > 0
 
+    def drain(self) -> None:
+        """Take no source that has not connected yet: `run` then raises `Cancelled`. From any thread.
+
+        A migration that has begun goes on to its end.
+        """
+        self._is_draining = True
+        self._acceptor.wake()
+
+    def reconfigure(self, config: RelayConfig) -> None:
+        """Go by other settings, unless a migration has begun. From any thread; the connections that wait stay."""
+        self._next_config = config
+        self._acceptor.wake()
+
     def run(self) -> RelayResult:
         """Wait, for ever, for a source, and pass its migration on.
 
         Raises:
             MultifdError: what went wrong first; ``result`` has the figures up to then.
+            Cancelled: by the canceller, or by `drain` before a source had connected.
             KeyboardInterrupt: passes through, after everything was torn down.
         """
         try:
@@ -124,7 +152,8 @@ class Relay:
         ins = [link.source for link in channels] + ([main.source] if main else [])
         end = self._end or time.monotonic()
         return RelayResult(
-            status=self._status,
+            status=self._status if self.has_begun or self._end else "waiting",
+            uuid=self._guest(),
             in_method=self._negotiation.method.name if self._negotiation.method else "",
             out_method=self._out.name,
             channels=len(channels),
@@ -134,6 +163,8 @@ class Relay:
             zero_pages=sum(link.figures.zero_pages for link in channels) + (main.zero_pages if main else 0),
             bytes_in=sum(connection.bytes_received for connection in ins),
             bytes_out=sum(connection.bytes_sent for connection in self._outs()),
+            sync_points=main.sync_points if main else 0,
+            stalls=sum(connection.stalls for connection in self._outs()),
             rejected=self._acceptor.rejected - self._rejected_before,
             in_stats=_sum(link.figures.in_counters for link in channels),
             out_stats=_sum(link.figures.out_counters for link in channels),
@@ -153,11 +184,31 @@ class Relay:
             setting="in_method",
         )
 
+    def _new_limit(self) -> RateLimit | None:
+        return RateLimit(self._config.max_bandwidth, self._idle.abort) if self._config.max_bandwidth else None
+
+    def _guest(self) -> str:
+        uuid = self._negotiation.uuid
+        return "" if uuid == NO_UUID else str(UUID(bytes=uuid))
+
+    def _take_settings(self, config: RelayConfig) -> None:
+        self._config = config
+        self._out = load_method(config.out_method)
+        self._negotiation = self._new_negotiation()
+        self._idle.timeout_s = config.timeout_s
+        self._limit = self._new_limit()
+
     def _is_over(self) -> bool:
         return self._main is not None and not self._crew.is_busy()
 
     def _serve(self, timeout_s: float) -> None:
-        """One turn: accept, notice errors, silence and who has gone."""
+        """One turn: accept, notice errors, silence and who has gone, report."""
+        if not self.has_begun:
+            if self._is_draining:
+                raise Cancelled("the relay takes no further migration")
+            if (config := self._next_config) is not None:
+                self._next_config = None
+                self._take_settings(config)
         for arrival in self._acceptor.wait(timeout_s):
             self._take(arrival)
         while self._started:
@@ -171,6 +222,9 @@ class Relay:
                     raise ChannelError(f"{destination.peer} closed the connection before it had everything")
         if self.has_begun:
             self._idle.check()
+        if self._on_progress is not None and time.monotonic() - self._reported >= _PROGRESS_S:
+            self._reported = time.monotonic()
+            self._on_progress(self.result)
 
     def _outs(self) -> list[Connection]:
         links = [link.destination for link in list(self._channels.values())]
@@ -301,7 +355,7 @@ class Relay:
 
     def _connect(self, what: str, *, retry: bool) -> Connection:
         config = self._config
-        destination = connect(config.to, self._idle, timeout_s=config.connect_timeout_s, retry=retry)
+        destination = connect(config.to, self._idle, timeout_s=config.connect_timeout_s, limit=self._limit, retry=retry)
         destination.peer = f"the destination's {what} ({config.to})"
         if self._idle.abort.is_set():
             destination.close()

@@ -46,6 +46,8 @@ class RelayMain:
         self.has_return_path = False
         self.zero_pages = 0
         """ZERO words; only those of a stream that is understood."""
+        self.sync_points = 0
+        """Of a stream that is understood."""
         self._start = bytearray(stream.MAGIC_BYTES)
         self._may_complete = False  # what was looked at last may let the destination run
         self._reader: MainStreamReader | None = MainStreamReader()  # None: main is not understood
@@ -157,6 +159,8 @@ class RelayMain:
                     self.has_return_path = True
                 case stream.ZeroPages():
                     self.zero_pages += len(event.offsets)
+                case stream.SyncPoint():
+                    self.sync_points += 1
                 case stream.DeviceState():
                     # RAM is complete: once the devices' state is, too, the destination runs.
                     self._may_complete = True

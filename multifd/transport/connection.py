@@ -41,6 +41,8 @@ class Connection:
         self._sock, self._idle, self.peer, self._limit = sock, idle, peer, limit
         self.bytes_sent = 0
         self.bytes_received = 0
+        self.stalls = 0
+        """How often the other end took nothing of what was to be sent for a whole slice, a quarter of a second."""
         self._is_reset = False
         sock.setblocking(True)
         slice_ = struct.pack("ll", 0, int(min(_SLICE_S, idle.timeout_s) * 1e6))
@@ -75,6 +77,7 @@ class Connection:
             try:
                 sent = self._sock.sendmsg(pending[:_IOV_MAX])
             except BlockingIOError:
+                self.stalls += 1
                 self._idle.check()
                 continue
             except OSError as e:
