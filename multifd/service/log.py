@@ -19,8 +19,8 @@ from multifd.errors import printable
 
 FORMATS = ("text", "json")
 _LOG = logging.getLogger("multifd.service")
-_STRANGERS = ("multifd.transport.accept", "multifd.engine.relay")
-"""Loggers of which anybody who can connect can cause a line."""
+_STRANGERS = {"multifd.transport.accept": logging.WARNING, "multifd.engine.relay": logging.INFO}
+"""Loggers of which anybody who can connect can cause a line, and up to which level."""
 _BURST = 20
 _PER_S = 1.0
 """So many lines about strangers at once, and each second after that; the rest is counted."""
@@ -93,7 +93,7 @@ class StrangerLimit(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a record is logged."""
-        if record.name not in _STRANGERS or record.levelno > logging.WARNING:
+        if record.levelno > _STRANGERS.get(record.name, logging.NOTSET):
             return True
         with self._lock:
             left_out = self._buckets.setdefault(_tags.get({}).get("route", ""), _Bucket()).take()

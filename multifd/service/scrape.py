@@ -27,6 +27,7 @@ _PATIENCE_S = 5.0
 """How long a client may take to ask, and to take each piece of the answer."""
 _MOST_AT_ONCE = 16
 """Clients; a Prometheus and a few health checks."""
+_POLL_S = 0.1
 _STOP_S = 10.0
 
 Health = Callable[[], tuple[bool, Mapping[str, Any]]]
@@ -45,7 +46,7 @@ class ScrapeServer:
     def __init__(self, listener: Listener, registry: CollectorRegistry, health: Health) -> None:
         self._listener = listener
         self._server = _Server(listener, registry, health)
-        self._thread = threading.Thread(target=self._server.serve_forever, name="scrape", daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(_POLL_S,), name="scrape", daemon=True)
         self._thread.start()
 
     @property
