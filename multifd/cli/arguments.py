@@ -195,5 +195,5 @@ def _written(name: str) -> str:
     """How a parameter is written on the command line."""
     for param in click.get_current_context().command.params:
         if param.name == name:
-            return param.opts[0] if isinstance(param, click.Option) else param.make_metavar(click.get_current_context())
+            return param.opts[0] if isinstance(param, click.Option) else param.human_readable_name
     return name

@@ -33,8 +33,6 @@ def serve(config: Path, *, metrics_uri: str | None, log_format: str, drain_timeo
         KeyboardInterrupt: it was ended by SIGINT.
         Terminated: it was ended by SIGTERM, and a migration had to be cancelled.
     """
-    for handler in logging.getLogger().handlers:
-        log.start(handler, log_format)
     printing = threading.Lock()
 
     def show(ended: Ended) -> None:
@@ -44,13 +42,16 @@ def serve(config: Path, *, metrics_uri: str | None, log_format: str, drain_timeo
                 show_one(document, as_json, lambda: None)
 
     with ExitStack() as stack:
+        stack.enter_context(log.shown(logging.getLogger().handlers[:], log_format))
         handed = listening(os.environ)
         for sock in handed.values():
             stack.enter_context(sock)
         metrics = _metrics(metrics_uri)
-        service = RelayService(
-            config, drain_timeout_s=drain_timeout_s, notifier=Notifier(os.environ), handed=handed, metrics=metrics,
-            on_ended=show,
+        service = stack.enter_context(
+            RelayService(
+                config, drain_timeout_s=drain_timeout_s, notifier=Notifier(os.environ), handed=handed, metrics=metrics,
+                on_ended=show,
+            )
         )  # fmt: skip
         if metrics is not None and metrics_uri is not None:
             address = stack.enter_context(_scraped(metrics_uri, metrics, service.health))

@@ -10,7 +10,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
@@ -136,17 +136,31 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(document, default=str)
 
 
-def start(handler: logging.Handler, format: str) -> None:
-    """Log the service's events by a handler, and what the engines say of strangers.
+@contextlib.contextmanager
+def shown(handlers: Sequence[logging.Handler], format: str) -> Iterator[None]:
+    """The service's events, and what the engines say of strangers, go to some handlers meanwhile, a line an event.
 
     Args:
-        handler: gets a formatter and filters.
+        handlers: as they were before, afterwards.
         format: one of `FORMATS`.
     """
-    handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
-    handler.addFilter(StrangerLimit())
-    handler.addFilter(Stamp())
-    for name in (_LOG.name, *_STRANGERS):
-        logger = logging.getLogger(name)
+    loggers = [logging.getLogger(name) for name in (_LOG.name, *_STRANGERS)]
+    levels = [logger.level for logger in loggers]
+    formatters = [handler.formatter for handler in handlers]
+    filters = (StrangerLimit(), Stamp())
+    for handler in handlers:
+        handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
+        for one in filters:
+            handler.addFilter(one)
+    for logger in loggers:
         if logger.getEffectiveLevel() > logging.INFO:
             logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for handler, formatter in zip(handlers, formatters, strict=True):
+            handler.setFormatter(formatter)
+            for one in filters:
+                handler.removeFilter(one)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -26,6 +26,8 @@ from multifd.transport.listen import Listener
 
 _PAUSES_S = (1.0, 2.0, 5.0, 10.0)
 """After a route failed itself, such as when its address is lost: how long until it tries again, longer each time."""
+CUT_S = 20.0
+"""How long a route may take to end once it was cancelled: `multifd.engine.crew.JOIN_S`, and some."""
 _STUCK_S = 30.0
 """A route that has not turned for so long hangs; the longest that it may be busy between migrations is a tear-down,
 `multifd.engine.crew.JOIN_S` and a few waits of seconds."""
@@ -140,8 +142,11 @@ class Route:
         self._canceller.cancel()
 
     def close(self) -> None:
-        """Give up what a route that was never started holds."""
-        if self._listener is not None:
+        """End in any case; twice is harmless."""
+        if self._thread.ident is not None:
+            self.cancel()
+            self.join(CUT_S)
+        elif self._listener is not None:
             self._listener.close()
 
     def join(self, timeout_s: float) -> bool:

@@ -15,20 +15,18 @@ import queue
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from multifd.errors import ChannelError, MultifdError, UsageError
 from multifd.service import log
 from multifd.service.config import RouteSettings, read
 from multifd.service.metrics import UNOBSERVED, Metrics
-from multifd.service.route import Ended, Route
+from multifd.service.route import CUT_S, Ended, Route
 from multifd.service.systemd import Notifier
 from multifd.transport.listen import Listener
 
 _TURN_S = 1.0
 """How often routes are looked at while nobody asks for anything."""
-_CUT_S = 20.0
-"""How long routes may take to end once their migrations were cancelled: `multifd.engine.crew.JOIN_S`, and some."""
 
 
 class Request(enum.Enum):
@@ -41,7 +39,7 @@ class Request(enum.Enum):
 
 
 class RelayService:
-    """The routes of one file.
+    """The routes of one file; a context manager, since its addresses are had as soon as it is made.
 
     Args:
         path: of relay.toml.
@@ -77,6 +75,14 @@ class RelayService:
         self._stuck: set[str] = set()
         with self._opened(read(path)) as new:
             self._routes = new
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Give up what is held, if `run` has not done that; no migration survives it."""
+        for route in (*self._routes.values(), *self._leaving):
+            route.close()
 
     def request(self, request: Request) -> None:
         """Ask for something; from any thread, and from a signal handler."""
@@ -174,7 +180,7 @@ class RelayService:
         active = sum(route.is_active for route in running)
         self._has_cancelled = True
         self._is_cut = self._is_cut or active > 0
-        self._drain_until = time.monotonic() + _CUT_S
+        self._drain_until = time.monotonic() + CUT_S
         log.event("cancelling", f"{active} migrations are cancelled", logging.WARNING if active else logging.INFO)
         for route in running:
             route.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
@@ -16,25 +17,27 @@ EVIL = "a\nb\x1b[2J\u202e\ud800"
 
 @pytest.fixture
 def start():
-    """Log into memory; the loggers are as they were afterwards."""
+    """Log into memory."""
     root = logging.getLogger()
-    names = ("multifd.service", "multifd.transport.accept", "multifd.engine.relay")
-    levels = {name: logging.getLogger(name).level for name in names}
-    handlers = []
+    with contextlib.ExitStack() as stack:
 
-    def start(format: str) -> io.StringIO:
-        stream = io.StringIO()
-        handler = logging.StreamHandler(stream)
-        log.start(handler, format)
-        root.addHandler(handler)
-        handlers.append(handler)
-        return stream
+        def start(format: str) -> io.StringIO:
+            stream = io.StringIO()
+            handler = logging.StreamHandler(stream)
+            stack.enter_context(log.shown([handler], format))
+            root.addHandler(handler)
+            stack.callback(root.removeHandler, handler)
+            return stream
 
-    yield start
-    for handler in handlers:
-        root.removeHandler(handler)
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
+        yield start
+
+
+def test_handlers_and_levels_are_as_they_were():
+    handler, logger = logging.NullHandler(), logging.getLogger("multifd.service")
+    before = handler.formatter, handler.filters[:], logger.level
+    with log.shown([handler], "json"):
+        assert (logger.level, len(handler.filters)) == (logging.INFO, 2)
+    assert (handler.formatter, handler.filters, logger.level) == before
 
 
 def test_text(start):
