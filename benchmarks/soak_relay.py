@@ -292,6 +292,8 @@ def soak(routes: int, plan: Plan, seed: int, reload_s: float) -> list[str]:
         problems = [] if status == 0 else [f"the relay ended with status {status}"]
         problems += account(attempts, relay.events(), text)
         problems += held(samples, end, routes)
+        if problems:
+            print("the relay's log:", *map(json.dumps, relay.events()), sep="\n")
     tell(attempts, samples, end)
     return problems
 

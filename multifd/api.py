@@ -313,6 +313,8 @@ def relay(
                 on_result(result)
             if once:
                 return
+            if result.status != "completed":
+                one.turn_away_late()
     finally:
         acceptor.close()
         listener.close()

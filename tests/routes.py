@@ -49,21 +49,24 @@ class Migration:
     Args:
         uri: where the route listens.
         destination: where it goes on to.
+        guest: the uuid that its channel announces.
     """
 
-    def __init__(self, uri: str, destination: Destination) -> None:
+    def __init__(self, uri: str, destination: Destination, guest: bytes = bytes(16)) -> None:
+        self._uri = uri
         self._source: list[socket.socket] = []
         stream = peer.main_stream([(b"ram", BLOCK)])
         self._end = stream["end"] + stream["eof"]
-        self._main = self._connect(uri, stream["header"] + stream["commands"] + stream["setup"])
-        self._channel = self._connect(uri, peer.init(0) + peer.sync())
+        self._main = self.connect(stream["header"] + stream["commands"] + stream["setup"])
+        self._channel = self.connect(peer.init(0, uuid=guest) + peer.sync())
         self._outs = [destination.accept(), destination.accept()]
 
-    def _connect(self, uri: str, first: bytes) -> socket.socket:
-        kind, _, where = uri.partition(":")
+    def connect(self, first: bytes) -> socket.socket:
+        """One more connection of the source, and what it starts with."""
+        kind, _, where = self._uri.partition(":")
         sock = socket.socket(socket.AF_UNIX if kind == "unix" else socket.AF_INET)
         sock.settimeout(DEADLINE_S)
-        sock.connect(where if kind == "unix" else peer.address(uri))
+        sock.connect(where if kind == "unix" else peer.address(self._uri))
         self._source.append(sock)
         sock.sendall(first)
         return sock
@@ -85,15 +88,25 @@ class Migration:
         for sock in self._source:
             sock.close()
 
+    def main_is_closed(self) -> bool:
+        """Whether the relay has closed the source's main; waits for it."""
+        return is_closed(self._main)
+
     def is_closed(self) -> bool:
         """Whether the relay has closed both sides of main; waits for it, and closes everything here."""
         for sock in (self._main, *self._outs):
-            with contextlib.suppress(ConnectionError):
-                while sock.recv(1 << 16):
-                    pass
+            is_closed(sock)
         for sock in (*self._source, *self._outs):
             sock.close()
         return True
+
+
+def is_closed(sock: socket.socket) -> bool:
+    """Whether the other end has closed; waits for it."""
+    with contextlib.suppress(ConnectionError):
+        while sock.recv(1 << 16):
+            pass
+    return True
 
 
 def is_refused(uri: str) -> bool:

@@ -8,6 +8,7 @@ and `Fate` says where the memory is.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -39,6 +40,11 @@ _POLL_S = 0.05
 _GRACE_S = 0.5
 """How long a destination that has hung up may take to say on the return path what went wrong."""
 _PROGRESS_S = 0.1
+_LATE_S = 0.5
+"""How long after a migration has failed its channels may still come: they were connecting when their source noticed."""
+_ALONE_S = 10.0
+"""How long a channel that has sent pages may be there before its main has said what it is; a source's main is first, or
+later by little."""
 _MAX_CANDIDATES = 8
 """Connections that may claim to be main at the same time."""
 
@@ -51,6 +57,7 @@ class _Link:
     init: InitPacket
     destination: Connection | None = None
     figures: ChannelFigures = field(default_factory=ChannelFigures)
+    since: float = field(default_factory=time.monotonic)
 
 
 class Relay:
@@ -112,6 +119,11 @@ class Relay:
         self._next_config = config
         self._acceptor.wake()
 
+    @property
+    def is_passing(self) -> bool:
+        """Whether a migration is under way."""
+        return self.has_begun and not self._end
+
     def run(self) -> RelayResult:
         """Wait, for ever, for a source, and pass its migration on.
 
@@ -144,6 +156,25 @@ class Relay:
             raise told from told.__cause__
         self._end, self._status = time.monotonic(), "completed"
         return self.result
+
+    def turn_away_late(self) -> None:
+        """After a migration that failed: close what still comes of it, for half a second, or until the next one's main.
+
+        Such a channel may be full of pages that nobody reads, so that its source's end cannot be seen, and the next
+        migration would be taken for that channel's.
+        """
+        terms, until = self._negotiation.terms, time.monotonic() + _LATE_S
+        with contextlib.suppress(ChannelError):  # the listener broke: whoever waits for the next migration sees it
+            while terms is not None and not self._next_has_come and not self._is_draining:
+                if time.monotonic() >= until:
+                    break
+                for arrival in self._acceptor.wait(_POLL_S):
+                    init = arrival[2]
+                    self._next_has_come = self._next_has_come or init is None
+                    if init is not None and not self._next_has_come and terms_of(init) == terms:
+                        self._acceptor.dismiss(arrival[0])
+                    else:
+                        self._acceptor.defer(arrival)
 
     @property
     def result(self) -> RelayResult:
@@ -306,8 +337,9 @@ class Relay:
             self._crew.start(f"relay_{init.id}", self._run_channel, link, self._main)
 
     def _forget_who_gave_up(self) -> None:
-        """Channels that were closed before their main came: the rest of a migration that failed early."""
-        gone = [id_ for id_, link in self._channels.items() if link.source.has_hung_up()]
+        """Channels that were closed before their main came, or have none: the rest of a migration that failed early."""
+        alone = time.monotonic() - _ALONE_S if not self._candidates else float("-inf")
+        gone = [id_ for id_, link in self._channels.items() if link.source.has_hung_up() or link.since < alone]
         for id_ in gone:
             self._acceptor.rejected += 1
             self._channels.pop(id_).source.close()

@@ -84,7 +84,6 @@ class Route:
     @property
     def state(self) -> str:
         """waiting, active (a migration is under way), draining, failed (sources cannot connect), stuck, or over."""
-        relay = self._relay
         if not self._thread.is_alive():
             return "over"
         if time.monotonic() - self._beat > _STUCK_S:
@@ -93,13 +92,13 @@ class Route:
             return "draining"
         if self._has_failed:
             return "failed"
-        return "active" if relay is not None and relay.has_begun else "waiting"
+        return "active" if self.is_active else "waiting"
 
     @property
     def is_active(self) -> bool:
         """Whether a migration is under way."""
         relay = self._relay
-        return relay is not None and relay.has_begun and self._thread.is_alive()
+        return relay is not None and relay.is_passing and self._thread.is_alive()
 
     def start(self, observer: Observer) -> None:
         """Begin to serve.
@@ -206,9 +205,9 @@ class Route:
                 result = getattr(e, "result", None) or relay.result
             finally:
                 self._canceller.release()
-                with self._lock:
-                    self._relay = None
             self._tell(Ended(self.name, migration, result))
+            if result.status != "completed":
+                relay.turn_away_late()
         return True
 
     def _prepare(self) -> Relay:

@@ -6,9 +6,11 @@ import contextlib
 import os
 import socket
 import threading
+from uuid import UUID
 
+import peer
 import pytest
-from routes import Destination, Migration, is_refused, wait_for
+from routes import DEADLINE_S, Destination, Migration, is_closed, is_refused, wait_for
 
 import multifd
 from multifd.errors import ChannelError, UsageError
@@ -120,6 +122,66 @@ def test_a_listener_that_breaks_is_opened_again(serve, destination, monkeypatch)
     wait_for(lambda: len(service.ended) == 1)
     assert service.ended[0].result.status == "completed"
     assert service.sample("multifd_route_up", route="a") == 1
+
+
+GUEST, OTHER = b"A" * 16, b"B" * 16
+
+
+class TestWhatAFailedMigrationLeavesBehind:
+    """A channel of it that comes late, and whose end cannot be seen: it is full of pages that nobody reads."""
+
+    def test_a_late_channel_is_not_the_next_migrations(self, serve, destination, tmp_path, monkeypatch):
+        monkeypatch.setattr("multifd.engine.relay._LATE_S", DEADLINE_S)
+        service = serve(route("a", f"unix:{tmp_path}/in", destination.uri))
+        first = Migration(service.uri("a"), destination, GUEST)
+        late = first.connect(peer.init(1, uuid=GUEST)[:60])
+        for sock in destination.sockets:
+            sock.close()
+        assert first.main_is_closed()
+        late.sendall(peer.init(1, uuid=GUEST)[60:] + peer.sync())
+        assert is_closed(late)
+        second = Migration(service.uri("a"), destination, OTHER)
+        second.finish()
+        wait_for(lambda: len(service.ended) == 2)
+        assert [(e.result.status, e.result.channels) for e in service.ended] == [("failed", 1), ("completed", 1)]
+        assert [e.result.uuid.encode() for e in service.ended] == [
+            str(UUID(bytes=guest)).encode() for guest in (GUEST, OTHER)
+        ]
+        first.break_off()
+
+    def test_the_next_migration_may_be_the_same_guests(self, serve, destination, tmp_path, monkeypatch):
+        """Its main comes first, and ends the time in which its channels would be turned away."""
+        monkeypatch.setattr("multifd.engine.relay._LATE_S", DEADLINE_S)
+        service = serve(route("a", f"unix:{tmp_path}/in", destination.uri))
+        first = Migration(service.uri("a"), destination, GUEST)
+        for sock in destination.sockets:
+            sock.close()
+        assert first.main_is_closed()
+        Migration(service.uri("a"), destination, GUEST).finish()
+        wait_for(lambda: len(service.ended) == 2)
+        assert [e.result.status for e in service.ended] == ["failed", "completed"]
+        first.break_off()
+
+    def test_a_channel_without_a_main_is_not_kept(self, serve, destination, tmp_path, monkeypatch):
+        monkeypatch.setattr("multifd.engine.relay._ALONE_S", 0.1)
+        service = serve(route("a", f"unix:{tmp_path}/in", destination.uri))
+        with socket.socket(socket.AF_UNIX) as alone:
+            alone.settimeout(DEADLINE_S)
+            alone.connect(f"{tmp_path}/in")
+            alone.sendall(peer.init(0, uuid=GUEST) + peer.sync())
+            assert is_closed(alone)
+        Migration(service.uri("a"), destination, OTHER).finish()
+        wait_for(lambda: len(service.ended) == 1)
+        assert service.ended[0].result.status == "completed"
+        assert service.sample("multifd_strangers_total", route="a") == 1
+
+    def test_a_drain_does_not_wait_for_late_channels(self, serve, destination, tmp_path, monkeypatch):
+        monkeypatch.setattr("multifd.engine.relay._LATE_S", 3600)
+        service = serve(route("a", f"unix:{tmp_path}/in", destination.uri))
+        first = Migration(service.uri("a"), destination, GUEST)
+        wait_for(lambda: service.state("a") == "active")
+        first.break_off()
+        assert service.stop(Request.DRAIN)
 
 
 class TestDrain:
