@@ -39,6 +39,8 @@ DEADLINE_S = 120.0
 _METHODS = ("none", "zlib", "zstd")
 _WARM = 3
 """Migrations on each route before descriptors, threads and memory are looked at: methods are loaded, buffers had."""
+_QUARTER = 20
+"""Samples, 0.5 s apart, without which a quarter says nothing of memory."""
 _SLACK_BYTES = 24 << 20
 """By which memory may differ between two quarters of a run: what malloc keeps, of channels that come and go. A leak of
 one packet's buffer for each migration would be 100 MiB over 200 of them."""
@@ -366,7 +368,7 @@ def held(samples: list[Sample], end: Sample, routes: int) -> list[str]:
     if end.descriptors > expected:
         problems.append(f"{end.descriptors:g} descriptors at the end, expected at most {expected}")
     quarter = len(samples) // 4
-    if quarter:
+    if quarter >= _QUARTER:
         early = statistics.median(s.resident_bytes for s in samples[quarter : 2 * quarter])
         late = statistics.median(s.resident_bytes for s in samples[-quarter:])
         if late > early + _SLACK_BYTES:

@@ -168,9 +168,13 @@ class Relay:
             while terms is not None and not self._next_has_come and not self._is_draining:
                 if time.monotonic() >= until:
                     break
-                for arrival in self._acceptor.wait(_POLL_S):
+                arrivals = [*self._acceptor.wait(_POLL_S)]
+                if arrivals:
+                    # A main says what it is before its channels have pages: if one goes with them, it has by now.
+                    arrivals += self._acceptor.wait(0)
+                self._next_has_come = any(init is None for _, _, init in arrivals)
+                for arrival in arrivals:
                     init = arrival[2]
-                    self._next_has_come = self._next_has_come or init is None
                     if init is not None and not self._next_has_come and terms_of(init) == terms:
                         self._acceptor.dismiss(arrival[0])
                     else:

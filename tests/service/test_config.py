@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -122,3 +123,9 @@ def test_any_values_end_as_routes_or_in_one_line(tmp_path_factory, table):
     except UsageError as e:
         said = str(e)
     assert said.isprintable()
+
+
+def test_the_page_shows_the_example_as_it_is():
+    page = (Path(__file__).parent.parent.parent / "docs/relay-service.md").read_text()
+    example = (importlib.resources.files("multifd.service") / "share/relay.toml").read_text()
+    assert f"```toml\n{example}```" in page

@@ -132,6 +132,7 @@ class TestWhatAFailedMigrationLeavesBehind:
 
     def test_a_late_channel_is_not_the_next_migrations(self, serve, destination, tmp_path, monkeypatch):
         monkeypatch.setattr("multifd.engine.relay._LATE_S", DEADLINE_S)
+        monkeypatch.setattr("multifd.engine.relay._ALONE_S", 10 * DEADLINE_S)
         service = serve(route("a", f"unix:{tmp_path}/in", destination.uri))
         first = Migration(service.uri("a"), destination, GUEST)
         late = first.connect(peer.init(1, uuid=GUEST)[:60])
