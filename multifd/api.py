@@ -273,7 +273,9 @@ def relay(
     timeout: float = 60.0,
     in_tls: Tls | None = None,
     out_tls: Tls | None = None,
+    max_bandwidth: int = 0,
     on_listening: Callable[[str], None] | None = None,
+    on_progress: Callable[[RelayResult], None] | None = None,
     on_result: Callable[[RelayResult], None] | None = None,
     canceller: Canceller | None = None,
 ) -> None:
@@ -290,7 +292,9 @@ def relay(
         timeout: seconds that all connections of a migration may be silent. Between migrations there is no limit.
         in_tls: take encrypted connections alone from sources; None takes those in clear alone.
         out_tls: encrypt every connection to the destination; None is in clear.
+        max_bandwidth: bytes each second towards the destination; 0 is unlimited.
         on_listening: called once with the URI that sources can use now, its port filled in.
+        on_progress: called in this thread with the figures so far, about ten times a second, also while it waits.
         on_result: called in this thread with the figures of each migration. Without `once` also of one that
             failed, whose error goes to the log.
         canceller: ends the relay, and the migration that passes, from another thread.
@@ -304,7 +308,9 @@ def relay(
         client = TlsClient(out_tls, address) if out_tls is not None else None
     with _named("in_"):
         open_ = TlsServer(in_tls).open if in_tls is not None else PlainIncoming
-    config = RelayConfig(address, in_method, out_method, channels, connect_timeout, timeout, client)
+    config = RelayConfig(
+        address, in_method, out_method, channels, connect_timeout, timeout, max_bandwidth, out_tls=client
+    )
     canceller = canceller or Canceller()
     listener = Listener(Uri.parse(listen))
     acceptor = Acceptor(listener, timeout, open_)
@@ -312,7 +318,7 @@ def relay(
         if on_listening is not None:
             on_listening(str(listener.uri))
         while True:
-            one = Relay(acceptor, config, canceller)
+            one = Relay(acceptor, config, canceller, on_progress)
             try:
                 result = one.run()
             except Cancelled:
@@ -327,6 +333,8 @@ def relay(
                 on_result(result)
             if once:
                 return
+            if result.status != "completed":
+                one.turn_away_late()
     finally:
         acceptor.close()
         listener.close()

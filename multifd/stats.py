@@ -86,7 +86,10 @@ class RelayResult:
     """The figures of one migration through a relay; `as_dict` is the command line's JSON."""
 
     status: str
-    """active, completed, failed, cancelled, or unknown (the stream's end was passed on, its confirmation was not)."""
+    """waiting (no source has connected), active, completed, failed, cancelled, or unknown (the stream's end was passed
+    on, its confirmation was not)."""
+    uuid: str = ""
+    """The guest's, as its channels give it; empty if they give none, or none has come."""
     in_method: str = ""
     """The source's; empty as long as no packet with pages came."""
     out_method: str = ""
@@ -102,6 +105,10 @@ class RelayResult:
     """From the source, main and all channels."""
     bytes_out: int = 0
     """To the destination, main and all channels."""
+    sync_points: int = 0
+    """On main, one for each time that every channel was brought to the same point: at least one for each dirty sync."""
+    stalls: int = 0
+    """How often a connection to the destination took nothing for a quarter of a second, summed over all."""
     rejected: int = 0
     """Connections that were not a migration's and were closed."""
     in_stats: dict[str, int] = field(default_factory=dict)

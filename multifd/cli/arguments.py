@@ -146,3 +146,74 @@ def timeout(help: str) -> Callable[[_Command], _Command]:
         help: what may be silent for so long.
     """
     return click.option("--timeout", default=60.0, show_default=True, type=Seconds(), metavar="S", help=help)
+
+
+metrics = click.option(
+    "--metrics",
+    metavar="URI",
+    help="Answer Prometheus there, such as tcp:127.0.0.1:9464: /metrics, and /health. Needs multifd[metrics].",
+)
+
+
+def service(command: _Command) -> _Command:
+    """What a relay that is a service takes: --config and what goes with it."""
+    for option in (
+        click.option(
+            "--drain-timeout",
+            default=300.0,
+            show_default=True,
+            type=Seconds(),
+            metavar="S",
+            help="With --config: how long after SIGTERM migrations may still go on.",
+        ),
+        click.option(
+            "--log-format",
+            default="text",
+            show_default=True,
+            type=click.Choice(["text", "json"]),
+            help="With --config: of the log on stderr, a line an event.",
+        ),
+        click.option("--config", type=FilePath(), metavar="FILE", help="Run the routes of a relay.toml as a service."),
+    ):
+        command = option(command)
+    return command
+
+
+def refuse_beside(option: str, *allowed: str) -> None:
+    """Refuse what was given on the command line and says nothing beside an option.
+
+    Args:
+        option: as it is written.
+        allowed: parameters of the command that go with it.
+
+    Raises:
+        click.UsageError: something else was given.
+    """
+    for name in _given():
+        if name not in allowed:
+            raise click.UsageError(f"{_written(name)} does not go with {option}: say it in the file")
+
+
+def need(option: str, *names: str) -> None:
+    """Refuse parameters that were given without the option that they belong to.
+
+    Raises:
+        click.UsageError: one was.
+    """
+    for name in _given():
+        if name in names:
+            raise click.UsageError(f"{_written(name)} needs {option}")
+
+
+def _given() -> list[str]:
+    context = click.get_current_context()
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return [name for name, source in sources.items() if source is click.core.ParameterSource.COMMANDLINE]
+
+
+def _written(name: str) -> str:
+    """How a parameter is written on the command line."""
+    for param in click.get_current_context().command.params:
+        if param.name == name:
+            return param.opts[0] if isinstance(param, click.Option) else param.human_readable_name
+    return name

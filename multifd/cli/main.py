@@ -19,22 +19,43 @@ from multifd._version import __version__
 from multifd.cli import arguments, guests, signals, tls
 from multifd.cli.arguments import CHANNELS, METHOD, FilePath, MethodSpec, Size
 from multifd.cli.console import EPILOG, Group, remark, reporting, say, show, show_one
-from multifd.errors import MethodError
+from multifd.errors import MethodError, MultifdError
 
 if TYPE_CHECKING:
     from multifd.engine.canceller import Canceller
-    from multifd.stats import Result
+    from multifd.stats import RelayResult, Result
     from multifd.transport.tls import Tls
 
 
-def _migrate(call: Callable[[Callable[[Result], None], Canceller], Result], *, as_json: bool, what: str) -> None:
-    """Run one end with progress on stderr, then show its figures."""
-    from multifd.cli import tables
+def _migrate(
+    call: Callable[[Callable[[Result], None], Canceller], Result],
+    *,
+    as_json: bool,
+    what: str,
+    metrics: str | None = None,
+) -> None:
+    """Run one end with progress on stderr, then show its figures; with metrics, if an address is given."""
+    from multifd.cli import service, tables
     from multifd.engine.canceller import Canceller
 
     canceller = Canceller()
-    with tables.Progress(what) as progress, signals.cancelling(canceller):
-        result = call(progress.update, canceller)
+    with (
+        service.observed(metrics, what) as observer,
+        tables.Progress(what) as progress,
+        signals.cancelling(canceller),
+    ):
+
+        def update(result: Result) -> None:
+            observer.update(result)
+            progress.update(result)
+
+        try:
+            result = call(update, canceller)
+        except MultifdError as e:
+            if e.result is not None:
+                observer.finish(e.result)
+            raise
+        observer.finish(result)
     show(result.as_dict(), as_json, lambda: tables.print_results([result]))
 
 
@@ -140,11 +161,12 @@ def send(
     help="The only method allowed; may be repeated.",
 )
 @arguments.timeout("How long all connections may be silent, and how long to wait for the sender.")
+@arguments.metrics
 @reporting
 @tls.options(listens=True)
 def receive(
     uri: str, out: Path, format_: str, xml: Path | None, channels: int | None, methods: tuple[str, ...],
-    timeout: float, tls: Tls | None, as_json: bool,
+    timeout: float, metrics: str | None, tls: Tls | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Wait at URI for a sender, multifd or QEMU, and write its RAM, and its devices, to OUT.
 
@@ -160,6 +182,7 @@ def receive(
         ),
         as_json=as_json,
         what="receive",
+        metrics=metrics,
     )  # fmt: skip
 
 
@@ -213,8 +236,8 @@ def export(capture: Path, out: Path, format_: str, block: str | None, below_4g: 
 
 
 @main.command()
-@click.argument("listen_uri")
-@click.argument("to_uri")
+@click.argument("listen_uri", required=False)
+@click.argument("to_uri", required=False)
 @click.option(
     "--in",
     "in_method",
@@ -239,29 +262,51 @@ def export(capture: Path, out: Path, format_: str, block: str | None, below_4g: 
 @click.option("--once", is_flag=True, help="End after one migration.")
 @arguments.connect_timeout
 @arguments.timeout("How long all connections of a migration may be silent.")
+@arguments.service
+@arguments.metrics
 @reporting
 @tls.options(listens=True, prefix="in-", of="what comes in")
 @tls.options(prefix="out-", of="what goes out")
 def relay(
-    listen_uri: str, to_uri: str, in_method: str | None, out_method: str, channels: int | None, once: bool,
-    connect_timeout: float, timeout: float, in_tls: Tls | None, out_tls: Tls | None, as_json: bool,
+    listen_uri: str | None, to_uri: str | None, in_method: str | None, out_method: str, channels: int | None,
+    once: bool, connect_timeout: float, timeout: float, config: Path | None, log_format: str, drain_timeout: float,
+    metrics: str | None, in_tls: Tls | None, out_tls: Tls | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Pass migrations on from LISTEN_URI to TO_URI, in by one method and out by another.
 
     One after another until interrupted, with a line on stdout for each, or with --json a document a line.
     With port 0 the URI with the chosen port is printed on stderr at once.
+
+    With --config instead of the two, as a service: the routes of a file, side by side. SIGTERM lets the migrations
+    under way end and takes no others, a second one or SIGINT ends them, too; SIGHUP reads the file again.
     """
+    from multifd.cli import service
+
+    if config is not None:
+        arguments.refuse_beside("--config", "config", "log_format", "drain_timeout", "metrics", "as_json", "verbose")
+        service.serve(
+            config, metrics_uri=metrics, log_format=log_format, drain_timeout_s=drain_timeout, as_json=as_json
+        )
+        return
+    arguments.need("--config", "log_format", "drain_timeout")
+    if listen_uri is None or to_uri is None:
+        raise click.UsageError("expected LISTEN_URI and TO_URI, or --config FILE")
+
     from multifd.api import relay as call
     from multifd.cli import tables
     from multifd.engine.canceller import Canceller
 
+    def show_result(result: RelayResult) -> None:
+        observer.finish(result)
+        show_one(result.as_dict(), as_json, lambda: tables.print_relay(result))
+
     canceller = Canceller()
-    with signals.cancelling(canceller):
+    with service.observed(metrics, "relay") as observer, signals.cancelling(canceller):
         call(
             listen_uri, to_uri, in_method=in_method, out_method=out_method, channels=channels, once=once,
             connect_timeout=connect_timeout, timeout=timeout, in_tls=in_tls, out_tls=out_tls, canceller=canceller,
-            on_listening=lambda chosen: remark(f"listening on {chosen}"),
-            on_result=lambda result: show_one(result.as_dict(), as_json, lambda: tables.print_relay(result)),
+            on_listening=lambda chosen: remark(f"listening on {chosen}"), on_progress=observer.update,
+            on_result=show_result,
         )  # fmt: skip
 
 

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from multifd.engine.canceller import Canceller
 from multifd.errors import Cancelled
 
 _Handler = Callable[[int, FrameType | None], None]
+_Request = TypeVar("_Request")
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -93,6 +94,34 @@ def cancelling(canceller: Canceller) -> Iterator[None]:
         raise
     finally:
         ignore()
+
+
+@contextmanager
+def handing_on(requests: Mapping[signal.Signals, _Request], ask: Callable[[_Request], object]) -> Iterator[list[int]]:
+    """Signals ask something of a service that runs; they never break in.
+
+    When this is left, SIGINT and SIGTERM change nothing any more: how it ended is known.
+
+    Args:
+        requests: what each signal asks for.
+        ask: called in the handler, so it may only hand the request on.
+
+    Returns:
+        The signals that came and end something, in order.
+    """
+    came: list[int] = []
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        if number in _ENDING:
+            came.append(number)
+        ask(requests[signal.Signals(number)])
+
+    before = {number: signal.signal(number, hand_on) for number in requests}
+    try:
+        yield came
+    finally:
+        ignore()
+        _restore({number: handler for number, handler in before.items() if number not in _ENDING})
 
 
 def ignore() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from multifd.errors import UsageError, about
+from multifd.errors import MultifdError, UsageError, about
 from multifd.registry import load_method
 from multifd.transport.address import Uri
 from multifd.transport.tls import TlsClient, TlsServer
@@ -30,8 +30,7 @@ class SendConfig:
 
     def __post_init__(self) -> None:
         _check_channels(self.channels)
-        if self.max_bandwidth < 0:
-            raise about(UsageError(f"a bandwidth of {self.max_bandwidth} bytes/s, expected 0 or more"), "max_bandwidth")
+        _check_bandwidth(self.max_bandwidth)
         _check_timeout(self.connect_timeout_s, "connect_timeout")
         _check_timeout(self.timeout_s, "timeout")
 
@@ -63,21 +62,35 @@ class RelayConfig:
     channels: int | None = None
     connect_timeout_s: float = 10.0
     timeout_s: float = 60.0
+    max_bandwidth: int = 0
+    """Bytes each second to the destination, over all connections; 0 is unlimited."""
     out_tls: TlsClient | None = None
     """Towards the destination; that of the sources is the acceptor's."""
 
     def __post_init__(self) -> None:
         _check_channels(self.channels)
+        _check_bandwidth(self.max_bandwidth)
         _check_timeout(self.timeout_s, "timeout")
         _check_timeout(self.connect_timeout_s, "connect_timeout")
-        for spec in filter(None, (self.in_method, self.out_method)):
-            load_method(spec)
+        for setting in ("in_method", "out_method"):
+            if spec := getattr(self, setting):
+                try:
+                    load_method(spec)
+                except MultifdError as e:
+                    about(e, setting)
+                    raise
 
 
 def _check_channels(channels: int | None) -> None:
     """Raise `UsageError` unless that many channels can be, or None is said."""
     if channels is not None and not 1 <= channels <= MOST_CHANNELS:
         raise about(UsageError(f"{channels} channels, expected 1 to {MOST_CHANNELS}"), "channels")
+
+
+def _check_bandwidth(bytes_per_s: int) -> None:
+    """Raise `UsageError` for a rate below 0."""
+    if bytes_per_s < 0:
+        raise about(UsageError(f"a bandwidth of {bytes_per_s} bytes/s, expected 0 or more"), "max_bandwidth")
 
 
 def _check_timeout(seconds: float, setting: str) -> None:

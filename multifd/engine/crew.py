@@ -6,6 +6,7 @@ starts threads ends them by `stop`, also when it fails.
 
 from __future__ import annotations
 
+import contextvars
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -46,7 +47,9 @@ class Crew:
                 self.fail(e)
             self._on_end()
 
-        thread = threading.Thread(target=guarded, name=name, daemon=True)
+        # What the caller's context says, such as a log's id of this migration, holds in the thread, too.
+        context = contextvars.copy_context()
+        thread = threading.Thread(target=context.run, args=(guarded,), name=name, daemon=True)
         # Listed only once it runs: a tear-down at the same time must not join what was never started.
         thread.start()
         with self._lock:

@@ -8,12 +8,14 @@ and `Fate` says where the memory is.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from uuid import UUID
 
 from multifd.engine.canceller import Canceller
 from multifd.engine.config import MOST_CHANNELS, RelayConfig
@@ -38,12 +40,20 @@ from multifd.transport.accept import Acceptor, Arrival
 from multifd.transport.connect import connect
 from multifd.transport.connection import Connection
 from multifd.transport.idle import IdleTimer
+from multifd.transport.limit import RateLimit
 from multifd.wire.packet import InitPacket
+from multifd.wire.stream import NO_UUID
 
 _LOG = logging.getLogger(__name__)
 _POLL_S = 0.05
 _GRACE_S = 0.5
 """How long a destination that has hung up may take to say on the return path what went wrong."""
+_PROGRESS_S = 0.1
+_LATE_S = 0.5
+"""How long after a migration has failed its channels may still come: they were connecting when their source noticed."""
+_ALONE_S = 10.0
+"""How long a channel that has sent pages may be there before its main has said what it is; a source's main is first, or
+later by little."""
 _MAX_CANDIDATES = 8
 """Connections that may claim to be main at the same time."""
 
@@ -56,6 +66,7 @@ class _Link:
     init: InitPacket
     destination: Connection | None = None
     figures: ChannelFigures = field(default_factory=ChannelFigures)
+    since: float = field(default_factory=time.monotonic)
 
 
 class Relay:
@@ -66,15 +77,24 @@ class Relay:
             one is over, and stay there.
         config: how.
         canceller: to cancel it with.
+        on_progress: called in the caller's thread with the figures so far, about ten times a second, also while it
+            waits for a source.
     """
 
-    def __init__(self, acceptor: Acceptor, config: RelayConfig, canceller: Canceller | None = None) -> None:
-        self._config, self._acceptor = config, acceptor
+    def __init__(
+        self,
+        acceptor: Acceptor,
+        config: RelayConfig,
+        canceller: Canceller | None = None,
+        on_progress: Callable[[RelayResult], None] | None = None,
+    ) -> None:
+        self._config, self._acceptor, self._on_progress = config, acceptor, on_progress
         self._canceller = canceller or Canceller()
         self._rejected_before = acceptor.rejected
         self._out = load_method(config.out_method)
         self._negotiation = self._new_negotiation()
         self._idle = IdleTimer(config.timeout_s, self._describe_connections)
+        self._limit = self._new_limit()
         self._crew = Crew(self._idle, acceptor.wake)
         self.fate = Fate(RELAY)
         self._main: RelayMain | None = None
@@ -84,7 +104,9 @@ class Relay:
         self._return: threading.Thread | None = None
         self._objection: MultifdError | None = None
         self._next_has_come = False
-        self._start = self._end = 0.0
+        self._is_draining = False
+        self._next_config: RelayConfig | None = None
+        self._start = self._end = self._reported = 0.0
         self._status, self._error = "active", ""
         self._notes: tuple[str, ...] = ()
 
@@ -93,11 +115,30 @@ class Relay:
         """Whether a source has connected."""
         return self._start > 0
 
+    def drain(self) -> None:
+        """Take no source that has not connected yet: `run` then raises `Cancelled`. From any thread.
+
+        A migration that has begun goes on to its end.
+        """
+        self._is_draining = True
+        self._acceptor.wake()
+
+    def reconfigure(self, config: RelayConfig) -> None:
+        """Go by other settings, unless a migration has begun. From any thread; the connections that wait stay."""
+        self._next_config = config
+        self._acceptor.wake()
+
+    @property
+    def is_passing(self) -> bool:
+        """Whether a migration is under way."""
+        return self.has_begun and not self._end
+
     def run(self) -> RelayResult:
         """Wait, for ever, for a source, and pass its migration on.
 
         Raises:
             MultifdError: what went wrong first; ``result`` has the figures up to then.
+            Cancelled: by the canceller, or by `drain` before a source had connected.
             KeyboardInterrupt: passes through, after everything was torn down.
         """
         try:
@@ -125,6 +166,29 @@ class Relay:
         self._end, self._status = time.monotonic(), "completed"
         return self.result
 
+    def turn_away_late(self) -> None:
+        """After a migration that failed: close what still comes of it, for half a second, or until the next one's main.
+
+        Such a channel may be full of pages that nobody reads, so that its source's end cannot be seen, and the next
+        migration would be taken for that channel's.
+        """
+        terms, until = self._negotiation.terms, time.monotonic() + _LATE_S
+        with contextlib.suppress(ChannelError):  # the listener broke: whoever waits for the next migration sees it
+            while terms is not None and not self._next_has_come and not self._is_draining:
+                if time.monotonic() >= until:
+                    break
+                arrivals = [*self._acceptor.wait(_POLL_S)]
+                if arrivals:
+                    # A main says what it is before its channels have pages: if one goes with them, it has by now.
+                    arrivals += self._acceptor.wait(0)
+                self._next_has_come = any(init is None for _, _, init in arrivals)
+                for arrival in arrivals:
+                    init = arrival[2]
+                    if init is not None and not self._next_has_come and terms_of(init) == terms:
+                        self._acceptor.dismiss(arrival[0])
+                    else:
+                        self._acceptor.defer(arrival)
+
     @property
     def result(self) -> RelayResult:
         """The figures so far; from any thread."""
@@ -132,7 +196,8 @@ class Relay:
         ins = [link.source for link in channels] + ([main.source] if main else [])
         end = self._end or time.monotonic()
         return RelayResult(
-            status=self._status,
+            status=self._status if self.has_begun or self._end else "waiting",
+            uuid=self._guest(),
             in_method=self._negotiation.method.name if self._negotiation.method else "",
             out_method=self._out.name,
             channels=len(channels),
@@ -142,6 +207,8 @@ class Relay:
             zero_pages=sum(link.figures.zero_pages for link in channels) + (main.zero_pages if main else 0),
             bytes_in=sum(connection.bytes_received for connection in ins),
             bytes_out=sum(connection.bytes_sent for connection in self._outs()),
+            sync_points=main.sync_points if main else 0,
+            stalls=sum(connection.stalls for connection in self._outs()),
             rejected=self._acceptor.rejected - self._rejected_before,
             in_stats=_sum(link.figures.in_counters for link in channels),
             out_stats=_sum(link.figures.out_counters for link in channels),
@@ -161,11 +228,31 @@ class Relay:
             setting="in_method",
         )
 
+    def _new_limit(self) -> RateLimit | None:
+        return RateLimit(self._config.max_bandwidth, self._idle.abort) if self._config.max_bandwidth else None
+
+    def _guest(self) -> str:
+        uuid = self._negotiation.uuid
+        return "" if uuid == NO_UUID else str(UUID(bytes=uuid))
+
+    def _take_settings(self, config: RelayConfig) -> None:
+        self._config = config
+        self._out = load_method(config.out_method)
+        self._negotiation = self._new_negotiation()
+        self._idle.timeout_s = config.timeout_s
+        self._limit = self._new_limit()
+
     def _is_over(self) -> bool:
         return self._main is not None and not self._crew.is_busy()
 
     def _serve(self, timeout_s: float) -> None:
-        """One turn: accept, notice errors, silence and who has gone."""
+        """One turn: accept, notice errors, silence and who has gone, report."""
+        if not self.has_begun:
+            if self._is_draining:
+                raise Cancelled("the relay takes no further migration")
+            if (config := self._next_config) is not None:
+                self._next_config = None
+                self._take_settings(config)
         for arrival in self._acceptor.wait(timeout_s):
             self._take(arrival)
         while self._started:
@@ -180,6 +267,9 @@ class Relay:
                 raise ChannelError(f"{gone[0].peer} closed the connection before it had everything")
         if self.has_begun:
             self._idle.check()
+        if self._on_progress is not None and time.monotonic() - self._reported >= _PROGRESS_S:
+            self._reported = time.monotonic()
+            self._on_progress(self.result)
 
     def _outs(self) -> list[Connection]:
         links = [link.destination for link in list(self._channels.values())]
@@ -259,8 +349,9 @@ class Relay:
             self._crew.start(f"relay_{init.id}", self._run_channel, link, self._main)
 
     def _forget_who_gave_up(self) -> None:
-        """Channels that were closed before their main came: the rest of a migration that failed early."""
-        gone = [id_ for id_, link in self._channels.items() if link.source.has_hung_up()]
+        """Channels that were closed before their main came, or have none: the rest of a migration that failed early."""
+        alone = time.monotonic() - _ALONE_S if not self._candidates else float("-inf")
+        gone = [id_ for id_, link in self._channels.items() if link.source.has_hung_up() or link.since < alone]
         for id_ in gone:
             self._acceptor.rejected += 1
             self._channels.pop(id_).source.close()
@@ -312,7 +403,12 @@ class Relay:
     def _connect(self, what: str, *, retry: bool) -> Connection:
         config = self._config
         destination = connect(
-            config.to, self._idle, timeout_s=config.connect_timeout_s, retry=retry, tls=config.out_tls
+            config.to,
+            self._idle,
+            timeout_s=config.connect_timeout_s,
+            limit=self._limit,
+            retry=retry,
+            tls=config.out_tls,
         )
         destination.peer = f"the destination's {what} ({config.to})"
         if self._idle.abort.is_set():

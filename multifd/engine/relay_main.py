@@ -48,6 +48,8 @@ class RelayMain:
         self.sync_points = 0
         self.zero_pages = 0
         """ZERO words; only those of a stream that is understood."""
+        self.sync_points = 0
+        """Of a stream that is understood."""
         self._start = bytearray(stream.MAGIC_BYTES)
         self._may_complete = False  # what was looked at last may let the destination run
         self._reader: MainStreamReader | None = MainStreamReader()  # None: main is not understood

@@ -46,6 +46,8 @@ class Connection:
         self._sock, self._idle, self.peer, self._limit = sock, idle, peer, limit
         self.bytes_sent = 0
         self.bytes_received = 0
+        self.stalls = 0
+        """How often the other end took nothing of what was to be sent for a whole slice, a quarter of a second."""
         self._is_reset = False
         self._granted = 0
         sock.setblocking(True)
@@ -117,6 +119,7 @@ class Connection:
             try:
                 sent = self._sock.sendmsg(pending[:_IOV_MAX])
             except BlockingIOError:
+                self.stalls += 1
                 self._idle.check()
                 continue
             except OSError as e:

@@ -57,6 +57,38 @@ class Listener:
         self.sock.setblocking(False)
         self.uri = uri if uri.path else Uri(host=uri.host, port=self.sock.getsockname()[1])
 
+    @classmethod
+    def adopt(cls, sock: socket.socket) -> Listener:
+        """A socket that listens already, such as one that systemd handed over; its file, if it has one, stays.
+
+        Args:
+            sock: taken over.
+
+        Raises:
+            ChannelError: it does not listen, or is neither TCP nor a unix stream socket.
+        """
+        listener = cls.__new__(cls)
+        try:
+            if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                raise ChannelError(f"descriptor {sock.fileno()} does not listen")
+            if sock.type != socket.SOCK_STREAM:
+                raise ChannelError(f"descriptor {sock.fileno()} is no stream socket")
+            address = sock.getsockname()
+            if sock.family == socket.AF_UNIX:
+                # An abstract name is shown as ss and systemd do.
+                name = address if isinstance(address, str) else "@" + os.fsdecode(address[1:])
+                listener.uri = Uri(path=name or "@")
+            elif sock.family in (socket.AF_INET, socket.AF_INET6):
+                listener.uri = Uri(host=address[0], port=address[1])
+            else:
+                raise ChannelError(f"descriptor {sock.fileno()} is neither a TCP nor a unix socket")
+        except OSError as e:
+            raise e if isinstance(e, ChannelError) else ChannelError(f"cannot listen: {e.strerror}") from e
+        listener._file = None
+        listener.sock = sock
+        sock.setblocking(False)
+        return listener
+
     @property
     def is_local(self) -> bool:
         """Whether only processes of this host can connect: at a unix socket.

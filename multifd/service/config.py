@@ -1,0 +1,159 @@
+"""relay.toml: the routes of a relay service.
+
+Rules of this file: what is wrong is said in one line that names the file, the route and the key, and what was
+expected. A file is taken whole or not at all.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from multifd.engine.config import RelayConfig
+from multifd.errors import MultifdError, UsageError
+from multifd.transport.address import Uri
+
+_MOST_BYTES = 1 << 20
+"""Of a file; a route takes a few hundred."""
+_MOST_ROUTES = 256
+"""Each has a thread and a listening socket."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+"""A route's; a label of metrics, a part of log lines, and a name that systemd's FileDescriptorName= takes."""
+SYSTEMD = "systemd:"
+
+_WORDS = {str: "text", int: "a whole number", float: "a number"}
+_KEYS: Mapping[str, type] = {
+    "listen": str,
+    "to": str,
+    "in": str,
+    "out": str,
+    "channels": int,
+    "connect-timeout": float,
+    "timeout": float,
+    "max-bandwidth": int,
+}
+"""What a route may say, with the type of each value; `_relay_config` hands them on."""
+_NEEDED = ("listen", "to")
+_SETTINGS = {"in_method": "in", "out_method": "out"}
+"""Arguments of the library's calls whose key here has another name."""
+
+
+@dataclass(frozen=True)
+class RouteSettings:
+    """One route, checked."""
+
+    name: str
+    listen: Uri | str
+    """Where sources connect: a URI, or the name of a socket that systemd hands over."""
+    relay: RelayConfig
+
+
+def read(path: str | os.PathLike[str]) -> tuple[RouteSettings, ...]:
+    """Read and check a file, with all that it names: methods are loaded.
+
+    Args:
+        path: of a TOML file of at most 1 MiB.
+
+    Returns:
+        Its routes, in the file's order; at least one.
+
+    Raises:
+        UsageError: the file cannot be read, or says something that cannot be meant.
+    """
+    name = os.fspath(path)
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+    except OSError as e:
+        raise UsageError(f"cannot read {name}: {e.strerror}") from e
+    if len(data) > _MOST_BYTES:
+        raise UsageError(f"{name}: longer than {_MOST_BYTES} bytes")
+    try:
+        document = tomllib.loads(data.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise UsageError(f"{name}: not TOML: {e}") from e
+    except RecursionError:
+        raise UsageError(f"{name}: not TOML: nested too deep") from None
+    try:
+        return _routes(document)
+    except UsageError as e:
+        raise UsageError(f"{name}: {e}") from e
+
+
+def _routes(document: Mapping[str, Any]) -> tuple[RouteSettings, ...]:
+    _check_keys("", document, ("routes",))
+    tables = document.get("routes")
+    if not isinstance(tables, dict) or not tables:
+        raise UsageError("no routes; expected a table [routes.NAME] for each")
+    if len(tables) > _MOST_ROUTES:
+        raise UsageError(f"{len(tables)} routes, expected at most {_MOST_ROUTES}")
+    routes = tuple(_route(name, table) for name, table in tables.items())
+    taken: dict[str, str] = {}
+    for route in routes:
+        address = str(route.listen)
+        is_chosen_by_kernel = isinstance(route.listen, Uri) and not route.listen.path and not route.listen.port
+        if not is_chosen_by_kernel and (other := taken.setdefault(address, route.name)) != route.name:
+            raise UsageError(f"route {route.name!r}: listen: {address} is that of route {other!r}, too")
+    return routes
+
+
+def _route(name: str, table: Any) -> RouteSettings:
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"route {name!r}: expected a name of letters, digits, '-', '_' and '.', at most 63, a letter or digit first"
+        )
+    where = f"route {name!r}: "
+    if not isinstance(table, dict):
+        raise UsageError(f"{where}expected a table [routes.{name}]")
+    _check_keys(where, table, _KEYS)
+    for key in _NEEDED:
+        if key not in table:
+            raise UsageError(f"{where}{key!r} is missing")
+    values = {key: _value(f"{where}{key}: ", value, _KEYS[key]) for key, value in table.items()}
+    try:
+        return RouteSettings(name, _listen(values["listen"]), _relay_config(values))
+    except MultifdError as e:
+        setting = getattr(e, "setting", "")
+        key = _SETTINGS.get(setting, setting.replace("_", "-"))
+        raise UsageError(f"{where}{f'{key}: ' if key else ''}{e}") from e
+
+
+def _check_keys(where: str, table: Mapping[str, Any], known: Iterable[str]) -> None:
+    for key in table:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            raise UsageError(f"{where}unknown key {key!r}; {hint}")
+
+
+def _value(where: str, value: Any, kind: type) -> Any:
+    is_right = isinstance(value, int | float if kind is float else kind) and not isinstance(value, bool)
+    if not is_right:
+        raise UsageError(f"{where}got {value!r}, expected {_WORDS[kind]}")
+    return value
+
+
+def _listen(text: str) -> Uri | str:
+    name = text.removeprefix(SYSTEMD)
+    if name == text:
+        return Uri.parse(text)
+    if not name:
+        raise UsageError(f"listen: got {text!r}, expected systemd:NAME, where NAME is the socket's FileDescriptorName=")
+    return name
+
+
+def _relay_config(values: Mapping[str, Any]) -> RelayConfig:
+    return RelayConfig(
+        Uri.parse(values["to"]),
+        values.get("in"),
+        values.get("out", "none"),
+        values.get("channels"),
+        values.get("connect-timeout", 10.0),
+        values.get("timeout", 60.0),
+        values.get("max-bandwidth", 0),
+    )
