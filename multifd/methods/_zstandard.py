@@ -30,6 +30,9 @@ class Compressor:
         pieces.append(self._frame.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
         return b"".join(pieces)
 
+    def native_hook(self, page_size: int) -> None:
+        """There is none: the public API has no functions to call from native code."""
+
 
 class _Filler:
     """A file to write to that fills buffers and takes no byte more."""
@@ -87,3 +90,6 @@ class Decompressor:
             raise CodecError(f"zstd payload: {e}") from e
         if not self._filler.is_full:
             raise CodecError(f"zstd payload of {len(payload)} bytes ends before its pages do")
+
+    def native_hook(self, page_size: int) -> None:
+        """There is none, as for `Compressor`."""

@@ -9,7 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from multifd.method import Availability, Capabilities, MethodOptions, MultifdMethods, RecvParams, SendParams, option
+from multifd.method import (
+    Availability,
+    Capabilities,
+    MethodOptions,
+    MultifdMethods,
+    NativeHook,
+    RecvParams,
+    SendParams,
+    option,
+)
 
 WINDOW_LOG = 25
 """32 MiB: the most history a decoder here keeps; levels 20 and up would use 128 MiB and are held to it."""
@@ -58,8 +67,13 @@ class ZstdMethod(MultifdMethods):
         p.state = Compressor(self.options.level, WINDOW_LOG, p.geometry.page_size * p.geometry.page_count)
 
     def send_prepare(self, p: SendParams) -> None:
-        """All pages, then a block flush. libzstd copies its input before it looks back into it."""
+        """All pages, in whole blocks, from a private copy: libzstd looks back into it."""
         p.iov.append(p.state.compress(p.pages.runs()))
+
+    def native_send(self, p: SendParams) -> NativeHook | None:
+        """The same on the same frame, with libzstd and what was compiled at installation."""
+        hook: NativeHook | None = p.state.native_hook(p.geometry.page_size)
+        return hook
 
     def recv_setup(self, p: RecvParams) -> None:
         """One decoder, which keeps at most the window."""
@@ -72,3 +86,8 @@ class ZstdMethod(MultifdMethods):
     def recv(self, p: RecvParams) -> None:
         """Decode straight into the pages; nothing is produced beyond them."""
         p.state.decompress(p.payload, p.pages.runs())
+
+    def native_recv(self, p: RecvParams) -> NativeHook | None:
+        """The same on the same frame, with libzstd and what was compiled at installation."""
+        hook: NativeHook | None = p.state.native_hook(p.geometry.page_size)
+        return hook

@@ -120,11 +120,38 @@ void pump_skip(pump_sender *);
 int pump_receive(pump_receiver *);
 void pump_next(pump_receiver *);
 int pump_pass_on(pump_splice *);
+
+#define ZSTD_TOO_SHORT ...
+#define ZSTD_TOO_LONG ...
+#define ZSTD_LIBRARY ...
+
+typedef struct { const void *src; size_t size, pos; } zstd_in;
+typedef struct { void *dst; size_t size, pos; } zstd_out;
+
+typedef struct {
+    size_t (*compress)(void *, void *, size_t, const void *, size_t);
+    unsigned (*is_error)(size_t);
+    void *context;
+    uint8_t *ring;
+    uint64_t ring_bytes, *at;
+    uint32_t page_size;
+} zstd_sender;
+
+typedef struct {
+    size_t (*decompress)(void *, zstd_out *, zstd_in *);
+    unsigned (*is_error)(size_t);
+    void *context;
+    uint32_t page_size;
+    uint64_t length;
+} zstd_receiver;
+
+int64_t multifd_zstd_send(void *, const uint8_t *const *, uint32_t, uint8_t *, uint64_t);
+int64_t multifd_zstd_recv(void *, const uint8_t *, uint64_t, uint8_t *const *, uint32_t);
 """)
 
 _HERE = Path(__file__).parent
-_SOURCES = ("memory.c", "send.c", "recv.c", "splice.c")
-_HEADERS = ("native.h", "pump.h")
+_SOURCES = ("memory.c", "send.c", "recv.c", "splice.c", "zstd.c")
+_HEADERS = ("native.h", "pump.h", "zstd.h")
 
 _MODE = os.environ.get("MULTIFD_BUILD", "")
 if _MODE not in ("", "strict", "sanitize", "pure"):
@@ -136,6 +163,7 @@ _DEBUG = ["-g", "-O1", "-fno-omit-frame-pointer"] if _SANITIZERS else ["-O3"]
 # What cffi writes behind this does not use every argument.
 _PREAMBLE = """
 #include "pump.h"
+#include "zstd.h"
 #pragma GCC diagnostic ignored "-Wunused-parameter"
 """
 
