@@ -1,0 +1,198 @@
+"""One measured migration: two processes of this machine, over loopback TCP, the destination verified."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from multifd.bench import machine, synthetic
+from multifd.bench.end import Order
+from multifd.bench.job import Figures, Job, Row, SourceSpec
+from multifd.errors import ChannelError, MultifdError, RamError
+
+_END_S = 30.0
+"""How long a process may take to end once it has answered."""
+_MOST_ANSWER = 1 << 20
+"""Characters of a line that a process may answer with."""
+_BYTES_PER_S = 10 << 20
+"""The slowest that a source is loaded or compared: what a deadline is made of."""
+
+
+def measure_one(job: Job) -> Row:
+    """Migrate a source once, and verify the destination byte for byte.
+
+    Both ends are processes of their own, which end with the caller's. The source's memory and the destination's
+    together need twice its RAM. Thread rule: any thread, but two measurements at a time disturb each other.
+
+    Args:
+        job: what, how.
+
+    Returns:
+        The figures; a migration that failed, or whose destination differs, is a row with its ``error``.
+
+    Raises:
+        MultifdError: the job cannot be meant, or the source cannot be made.
+    """
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    row = Row(
+        job.source.id, job.method, job.channels, job.link_bits_per_s, machine.name(), job.run, started, status="failed"
+    )
+    with materialised(job.source) as source:
+        try:
+            figures, method_stats = _migrate(replace(job, source=source))
+        except (RamError, ChannelError, _EndFailed) as e:
+            return replace(row, error=str(e))
+    return replace(row, status="verified", figures=figures, method_stats=method_stats)
+
+
+@contextlib.contextmanager
+def materialised(spec: SourceSpec) -> Iterator[SourceSpec]:
+    """The source as a file: one that is to be made is made, and deleted at the end of the context.
+
+    Raises:
+        MultifdError: it cannot be.
+    """
+    if spec.path:
+        yield spec
+        return
+    kind, nbytes = synthetic.parse(spec.synthetic)
+    with tempfile.TemporaryDirectory(prefix="multifd-bench-") as folder:
+        path = Path(folder, "source.ram")
+        synthetic.write_image(path, nbytes, kind)
+        yield replace(spec, path=str(path), format="raw")
+
+
+class _EndFailed(MultifdError):
+    """One of the two processes said why it failed, or ended without a word."""
+
+
+def _migrate(job: Job) -> tuple[Figures, dict[str, int]]:
+    max_bandwidth = 0 if job.link_bits_per_s is None else max(job.link_bits_per_s // 8, 1)
+    order = Order(
+        "destination", os.path.abspath(job.source.path), job.source.format, job.method, job.channels, max_bandwidth,
+        job.timeout_s,
+    )  # fmt: skip
+    nbytes = os.path.getsize(job.source.path)
+    loading_s = job.timeout_s + nbytes / _BYTES_PER_S
+    with _End(order) as destination, _End(replace(order, role="source")) as source:
+        uri = destination.answer(loading_s)["uri"]
+        source.answer(loading_s)
+        source.order({"uri": uri})
+        # RAM may be many times the file's length; the engines watch for silence themselves.
+        sent = source.answer(None)
+        received = destination.answer(loading_s + sent["result"]["ram_bytes"] / _BYTES_PER_S)
+    return _figures(sent, received), sent["result"]["method_stats"]
+
+
+def _figures(sent: dict[str, Any], received: dict[str, Any]) -> Figures:
+    result = sent["result"]
+    total_s = result["total_time_ms"] / 1e3
+    pages = result["normal_pages"] + result["zero_pages"]
+    return Figures(
+        total_time_ms=result["total_time_ms"],
+        setup_time_ms=result["setup_time_ms"],
+        downtime_ms=result["downtime_ms"],
+        mbps=round(result["transferred_bytes"] * 8 / total_s / 1e6, 3),
+        pages_per_second=round(pages / total_s, 1),
+        ram_bytes_per_s=round(result["ram_bytes"] / total_s, 1),
+        transferred_bytes=result["transferred_bytes"],
+        ram_bytes=result["ram_bytes"],
+        normal_pages=result["normal_pages"],
+        zero_pages=result["zero_pages"],
+        ratio=round(result["ram_bytes"] / result["transferred_bytes"], 4),
+        source_cpu_s=round(sent["cpu_s"], 6),
+        destination_cpu_s=round(received["cpu_s"], 6),
+        source_peak_bytes=sent["peak_bytes"],
+        destination_peak_bytes=received["peak_bytes"],
+    )
+
+
+class _End:
+    """A process that is one end; a context manager, which leaves none behind."""
+
+    def __init__(self, order: Order) -> None:
+        self._role = order.role
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "multifd.bench.end"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
+        )  # fmt: skip
+        self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._last_words = ""
+        self._readers = [
+            threading.Thread(target=reader, name=f"multifd_bench_{order.role}", daemon=True)
+            for reader in (self._read_answers, self._read_words)
+        ]
+        for reader in self._readers:
+            reader.start()
+        self.order(asdict(order))
+
+    def order(self, document: dict[str, Any]) -> None:
+        """Tell it something."""
+        pipe = self._process.stdin
+        if pipe is not None:
+            with contextlib.suppress(BrokenPipeError):  # why it ended is told by `answer`
+                pipe.write(json.dumps(document) + "\n")
+                pipe.flush()
+
+    def answer(self, timeout_s: float | None) -> dict[str, Any]:
+        """Its next answer.
+
+        Args:
+            timeout_s: None while it migrates, when its engine has its own timeouts.
+
+        Raises:
+            _EndFailed: it says that it failed, has ended, or says nothing.
+        """
+        try:
+            line = self._answers.get(timeout=timeout_s)
+        except queue.Empty:
+            raise _EndFailed(f"the {self._role}'s process said nothing for {timeout_s:.0f} s") from None
+        if not line:
+            raise _EndFailed(f"the {self._role}'s process ended: {self._last_words or 'it said nothing'}")
+        document: dict[str, Any] = json.loads(line)
+        if "error" in document:
+            raise _EndFailed(f"the {self._role}: {document['error']}")
+        return document
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        pipe = self._process.stdin
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()  # it ends now, if it has not
+        try:
+            self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        for reader in self._readers:
+            reader.join(_END_S)
+
+    def _read_answers(self) -> None:
+        pipe = self._process.stdout
+        if pipe is not None:
+            with pipe:
+                while line := pipe.readline(_MOST_ANSWER):
+                    self._answers.put(line)
+        self._answers.put("")
+
+    def _read_words(self) -> None:
+        pipe = self._process.stderr
+        if pipe is not None:
+            with pipe:
+                while line := pipe.readline(_MOST_ANSWER):
+                    self._last_words = line.strip() or self._last_words
