@@ -47,5 +47,4 @@ def connected(executor: str, connect_timeout: float = CONNECT_S) -> Iterator[Fle
         except TimeoutError as e:
             raise ChannelError(f"{address}: the scheduler has no worker, after {connect_timeout:.0f} s") from e
         # Not pure: equal jobs are measured again, not looked up.
-        pool = client.get_executor(pure=False)
-        yield Fleet(pool, lambda: len(client.nthreads()), lambda: pool.shutdown(wait=False))
+        yield Fleet(client.get_executor(pure=False), lambda: len(client.nthreads()))
