@@ -121,4 +121,4 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     Args:
         values: at least one.
     """
-    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+    return {"median": round(statistics.median(values), 6), "low": min(values), "high": max(values)}
