@@ -83,16 +83,18 @@ def measure_round(source: SourceSpec, jobs: Sequence[Job]) -> Round:
     with materialised(source) as made:
         rows = [_measured(replace(job, source=made)) for job in jobs]
         methods = dict.fromkeys(job.method for job in jobs if job.run == 1)
-        rates = [campaign.rate_codec(made, method) for method in methods if any(r.method == method and r.figures for r in rows)]
+        rates = [
+            campaign.rate_codec(made, method)
+            for method in methods
+            if any(r.method == method and r.figures for r in rows)
+        ]
     return Round(rows, [rate for rate in rates if rate is not None])
 
 
 def lost(job: Job, error: str, host: str = "") -> Row:
     """A job that has no figures."""
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    return Row(
-        job.source.id, job.method, job.channels, job.link_bits_per_s, host, job.run, started, "failed", error
-    )
+    return Row(job.source.id, job.method, job.channels, job.link_bits_per_s, host, job.run, started, "failed", error)
 
 
 def _measured(job: Job) -> Row:

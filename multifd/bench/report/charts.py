@@ -146,6 +146,7 @@ def histogram(counts: Sequence[float], end: float, name: str, title: str, label:
         step = end / len(counts)
         starts = [k * step for k in range(len(counts))]
         axes.bar(starts, counts, step, align="edge", color=PARTS[3], edgecolor=PAPER, linewidth=1)
+        axes.xaxis.set_tick_params(pad=5)
         for axis in (axes.xaxis, axes.yaxis) if end == 1 else (axes.yaxis,):
             axis.set_major_formatter(lambda share, _: f"{share * 100:.3g} %")
         return finish(figure, name, title, {})

@@ -59,6 +59,8 @@ def grouped(documents: Sequence[Document]) -> list[Group]:
         machines = {m["id"]: m for m in document["machines"]}
         sources = {s["id"]: s for s in document["sources"]}
         for run in document["runs"]:
+            if not run["machine"]:
+                continue
             group = _group(groups, machines, sources, run)
             mark = _mark(group.machine, run)
             if mark not in seen:
@@ -69,6 +71,11 @@ def grouped(documents: Sequence[Document]) -> list[Group]:
             if not any(known["method"] == rate["method"] for known in group.codec):
                 group.codec.append(rate)
     return [group for group in groups.values() if group.runs]
+
+
+def lost(documents: Sequence[Document]) -> list[Row]:
+    """Runs that came to no machine: a cluster had none left, or lost each that tried."""
+    return [_row(run) for document in documents for run in document["runs"] if not run["machine"]]
 
 
 def median(name: str) -> Callable[[Document], float]:

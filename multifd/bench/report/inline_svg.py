@@ -103,6 +103,10 @@ def _attribute(key: str, value: str, name: str) -> str:
         case "clip-path":
             return value.replace("url(#", f"url(#{name}-")
         case "style":
-            value = re.sub(r"font: (?:\S+ )*?([\d.]+px) [^;]*", r"font-size: \1", value)
+            value = re.sub(r"font-family: [^;]*;? ?|(?<=px) '[^;]*", "", value)
+            # The shorthand of older matplotlibs, which cannot do without a family.
+            value = re.sub(
+                r"font: (?:(\d+) )?([\d.]+px)", lambda m: f"font-weight: {m[1] or 400}; font-size: {m[2]}", value
+            )
             return re.sub(r"#0[1-6]0[1-6][0-9a-f]{2}\b", lambda m: f"var(--{ROLES[m[0]]})", value)
     return value

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from multifd.bench.report.crossover import ranking, span
-from multifd.bench.report.group import Document, Group, grouped
+from multifd.bench.report.group import Document, Group, grouped, lost
 from multifd.bench.report.inline_svg import SERIES
 from multifd.bench.report.quantity import nbytes, rate, seconds
-from multifd.bench.report.section import section
+from multifd.bench.report.section import failure, section
 from multifd.errors import UsageError, printable
 
 _LINKS = (1e9, 1e10, 2.5e10, 1e11)
@@ -45,6 +45,7 @@ def html(documents: Sequence[Document]) -> str:
         sections=[section(group, slots, f"g{number}") for number, group in enumerate(groups)],
         links=[rate(link) for link in _LINKS],
         overview=[_overview(group) for group in groups] if len(groups) > 1 else [],
+        lost=[f"{run.source}: {failure(run)}" for run in lost(documents)],
         machines=_distinct([_machine(group.machine) for group in groups]),
         commands=[_command(document) for document in documents],
         methods=_distinct([_method(method) for document in documents for method in document["methods"]]),

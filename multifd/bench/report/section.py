@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from multifd.bench.job import Row
 from multifd.bench.report import charts
 from multifd.bench.report.crossover import Best, Curve, ranking, span
 from multifd.bench.report.group import Document, Group, median
@@ -35,7 +36,7 @@ def section(group: Group, slots: Mapping[str, int], anchor: str) -> dict[str, An
         "machine": group.machine["id"],
         "verdict": _verdict(best, curves),
         "about": _about(group),
-        "failures": [_failure(run) for run in group.failures()],
+        "failures": [failure(run) for run in group.failures()],
         "legend": [{"slot": slots[c.name], "mark": charts.GLYPHS[slots[c.name]], "name": c.name} for c in drawn],
         "time": _time(group, drawn, best, slots, anchor, low, high) if drawn else None,
         "time_caption": _time_caption(curves, drawn),
@@ -70,7 +71,8 @@ def _about(group: Group) -> str:
     )
 
 
-def _failure(run: Any) -> str:
+def failure(run: Row) -> str:
+    """A run that has no figures, in words."""
     link = "" if run.link_bits_per_s is None else f" at {rate(run.link_bits_per_s)}"
     return f"{run.method}, {run.channels} channels{link}, run {run.run}: {run.error}"
 
@@ -109,7 +111,10 @@ def _time_caption(curves: Sequence[Curve], drawn: Sequence[Curve]) -> str:
         )
     else:
         words.append("Nothing was measured without a limit, so a line ends where the marks do.")
-    words.append("Both scales are logarithmic. The ring is where another method becomes the fastest.")
+    words.append(
+        "Both scales are logarithmic. A ring is where another method becomes the fastest; one that is nowhere 5 % "
+        "faster than the others is not named."
+    )
     missing = [curve.name for curve in curves if curve not in drawn]
     if missing:
         words.append(f"Only in the table: {', '.join(missing)}.")
@@ -146,7 +151,7 @@ def _anatomy(anatomy: Document | None, anchor: str) -> dict[str, Any] | None:
         "parts": list(enumerate(_KIND_WORDS)),
         "kinds": _markup(charts.shares(bars, f"{anchor}-kinds", _kinds_in_words(bars))),
         "sizes": _histogram(
-            total["compressed"], 1.0, f"{anchor}-sizes", f"length of a page, compressed alone by {anatomy['codec']}"
+            total["compressed"], 1.0, f"{anchor}-sizes", f"compressed length of a page ({anatomy['codec']})"
         ),
         "entropy": _histogram(total["entropy"], 8.0, f"{anchor}-entropy", "entropy of a page, bits a byte"),
         "caption": (
