@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -31,6 +31,7 @@ def plan(
     channels: Sequence[int] = (2,),
     links: Sequence[int | None] = (None,),
     runs: int = 3,
+    timeout_s: float = 60.0,
 ) -> list[Job]:
     """The jobs of a comparison, in the order to measure: every combination once, then all again.
 
@@ -39,9 +40,10 @@ def plan(
         channels: connections besides main.
         links: the sender's limit, bits a second; None is unlimited.
         runs: how often each.
+        timeout_s: how long all connections of a migration may be silent.
     """
     return [
-        Job(source, method, count, link, run)
+        Job(source, method, count, link, run, timeout_s)
         for run, source, link, count, method in itertools.product(range(1, runs + 1), sources, links, channels, methods)
     ]
 
@@ -103,6 +105,37 @@ def gather(
         row = measure(job)
         evidence.runs.append(row)
         on_row(row)
+
+
+def investigate(
+    jobs: Sequence[Job],
+    evidence: Evidence,
+    measure: Measure = measure_one,
+    on_row: Callable[[Row], None] = lambda row: None,
+    say: Callable[[str], None] = lambda text: None,
+) -> None:
+    """All that a result document holds of these jobs: methods, sources with their anatomy, bare rates, migrations.
+
+    What is wrong with a method or a source is found before the first migration. What is to be made is made once.
+
+    Args:
+        jobs, evidence, measure, on_row: as `gather` has them.
+        say: told in words what happens.
+
+    Raises:
+        MultifdError: a method cannot be had, or a source cannot be read, or is too large for this machine.
+    """
+    methods = list(dict.fromkeys(job.method for job in jobs))
+    evidence.methods += map(describe_method, methods)
+    with contextlib.ExitStack() as stack:
+        made: dict[str, SourceSpec] = {}
+        for spec in {job.source.id: job.source for job in jobs}.values():
+            say(f"{spec.id}: looking at its pages")
+            made[spec.id] = stack.enter_context(materialised(spec))
+            evidence.sources.append(describe_source(made[spec.id]))
+            rates = (rate_codec(made[spec.id], method) for method in methods)
+            evidence.codec += [rate for rate in rates if rate is not None]
+        gather((replace(job, source=made[job.source.id]) for job in jobs), evidence, measure, on_row)
 
 
 def describe_source(spec: SourceSpec, on_progress: Callable[[float], None] = lambda share: None) -> dict[str, Any]:

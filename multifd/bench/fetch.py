@@ -1,19 +1,19 @@
-"""A source that lies elsewhere, for the time of a measurement: any URL that fsspec reads.
+"""A source that lies elsewhere, as a file of this host: any URL that fsspec reads.
 
 Rules of this file: what is fetched lies in a file without a name, so that nothing is left of it however this process
-ends. One is kept, the last, since the measurements of a source follow each other.
+ends. The last one is kept, since what is measured of a source follows each other.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
 import threading
-from dataclasses import replace
+from collections.abc import Iterator
 from typing import IO, Any
 
-from multifd.bench.job import SourceSpec
 from multifd.errors import MultifdError, RamError, UsageError
 
 _PIECE = 1 << 20
@@ -27,44 +27,44 @@ def is_url(path: str) -> bool:
     return "://" in path
 
 
-def local(source: SourceSpec) -> SourceSpec:
-    """The same source as a file that processes of this user on this host can open while this process lives.
-
-    It is valid until another source is fetched; safe to call from any thread, but a caller that measures holds
-    `multifd.bench.host.alone` from here to the end of the measurement.
+@contextlib.contextmanager
+def fetched(url: str) -> Iterator[str]:
+    """What lies at a URL, as a path that processes of this user on this host can open while the context lasts.
 
     Args:
-        source: its path is returned as it is, unless it is a URL.
+        url: of any kind that an installed fsspec driver reads; a ``file`` is not copied.
 
     Raises:
         UsageError: nothing is installed for this kind of URL.
-        RamError: it cannot be read, or there is no room for it.
+        RamError: it cannot be read, or there is no room for it in the temporary folder.
     """
-    if not is_url(source.path):
-        return source
-    if source.path.startswith("file://"):
-        return replace(source, path=source.path.removeprefix("file://"))
+    if url.startswith("file://"):
+        yield url.removeprefix("file://")
+        return
     with _lock:
-        return replace(source, path=f"/proc/{os.getpid()}/fd/{_fetched(source.path).fileno()}")
+        descriptor = os.dup(_copied(url).fileno())
+    try:
+        yield f"/proc/{os.getpid()}/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
 
 
-def _fetched(url: str) -> IO[bytes]:
+def _copied(url: str) -> IO[bytes]:
+    """The copy that is kept; of another URL than before it replaces the other."""
     global _kept
     filesystem, path = _filesystem(url)
     try:
         version = str(filesystem.ukey(path))
-        if _kept is not None and _kept[0] == (url, version):
-            return _kept[1]
-        if _kept is not None:
-            _kept[1].close()
-            _kept = None
-        file = _copy(filesystem, path)
+        if _kept is None or _kept[0] != (url, version):
+            if _kept is not None:
+                _kept[1].close()
+                _kept = None
+            _kept = (url, version), _copy(filesystem, path)
     except MultifdError:
         raise
     except Exception as e:  # a driver of any store raises what it likes
         raise RamError(f"{url}: {type(e).__name__}: {e}") from e
-    _kept = ((url, version), file)
-    return file
+    return _kept[1]
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
@@ -80,10 +80,11 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
 
 def _copy(filesystem: Any, path: str) -> IO[bytes]:
-    """A sparse copy without a name, in the temporary folder."""
-    need, room = filesystem.size(path), shutil.disk_usage(tempfile.gettempdir()).free
+    """A sparse copy without a name."""
+    folder = tempfile.gettempdir()
+    need, room = filesystem.size(path), shutil.disk_usage(folder).free
     if need is not None and need > room:
-        raise RamError(f"{path}: {need} bytes, {tempfile.gettempdir()} has room for {room}: set TMPDIR")
+        raise RamError(f"{path}: {need} bytes, {folder} has room for {room}: set TMPDIR")
     file = tempfile.TemporaryFile(prefix="multifd-bench-")  # noqa: SIM115 - closed by whoever fetches the next
     try:
         zeros = bytes(_PIECE)

@@ -15,6 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
+from multifd._version import __version__
 from multifd.bench import campaign, fetch
 from multifd.bench.campaign import Evidence
 from multifd.bench.job import Job, Row, SourceSpec
@@ -47,12 +48,13 @@ def gather(
 
     Args:
         jobs: as `multifd.bench.campaign.plan` makes them.
-        evidence: gets the sources first, then each row as soon as it has come back, with its machine; nothing is lost
-            when this is interrupted.
+        evidence: gets methods and sources first, then each row as soon as its round has come back, so that nothing is
+            lost when this is interrupted; its machines are those that measured.
         fleet: the caller's.
         on_row: told of each.
 
     Raises:
+        MethodError: a method cannot be had here.
         UsageError: a path that says nothing to a worker.
         RamError: a source cannot be read where it lies; nothing has been measured.
         ChannelError: there is no worker left.
@@ -61,6 +63,8 @@ def gather(
     for source in sources:
         if source.path and not fetch.is_url(source.path) and not os.path.isabs(source.path):
             raise UsageError(f"{source.path}: a worker's folder is another: give an absolute path or a URL")
+    evidence.methods += map(campaign.describe_method, dict.fromkeys(job.method for job in jobs))
+    evidence.machines.clear()
     evidence.sources += _described(sources, fleet)
     rounds: dict[tuple[str, int], list[Job]] = {}
     for job in jobs:
@@ -91,7 +95,7 @@ def run(tasks: Sequence[Task], fleet: Fleet, deserted_s: float = DESERTED_S) -> 
     futures: dict[Future[Outcome], Task] = {}
     try:
         for task in tasks:
-            futures[fleet.executor.submit(perform, task)] = task
+            futures[fleet.executor.submit(perform, task, __version__)] = task
         pending, seen = set(futures), time.monotonic()
         while pending:
             done, pending = wait(pending, _LOOK_S, FIRST_COMPLETED)

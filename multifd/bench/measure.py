@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from multifd.bench import machine, synthetic
+from multifd.bench import fetch, machine, synthetic
 from multifd.bench.end import Order
 from multifd.bench.job import Figures, Job, Row, SourceSpec
 from multifd.errors import ChannelError, MultifdError, RamError
@@ -59,11 +59,15 @@ def measure_one(job: Job) -> Row:
 
 @contextlib.contextmanager
 def materialised(spec: SourceSpec) -> Iterator[SourceSpec]:
-    """The source as a file: one that is to be made is made, and deleted at the end of the context.
+    """The source as a file of this host: what is to be made or fetched is, until the end of the context.
 
     Raises:
         MultifdError: it cannot be.
     """
+    if fetch.is_url(spec.path):
+        with fetch.fetched(spec.path) as local:
+            yield replace(spec, path=local)
+        return
     if spec.path:
         yield spec
         return

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from multifd._version import __version__
-from multifd.bench import campaign, fetch, host, machine
+from multifd.bench import campaign, host, machine
 from multifd.bench.job import Job, Row, SourceSpec
 from multifd.bench.measure import materialised, measure_one
 from multifd.errors import MultifdError
@@ -19,9 +19,8 @@ class Task:
     """A call to be made on a worker; picklable.
 
     Args:
-        function: at the top of a module that the workers have, too; called with `source`, whose path is then a file
-            that the worker can open, and `arguments`.
-        source: as it was given.
+        function: at the top of a module that the workers have, too; called with `source` and `arguments`.
+        source: as it was given; a path is the worker's, a URL everybody's.
         arguments: the rest.
     """
 
@@ -51,14 +50,11 @@ def perform(task: Task, version: str = __version__) -> Outcome:
     described = machine.describe()
     if version != __version__:
         return Outcome(machine=described, error=f"multifd {__version__} on {described['id']}, expected {version}")
-    source = task.source
     try:
         with host.alone():
-            source = fetch.local(task.source)
-            return Outcome(task.function(source, *task.arguments), described)
+            return Outcome(task.function(task.source, *task.arguments), described)
     except MultifdError as e:
-        # The file that was fetched says nothing to a reader.
-        return Outcome(machine=described, error=str(e).replace(source.path or "\0", task.source.path))
+        return Outcome(machine=described, error=str(e))
 
 
 @dataclass(frozen=True)
@@ -74,20 +70,16 @@ def measure_round(source: SourceSpec, jobs: Sequence[Job]) -> Round:
     """Measure what is compared on the same host, one after the other.
 
     Args:
-        source: of all `jobs`, as this host has it.
+        source: of all `jobs`.
         jobs: that differ in their methods, channels and links.
 
     Raises:
-        MultifdError: the source cannot be made.
+        MultifdError: the source cannot be had.
     """
     with materialised(source) as made:
-        rows = [_measured(replace(job, source=made)) for job in jobs]
-        methods = dict.fromkeys(job.method for job in jobs if job.run == 1)
-        rates = [
-            campaign.rate_codec(made, method)
-            for method in methods
-            if any(r.method == method and r.figures for r in rows)
-        ]
+        rows = [_measured(replace(job, source=made), source) for job in jobs]
+        methods = dict.fromkeys(row.method for row in rows if row.run == 1 and row.figures)
+        rates = [campaign.rate_codec(made, method) for method in methods]
     return Round(rows, [rate for rate in rates if rate is not None])
 
 
@@ -97,8 +89,10 @@ def lost(job: Job, error: str, host: str = "") -> Row:
     return Row(job.source.id, job.method, job.channels, job.link_bits_per_s, host, job.run, started, "failed", error)
 
 
-def _measured(job: Job) -> Row:
+def _measured(job: Job, source: SourceSpec) -> Row:
+    """A job's row, in which the source has the name that its reader knows."""
     try:
-        return measure_one(job)
-    except MultifdError as e:  # such as a method that only this host does not have
-        return lost(job, str(e), machine.name())
+        row = measure_one(job)
+    except MultifdError as e:  # such as a method that this host alone does not have
+        row = lost(job, str(e), machine.name())
+    return row if row.error is None else replace(row, error=row.error.replace(job.source.path, source.id))

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from multifd.cli.arguments import FilePath, MethodSpec, Seconds, Size
+from multifd.cli.arguments import FilePath, MethodSpec, Seconds, Size, SourcePlace
 from multifd.cli.main import main
 
 NEVER = {
@@ -32,6 +32,7 @@ NEVER = {
         "[/x]",
     ],
     FilePath: ["", "x" * 5000, "a\0b", "."],
+    SourcePlace: ["", "x" * 5000, "a\0b", ".", "s3://" + "x" * 5000],
 }
 """By an argument's type: what no option or argument of it takes."""
 NEVER_URI = ["", "tcp", "tcp:", "tcp:h", "tcp:h:99999", "tcp:h:1e3", "unix:", "unix:" + "x" * 200, "x:y", "tcp:\0:1"]
