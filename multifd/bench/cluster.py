@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from multifd.bench.fleet import Fleet
 from multifd.errors import ChannelError, UsageError
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 _KIND = "dask:"
 CONNECT_S = 30.0
@@ -47,4 +51,11 @@ def connected(executor: str, connect_timeout: float = CONNECT_S) -> Iterator[Fle
         except TimeoutError as e:
             raise ChannelError(f"{address}: the scheduler has no worker, after {connect_timeout:.0f} s") from e
         # Not pure: equal jobs are measured again, not looked up.
-        yield Fleet(client.get_executor(pure=False), lambda: len(client.nthreads()))
+        yield Fleet(client.get_executor(pure=False), lambda: _count(client))
+
+
+def _count(client: Client) -> int:
+    """Workers; none if the scheduler cannot be asked."""
+    with contextlib.suppress(OSError):
+        return len(client.nthreads())
+    return 0
