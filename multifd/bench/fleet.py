@@ -20,7 +20,7 @@ from multifd.bench import campaign, fetch
 from multifd.bench.campaign import Evidence
 from multifd.bench.job import Job, Row, SourceSpec
 from multifd.bench.worker import Outcome, Round, Task, lost, measure_round, perform
-from multifd.errors import ChannelError, RamError, UsageError
+from multifd.errors import RamError, UsageError
 
 _LOOK_S = 1.0
 """How often a signal gets its chance, and the workers are counted."""
@@ -57,7 +57,6 @@ def gather(
         MethodError: a method cannot be had here.
         UsageError: a path that says nothing to a worker.
         RamError: a source cannot be read where it lies; nothing has been measured.
-        ChannelError: there is no worker left.
     """
     sources = list({job.source.id: job.source for job in jobs}.values())
     for source in sources:
@@ -87,10 +86,7 @@ def run(tasks: Sequence[Task], fleet: Fleet, deserted_s: float = DESERTED_S) -> 
     Args:
         tasks: submitted in this order.
         fleet: where.
-        deserted_s: how long there may be no worker at all.
-
-    Raises:
-        ChannelError: there was none for so long; what remains is given up.
+        deserted_s: how long there may be no worker at all; then what is left has failed.
     """
     futures: dict[Future[Outcome], Task] = {}
     try:
@@ -104,7 +100,9 @@ def run(tasks: Sequence[Task], fleet: Fleet, deserted_s: float = DESERTED_S) -> 
             if done or fleet.count() > 0:
                 seen = time.monotonic()
             elif time.monotonic() - seen > deserted_s:
-                raise ChannelError(f"no worker for {deserted_s:.0f} s, {len(pending)} of {len(tasks)} tasks undone")
+                for future in pending:
+                    yield futures[future], Outcome(error=f"no worker for {deserted_s:.0f} s")
+                return
     finally:
         for future in futures:
             future.cancel()
