@@ -151,7 +151,7 @@ def describe_source(spec: SourceSpec, on_progress: Callable[[float], None] = lam
     with materialised(spec) as made, opened(made) as source:
         return {
             "id": spec.id,
-            "format": "synthetic" if spec.synthetic else _format(source),
+            "format": "synthetic" if spec.synthetic else format_of(source),
             "machine_type": source.machine.name,
             "page_size": source.machine.page_size,
             "ram_bytes": sum(block.used_length for block in source.blocks),
@@ -189,14 +189,15 @@ def opened(spec: SourceSpec) -> Iterator[Source]:
     Raises:
         RamError: it cannot be read, or is not sound.
     """
-    source = open_source(spec.path, format=spec.format)
+    source = open_source(spec.path, format=spec.format, page_size=spec.page_size)
     try:
         yield source
     finally:
         source.close()
 
 
-def _format(source: Source) -> str:
+def format_of(source: Source) -> str:
+    """A source's format, as documents name it."""
     if not isinstance(source, StoredSource):
         return "raw"
     return "libvirt" if source.libvirt else source.form
