@@ -12,7 +12,7 @@ import math
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,11 @@ from multifd.errors import MethodError, UsageError
 from multifd.ram.block import Source
 
 UPWARDS, DOWNWARDS = (1, 2, 5, 8), (1, 2, 4, 8)
-"""Levels that are tried, counted from the default: upwards until two in a row are slower, downwards all."""
-_SLOWER = 1.02
+"""Levels that are tried, counted from the default: upwards until one is far too slow, downwards all."""
 _TOO_SLOW_S = 4.0
 """Processor seconds of a trial after which no higher level is tried."""
+_HOPELESS = 1.5
+"""A method that is so many times slower than the best at the default level is not tried at others."""
 _CLOSE = 1.3
 """What is at most so many times slower than the best by arithmetic is tried over the link."""
 _MOST_CLOSE = 4
@@ -75,6 +76,8 @@ class _Found:
     """A candidate: its cost, and how long it takes by a trial over the link, if there was one."""
 
     cost: Cost
+    own_stretch: float
+    """By its own trials alone."""
     tried_s: float | None = None
 
     def time_s(self, setting: Setting) -> float:
@@ -127,9 +130,9 @@ class _Search:
             self._try(spec)
         if not self._found:
             raise MethodError("no method could be tried")
-        self._even_out()
         if not self._wish.methods:
-            for name in list(self._found):
+            best = min(map(self._time_of, self._found.values()))
+            for name in [n for n, found in self._found.items() if self._time_of(found) <= _HOPELESS * best]:
                 self._climb(name)
         if self._wish.is_here:
             self._heats()
@@ -146,9 +149,21 @@ class _Search:
             except (EndFailed, MethodError) as e:
                 self._say(f"{spec}: left out: {e}")
                 return math.inf
-            self._found[spec] = _Found(cost)
+            self._found[spec] = _Found(cost, cost.stretch)
+            self._even_out()
             self._say(f"{spec}: about {model.time_s(cost, self._setting):.3g} s")
         return self._time_of(self._found[spec])
+
+    def _even_out(self) -> None:
+        """Half of what stretches a method's time is its own, half is what stretches all that compress: the machine.
+
+        A trial is short, and whatever else runs meanwhile takes from one more than from another.
+        """
+        compressing = [f for f in self._found.values() if not _is_plain(f.cost.method)]
+        if compressing:
+            common = statistics.median(f.own_stretch for f in compressing)
+            for found in compressing:
+                found.cost = replace(found.cost, stretch=math.sqrt(found.own_stretch * common))
 
     def _climb(self, name: str) -> None:
         """Try other levels of a method that has them."""
@@ -156,21 +171,16 @@ class _Search:
         level = options.get("level")
         if level is None or level["type"] != "int":
             return
-        best, default = self._time_of(self._found[name]), level["default"]
-        if model.bound(self._found[name].cost, self._setting) != "link":
-            for step in DOWNWARDS:
-                if level["low"] is None or default - step >= level["low"]:
-                    self._try(f"{name}:level={default - step}")
-            return
-        slower = 0
-        for step in UPWARDS:
-            if slower == 2 or (level["high"] is not None and default + step > level["high"]):
-                return
-            spec = f"{name}:level={default + step}"
-            seconds = self._try(spec)
-            slower = slower + 1 if seconds > best * _SLOWER else 0
+        low = -math.inf if level["low"] is None else level["low"]
+        high = math.inf if level["high"] is None else level["high"]
+        is_upwards = model.bound(self._found[name].cost, self._setting) == "link"
+        steps = UPWARDS if is_upwards else [-step for step in DOWNWARDS]
+        best = self._time_of(self._found[name])
+        for number in [n for step in steps if low <= (n := level["default"] + step) <= high]:
+            seconds = self._try(f"{name}:level={number}")
             best = min(best, seconds)
-            if spec not in self._found or self._trials.last_cpu_s > _TOO_SLOW_S:
+            # A higher level than one that is far too slow is slower still; a lower one may be an odd one out.
+            if is_upwards and (seconds > _CLOSE * best or self._trials.last_cpu_s > _TOO_SLOW_S):
                 return
 
     def _heats(self) -> None:
@@ -185,7 +195,11 @@ class _Search:
             for candidate, taken in zip(close, seconds, strict=True):
                 taken.append(self._trials.time_s(candidate.cost.method, self._wish.link_bits_per_s))
         for candidate, taken in zip(close, seconds, strict=True):
-            candidate.tried_s = min(taken)
+            # A trial is short, and what the sockets' buffers hold is a part of it: the link has the last word.
+            candidate.tried_s = max(min(taken), self._link_s(candidate.cost))
+
+    def _link_s(self, cost: Cost) -> float:
+        return cost.fixed_s + model.stages(cost, self._setting)["link"]
 
     def _is_clear(self, cost: Cost) -> bool:
         stages = model.stages(cost, self._setting)

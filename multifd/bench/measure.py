@@ -106,7 +106,10 @@ class Ends:
             "destination", os.path.abspath(job.source.path), job.source.format, job.source.page_size,
             job.method, job.channels, max_bandwidth, job.timeout_s,
         )  # fmt: skip
-        loading_s = job.timeout_s + os.path.getsize(job.source.path) / _BYTES_PER_S
+        try:
+            loading_s = job.timeout_s + os.path.getsize(job.source.path) / _BYTES_PER_S
+        except OSError as e:
+            raise EndFailed(f"{job.source.path}: {e.strerror}") from e
         self._destination.tell(asdict(order))
         self._source.tell(asdict(replace(order, role="source")))
         uri = self._destination.answer(loading_s)["uri"]

@@ -65,7 +65,7 @@ class Group(click.Group):
         if not takes_file:
             return "--json" in words
         return "--json=-" in words or any(
-            word == "--json" and (after is None or after == "-" or after.startswith("--"))
+            word == "--json" and (after is None or after.startswith("-"))
             for word, after in itertools.zip_longest(words, words[1:])
         )
 

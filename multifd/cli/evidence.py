@@ -48,7 +48,7 @@ def _source_format(command: Callable[..., None]) -> Callable[..., None]:
               "main; may be repeated.")  # fmt: skip
 @click.option("--link", "links", multiple=True, type=Link(), metavar="RATE", help="The sender's own limit, such as "
               "1Gbit; may be repeated. Unlimited if not given.")  # fmt: skip
-@click.option("--runs", default=3, show_default=True, type=click.IntRange(1, 1000), help="How often each.")
+@click.option("--runs", default=3, show_default=True, type=click.IntRange(1, 255), help="How often each.")
 @click.option("--report", type=FilePath(), metavar="FILE.html", help="Also write a page with charts, for a browser.")
 @_source_format
 @timeout("How long all connections of a migration may be silent.")
