@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -132,6 +133,23 @@ def keep(document: Any, json_to: Path | None, render: Callable[[], None]) -> Non
         if json_to is not None and json_to != STDOUT:
             write_whole(json_to, json.dumps(document, indent=1) + "\n")
         _print(document, json_to == STDOUT, render)
+
+
+def check_place(path: Path | None) -> None:
+    """Look whether a file can be made, before what is to stand in it takes its time.
+
+    Args:
+        path: None, or stdout's: nothing to look at.
+
+    Raises:
+        UsageError: there is no such folder, or it cannot be written to.
+    """
+    if path is None or path == STDOUT:
+        return
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"{path}: folder {path.parent} cannot be written to")
 
 
 def write_whole(path: Path, text: str) -> None:

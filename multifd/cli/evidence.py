@@ -12,7 +12,7 @@ import click
 from multifd.cli import signals
 from multifd.cli.arguments import CHANNELS, METHOD, FilePath, Link, MethodSpec, timeout
 from multifd.cli.arguments import channels as channels_option
-from multifd.cli.console import keep, remark, reporting_to_file
+from multifd.cli.console import check_place, keep, remark, reporting_to_file
 from multifd.errors import MethodError, UsageError
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ def bench(
     from multifd.bench import campaign
     from multifd.cli import evidence_tables as shown
 
+    for place in (json_to, report):
+        check_place(place)
     specs = _specs(sources, synthetic, source_format)
     chosen = methods or _usable_methods()
     evidence = campaign.Evidence(_command())
@@ -162,6 +164,7 @@ def advise(
     from multifd.bench.advise import advise as call
     from multifd.cli import evidence_tables as shown
 
+    check_place(json_to)
     specs = _specs((source,) if source else (), (synthetic,) if synthetic else (), source_format)
     if len(specs) > 1:
         raise UsageError("expected SOURCE or --synthetic KIND:SIZE, one of the two")
