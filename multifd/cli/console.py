@@ -61,6 +61,7 @@ class Group(click.Group):
 
     def _wants_document(self, words: list[str]) -> bool:
         """Whether --json asks for a document on stdout, as far as can be seen in words that were refused."""
+        words = list(itertools.takewhile(lambda word: word != "--", words))  # what follows are no options
         command = self.commands.get(words[0]) if words else None
         takes_file = any(p.name == "json_to" for p in command.params) if command else False
         if not takes_file:

@@ -116,6 +116,13 @@ def test_no_option_has_a_type_that_is_not_tried():
                 assert type(param.type) in tried, (name, param.name)
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_words_behind_two_hyphens_are_no_options(name):
+    done = run(name, "--", *["--json"] * 9)
+    assert done.exit_code in (2, 6)
+    assert not done.stdout
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(COMMANDS), st.lists(st.text(max_size=20), min_size=7, max_size=9))
 def test_any_words_at_all(name, words):

@@ -12,6 +12,7 @@ from plain_files import PAGE
 from multifd.bench import schema
 from multifd.bench.campaign import plan
 from multifd.bench.job import Row, SourceSpec
+from multifd.bench.measure import EndFailed, Ends
 from multifd.cli import evidence_tables
 from multifd.cli.evidence_tables import BenchProgress, duration, link
 
@@ -117,21 +118,19 @@ def test_what_cannot_be_meant_is_one_line(cli, tmp_path, words, status, said):
 def test_a_place_that_cannot_be_written_is_said_before_anything_is_measured(cli, image, tmp_path):
     where = tmp_path / "none" / "x.json"
     _, err = cli("bench", image, "--method", "none", "--json", where).wait(2)
-    assert "No such file or directory" in err
-    assert "1 of" not in err
+    assert f"no folder {where.parent}" in err
+    assert "looking" not in err
 
 
-def test_a_migration_that_fails_is_a_row_and_a_status(monkeypatch, capsys, image):
+def test_a_migration_that_fails_is_a_row_and_a_status(monkeypatch, image):
     from click.testing import CliRunner
 
     from multifd.cli.main import main
 
-    def measure(job):
-        return Row(
-            "x", job.method, 2, None, "here", job.run, "2026-01-01T00:00:00+00:00", "failed", error="it \x1b broke"
-        )
+    def migrate(ends, job):
+        raise EndFailed("it \x1b broke")
 
-    monkeypatch.setattr("multifd.bench.campaign.measure_one", measure)
+    monkeypatch.setattr(Ends, "migrate", migrate)
     done = CliRunner().invoke(main, ["bench", str(image), "--method", "none", "--runs", "1", "--json"])
     assert done.exit_code == 3
     document = json.loads(done.stdout)
