@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -15,9 +16,10 @@ from typing import Any
 
 from multifd import registry
 from multifd._version import __version__
-from multifd.bench import anatomy, codec_rate, machine, schema
+from multifd.bench import anatomy, codec_rate, machine, schema, synthetic
 from multifd.bench.job import Job, Row, SourceSpec, summarise
 from multifd.bench.measure import materialised, measure_one
+from multifd.errors import UsageError
 from multifd.ram.block import Source
 from multifd.ram.image import open_source
 from multifd.ram.stored import StoredSource
@@ -126,16 +128,39 @@ def investigate(
         MultifdError: a method cannot be had, or a source cannot be read, or is too large for this machine.
     """
     methods = list(dict.fromkeys(job.method for job in jobs))
+    specs = {job.source.id: job.source for job in jobs}.values()
+    for spec in specs:
+        check_source(spec)
     evidence.methods += map(describe_method, methods)
     with contextlib.ExitStack() as stack:
         made: dict[str, SourceSpec] = {}
-        for spec in {job.source.id: job.source for job in jobs}.values():
+        for spec in specs:
             say(f"{spec.id}: looking at its pages")
             made[spec.id] = stack.enter_context(materialised(spec))
             evidence.sources.append(describe_source(made[spec.id]))
             rates = (rate_codec(made[spec.id], method) for method in methods)
             evidence.codec += [rate for rate in rates if rate is not None]
         gather((replace(job, source=made[job.source.id]) for job in jobs), evidence, measure, on_row)
+
+
+def check_source(spec: SourceSpec) -> None:
+    """Look whether a source can be measured here.
+
+    Raises:
+        MultifdError: it cannot be read, or its RAM does not fit twice into what memory is free.
+    """
+    if not spec.path:
+        needed = 2 * synthetic.parse(spec.synthetic)[1]
+    else:
+        with opened(spec) as source:
+            nbytes = sum(block.used_length for block in source.blocks)
+        # Zero pages take no memory, and are holes of a file as a rule.
+        needed = 2 * min(nbytes, os.stat(spec.path).st_blocks * 512)
+    free = machine.free_memory_bytes()
+    if needed > free:
+        raise UsageError(
+            f"{spec.id}: both ends together need {needed >> 20} MiB of memory, {free >> 20} MiB are free here"
+        )
 
 
 def describe_source(spec: SourceSpec, on_progress: Callable[[float], None] = lambda share: None) -> dict[str, Any]:
@@ -151,7 +176,7 @@ def describe_source(spec: SourceSpec, on_progress: Callable[[float], None] = lam
     with materialised(spec) as made, opened(made) as source:
         return {
             "id": spec.id,
-            "format": "synthetic" if spec.synthetic else _format(source),
+            "format": "synthetic" if spec.synthetic else format_of(source),
             "machine_type": source.machine.name,
             "page_size": source.machine.page_size,
             "ram_bytes": sum(block.used_length for block in source.blocks),
@@ -189,14 +214,15 @@ def opened(spec: SourceSpec) -> Iterator[Source]:
     Raises:
         RamError: it cannot be read, or is not sound.
     """
-    source = open_source(spec.path, format=spec.format)
+    source = open_source(spec.path, format=spec.format, page_size=spec.page_size)
     try:
         yield source
     finally:
         source.close()
 
 
-def _format(source: Source) -> str:
+def format_of(source: Source) -> str:
+    """A source's format, as documents name it."""
     if not isinstance(source, StoredSource):
         return "raw"
     return "libvirt" if source.libvirt else source.form

@@ -17,6 +17,9 @@ _KIND = "dask:"
 CONNECT_S = 30.0
 """How long the scheduler may take to answer, and then the first worker to be there."""
 
+_ANSWER_S = 5.0
+"""How long a scheduler may take to say who works for it; one that died says nothing."""
+
 
 @contextlib.contextmanager
 def connected(executor: str, connect_timeout: float = CONNECT_S) -> Iterator[Fleet]:
@@ -57,5 +60,5 @@ def connected(executor: str, connect_timeout: float = CONNECT_S) -> Iterator[Fle
 def _count(client: Client) -> int:
     """Workers; none if the scheduler cannot be asked."""
     with contextlib.suppress(OSError):
-        return len(client.nthreads())
+        return len(client.sync(client.scheduler.ncores, workers=None, callback_timeout=_ANSWER_S))
     return 0

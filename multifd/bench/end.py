@@ -1,8 +1,8 @@
 """One end of a measured migration, as a process: ``python -m multifd.bench.end``.
 
-It is given one JSON document a line on stdin (its order; a source gets ``go`` with the URI as a second), and answers
-with one a line on stdout: ``ready``, then its figures or an error. It ends when stdin does, so that none outlives
-whoever started it.
+It is given JSON documents on stdin, one a line: an order, for a source a second one with the URI to send to, then the
+next order. It answers with one a line on stdout: ``ready``, then its figures or an error. It ends when stdin does, so
+that none outlives whoever started it.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import resource
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from multifd.bench.memory import Destination, LoadedSource, warm
@@ -42,6 +43,7 @@ class Order:
     """source or destination."""
     path: str
     format: str
+    page_size: int
     method: str
     channels: int
     max_bandwidth: int
@@ -58,25 +60,30 @@ class Report:
     peak_bytes: int
 
 
-def main() -> int:
-    """Serve one order."""
-    order = Order(**json.loads(sys.stdin.readline()))
-    try:
-        report = _source(order) if order.role == "source" else _destination(order)
-    except MultifdError as e:
-        _answer(error=str(e))
-        return e.exit_code
-    _answer(result=report.result, cpu_s=report.cpu_s, peak_bytes=report.peak_bytes)
-    return 0
+def main() -> None:
+    """Serve one order after the other, until stdin ends."""
+    told = _told()
+    loaded: dict[tuple[str, str], LoadedSource] = {}
+    while True:
+        order = Order(**json.loads(told.get()))
+        try:
+            is_source = order.role == "source"
+            report = _source(order, loaded, told) if is_source else _destination(order)
+        except MultifdError as e:
+            _answer(error=printable(str(e)))
+        else:
+            _answer(**asdict(report))
 
 
-def _source(order: Order) -> Report:
-    with contextlib.closing(open_source(order.path, format=order.format)) as stored:
-        source = LoadedSource(stored)
-    method = load_method(order.method)
+def _source(order: Order, loaded: dict[tuple[str, str], LoadedSource], told: queue.SimpleQueue[str]) -> Report:
+    where = order.path, order.format
+    if where not in loaded:
+        loaded.clear()
+        with contextlib.closing(open_source(order.path, format=order.format, page_size=order.page_size)) as stored:
+            loaded[where] = LoadedSource(stored)
+    source, method = loaded[where], load_method(order.method)
     _answer(ready=True)
-    uri = json.loads(sys.stdin.readline())["uri"]
-    _end_with_stdin()
+    uri = json.loads(told.get())["uri"]
     config = SendConfig(
         Uri.parse(uri), order.channels, _dialect(source), order.max_bandwidth, order.timeout_s, order.timeout_s
     )
@@ -84,7 +91,7 @@ def _source(order: Order) -> Report:
 
 
 def _destination(order: Order) -> Report:
-    with contextlib.closing(open_source(order.path, format=order.format)) as stored:
+    with contextlib.closing(open_source(order.path, format=order.format, page_size=order.page_size)) as stored:
         # A sparse file's holes are zero pages, which stay untouched.
         warm(min(sum(block.used_length for block in stored.blocks), os.stat(order.path).st_blocks * 512))
         target = Destination(stored)
@@ -93,7 +100,6 @@ def _destination(order: Order) -> Report:
             config = ReceiveConfig(order.channels, (order.method,), order.timeout_s)
             receiver = Receiver(listener, target, config)
             receiver.announce(lambda uri: _answer(ready=True, uri=uri))
-            _end_with_stdin()
             report = _measured(receiver.run)
         finally:
             listener.close()
@@ -132,22 +138,23 @@ def _peak_bytes() -> int:
 
 
 def _answer(**document: Any) -> None:
-    if "error" in document:
-        document["error"] = printable(document["error"])
     sys.stdout.write(json.dumps(document) + "\n")
     sys.stdout.flush()
 
 
-def _end_with_stdin() -> None:
-    """From here on, the end of stdin ends this process at once: whoever started it is gone or has given up."""
+def _told() -> queue.SimpleQueue[str]:
+    """The lines of stdin as they come. Its end ends this process at once: whoever started it is gone, or is done."""
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
-    def watch() -> None:
-        while os.read(0, 1):  # not sys.stdin, whose lock a thread may hold when the interpreter ends
-            pass
-        os._exit(1)
+    def read() -> None:
+        with open(0, encoding="utf-8", closefd=False) as stdin:
+            for line in stdin:
+                lines.put(line)
+        os._exit(0)
 
-    threading.Thread(target=watch, name="multifd_bench_stdin", daemon=True).start()
+    threading.Thread(target=read, name="multifd_bench_stdin", daemon=True).start()
+    return lines
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -20,6 +20,8 @@ class SourceSpec:
     """As `multifd.api.Image` has it."""
     synthetic: str = ""
     """KIND:SIZE, see `multifd.bench.synthetic`."""
+    page_size: int = 4096
+    """Bytes, of a raw image."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import socket
@@ -13,6 +14,15 @@ _CPUINFO = "/proc/cpuinfo"
 def cpus() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def free_memory_bytes() -> int:
+    """What can be had without swapping, as the kernel estimates it; all memory where it does not say."""
+    with contextlib.suppress(OSError), open("/proc/meminfo", encoding="ascii") as lines:
+        for line in lines:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def name() -> str:

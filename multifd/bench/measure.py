@@ -20,7 +20,7 @@ from typing import Any, Self
 from multifd.bench import fetch, machine, synthetic
 from multifd.bench.end import Order
 from multifd.bench.job import Figures, Job, Row, SourceSpec
-from multifd.errors import ChannelError, MultifdError, RamError
+from multifd.errors import MultifdError
 
 _END_S = 30.0
 """How long a process may take to end once it has answered."""
@@ -28,6 +28,10 @@ _MOST_ANSWER = 1 << 20
 """Characters of a line that a process may answer with."""
 _BYTES_PER_S = 10 << 20
 """The slowest that a source is loaded or compared: what a deadline is made of."""
+
+
+class EndFailed(MultifdError):
+    """One of the two processes said why it failed, or ended without a word."""
 
 
 def measure_one(job: Job) -> Row:
@@ -51,8 +55,9 @@ def measure_one(job: Job) -> Row:
     )
     with materialised(job.source) as source:
         try:
-            figures, method_stats = _migrate(replace(job, source=source))
-        except (RamError, ChannelError, _EndFailed) as e:
+            with Ends() as ends:
+                figures, method_stats = ends.migrate(replace(job, source=source))
+        except EndFailed as e:
             return replace(row, error=str(e))
     return replace(row, status="verified", figures=figures, method_stats=method_stats)
 
@@ -75,29 +80,56 @@ def materialised(spec: SourceSpec) -> Iterator[SourceSpec]:
     with tempfile.TemporaryDirectory(prefix="multifd-bench-") as folder:
         path = Path(folder, "source.ram")
         synthetic.write_image(path, nbytes, kind)
-        yield replace(spec, path=str(path), format="raw")
+        yield replace(spec, path=str(path), format="raw", page_size=synthetic.PAGE)
 
 
-class _EndFailed(MultifdError):
-    """One of the two processes said why it failed, or ended without a word."""
+class Ends:
+    """Two processes that migrate one source to each other, again and again; a context manager.
 
+    The first migration has to load the source and everything that is imported when it is first used.
+    """
 
-def _migrate(job: Job) -> tuple[Figures, dict[str, int]]:
-    max_bandwidth = 0 if job.link_bits_per_s is None else max(job.link_bits_per_s // 8, 1)
-    order = Order(
-        "destination", os.path.abspath(job.source.path), job.source.format, job.method, job.channels, max_bandwidth,
-        job.timeout_s,
-    )  # fmt: skip
-    nbytes = os.path.getsize(job.source.path)
-    loading_s = job.timeout_s + nbytes / _BYTES_PER_S
-    with _End(order) as destination, _End(replace(order, role="source")) as source:
-        uri = destination.answer(loading_s)["uri"]
-        source.answer(loading_s)
-        source.order({"uri": uri})
+    def __init__(self) -> None:
+        self._destination = _End("destination")
+        self._source = _End("source")
+
+    def migrate(self, job: Job) -> tuple[Figures, dict[str, int]]:
+        """One migration, verified.
+
+        Args:
+            job: its source is a file.
+
+        Returns:
+            The figures, and the method's own counters of the sender.
+
+        Raises:
+            EndFailed: it failed, or the destination differs. The processes are of no use any more.
+        """
+        max_bandwidth = 0 if job.link_bits_per_s is None else max(job.link_bits_per_s // 8, 1)
+        order = Order(
+            "destination", os.path.abspath(job.source.path), job.source.format, job.source.page_size,
+            job.method, job.channels, max_bandwidth, job.timeout_s,
+        )  # fmt: skip
+        try:
+            loading_s = job.timeout_s + os.path.getsize(job.source.path) / _BYTES_PER_S
+        except OSError as e:
+            raise EndFailed(f"{job.source.path}: {e.strerror}") from e
+        self._destination.tell(asdict(order))
+        self._source.tell(asdict(replace(order, role="source")))
+        uri = self._destination.answer(loading_s)["uri"]
+        self._source.answer(loading_s)
+        self._source.tell({"uri": uri})
         # RAM may be many times the file's length; the engines watch for silence themselves.
-        sent = source.answer(None)
-        received = destination.answer(loading_s + sent["result"]["ram_bytes"] / _BYTES_PER_S)
-    return _figures(sent, received), sent["result"]["method_stats"]
+        sent = self._source.answer(None)
+        received = self._destination.answer(loading_s + sent["result"]["ram_bytes"] / _BYTES_PER_S)
+        return _figures(sent, received), sent["result"]["method_stats"]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._source.end()
+        self._destination.end()
 
 
 def _figures(sent: dict[str, Any], received: dict[str, Any]) -> Figures:
@@ -124,25 +156,29 @@ def _figures(sent: dict[str, Any], received: dict[str, Any]) -> Figures:
 
 
 class _End:
-    """A process that is one end; a context manager, which leaves none behind."""
+    """A process that is one end.
 
-    def __init__(self, order: Order) -> None:
-        self._role = order.role
+    Args:
+        role: source or destination.
+    """
+
+    def __init__(self, role: str) -> None:
+        self._role = role
         self._process = subprocess.Popen(
             [sys.executable, "-m", "multifd.bench.end"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
+            start_new_session=True,  # Ctrl-C is for whoever started it
         )  # fmt: skip
         self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._last_words = ""
         self._readers = [
-            threading.Thread(target=reader, name=f"multifd_bench_{order.role}", daemon=True)
+            threading.Thread(target=reader, name=f"multifd_bench_{role}", daemon=True)
             for reader in (self._read_answers, self._read_words)
         ]
         for reader in self._readers:
             reader.start()
-        self.order(asdict(order))
 
-    def order(self, document: dict[str, Any]) -> None:
+    def tell(self, document: dict[str, Any]) -> None:
         """Tell it something."""
         pipe = self._process.stdin
         if pipe is not None:
@@ -157,27 +193,25 @@ class _End:
             timeout_s: None while it migrates, when its engine has its own timeouts.
 
         Raises:
-            _EndFailed: it says that it failed, has ended, or says nothing.
+            EndFailed: it says that it failed, has ended, or says nothing.
         """
         try:
             line = self._answers.get(timeout=timeout_s)
         except queue.Empty:
-            raise _EndFailed(f"the {self._role}'s process said nothing for {timeout_s:.0f} s") from None
+            raise EndFailed(f"the {self._role}'s process said nothing for {timeout_s:.0f} s") from None
         if not line:
-            raise _EndFailed(f"the {self._role}'s process ended: {self._last_words or 'it said nothing'}")
+            raise EndFailed(f"the {self._role}'s process ended: {self._last_words or 'it said nothing'}")
         document: dict[str, Any] = json.loads(line)
         if "error" in document:
-            raise _EndFailed(f"the {self._role}: {document['error']}")
+            raise EndFailed(f"the {self._role}: {document['error']}")
         return document
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def end(self) -> None:
+        """End it and wait for it, whatever it does."""
         pipe = self._process.stdin
         if pipe is not None:
             with contextlib.suppress(OSError):
-                pipe.close()  # it ends now, if it has not
+                pipe.close()
         try:
             self._process.wait(_END_S)
         except subprocess.TimeoutExpired:

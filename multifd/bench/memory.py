@@ -129,5 +129,7 @@ def _device_state(source: Source) -> Iterator[bytes]:
 
 def warm(nbytes: int) -> None:
     """Touch free memory, and give it back: a virtual machine may have to fetch it from its host first."""
+    if not nbytes:
+        return
     touched: Any = np.frombuffer(private_map(nbytes), np.uint8)
     touched[::_PAGE] = 1

@@ -26,6 +26,8 @@ from multifd.errors import RamError, UsageError
 PAGE = max(4096, mmap.PAGESIZE)
 KINDS = ("zero", "noise", "text", "files", "mix")
 _LONGEST_RUN = 128  # pages of a kind in a row
+_FEWEST_RUNS = 16
+"""Runs in a small image, so that it has a bit of everything."""
 _PIECE = 1 << 20
 _PACKED = {".bz2", ".gif", ".gz", ".jar", ".jpg", ".png", ".ttf", ".whl", ".woff2", ".xz", ".zip", ".zst"}
 _WORDS = b"a page of guest memory is sent once and again when it was written to before the source stands still".split()
@@ -66,10 +68,11 @@ def write_image(path: Path, nbytes: int, kind: str = "mix", seed: int = 1) -> No
     rng = random.Random(seed)
     choices = _choices(kind, rng)
     left = nbytes // PAGE
+    longest = min(_LONGEST_RUN, max(left // _FEWEST_RUNS, 1))
     try:
         with path.open("wb") as image:
             while left:
-                run = min(left, rng.randint(1, _LONGEST_RUN))
+                run = min(left, rng.randint(1, longest))
                 made = rng.choice(choices)(run * PAGE)
                 if made:
                     image.write(made)

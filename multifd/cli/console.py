@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -60,12 +61,13 @@ class Group(click.Group):
 
     def _wants_document(self, words: list[str]) -> bool:
         """Whether --json asks for a document on stdout, as far as can be seen in words that were refused."""
+        words = list(itertools.takewhile(lambda word: word != "--", words))  # what follows are no options
         command = self.commands.get(words[0]) if words else None
         takes_file = any(p.name == "json_to" for p in command.params) if command else False
         if not takes_file:
             return "--json" in words
         return "--json=-" in words or any(
-            word == "--json" and (after is None or after == "-" or after.startswith("--"))
+            word == "--json" and (after is None or after.startswith("-"))
             for word, after in itertools.zip_longest(words, words[1:])
         )
 
@@ -132,6 +134,23 @@ def keep(document: Any, json_to: Path | None, render: Callable[[], None]) -> Non
         if json_to is not None and json_to != STDOUT:
             write_whole(json_to, json.dumps(document, indent=1) + "\n")
         _print(document, json_to == STDOUT, render)
+
+
+def check_place(path: Path | None) -> None:
+    """Look whether a file can be made, before what is to stand in it takes its time.
+
+    Args:
+        path: None, or stdout's: nothing to look at.
+
+    Raises:
+        UsageError: there is no such folder, or it cannot be written to.
+    """
+    if path is None or path == STDOUT:
+        return
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"{path}: folder {path.parent} cannot be written to")
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -11,7 +11,8 @@ import click
 
 from multifd.cli import signals
 from multifd.cli.arguments import CHANNELS, METHOD, FilePath, Link, MethodSpec, SourcePlace, timeout
-from multifd.cli.console import keep, remark, reporting_to_file
+from multifd.cli.arguments import channels as channels_option
+from multifd.cli.console import check_place, keep, remark, reporting_to_file
 from multifd.errors import MethodError, UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ _SOURCE_FORMATS = ["auto", "mapped-ram", "stream", "libvirt", "raw"]
 def register(group: click.Group) -> None:
     """Add the commands to the command line."""
     group.add_command(bench)
+    group.add_command(advise)
 
 
 def _source_format(command: Callable[..., None]) -> Callable[..., None]:
@@ -46,7 +48,7 @@ def _source_format(command: Callable[..., None]) -> Callable[..., None]:
               "main; may be repeated.")  # fmt: skip
 @click.option("--link", "links", multiple=True, type=Link(), metavar="RATE", help="The sender's own limit, such as "
               "1Gbit; may be repeated. Unlimited if not given.")  # fmt: skip
-@click.option("--runs", default=3, show_default=True, type=click.IntRange(1, 1000), help="How often each.")
+@click.option("--runs", default=3, show_default=True, type=click.IntRange(1, 255), help="How often each.")
 @click.option("--executor", metavar="dask:tcp://HOST:PORT", help="Measure on the workers of this dask scheduler, one "
               "round of a SOURCE at a time on a host; SOURCE is a path there, or a URL.")  # fmt: skip
 @click.option("--report", type=FilePath(), metavar="FILE.html", help="Also write a page with charts, for a browser.")
@@ -67,9 +69,11 @@ def bench(
     from multifd.bench import campaign
     from multifd.cli import evidence_tables as shown
 
+    for place in (json_to, report):
+        check_place(place)
     specs = _specs(sources, synthetic, source_format)
     chosen = methods or _usable_methods()
-    evidence = campaign.Evidence([Path(sys.argv[0]).name, *sys.argv[1:]])
+    evidence = campaign.Evidence(_command())
     plan = campaign.plan(specs, chosen, channels, links or (None,), runs, timeout)
 
     def deliver() -> None:
@@ -139,3 +143,44 @@ def _tell_failures(evidence: Evidence) -> None:
             f"{first.source}: {first.error}"
         )
         sys.exit(MethodError.exit_code)
+
+
+@click.command()
+@click.argument("source", required=False, type=SourcePlace())
+@click.option("--synthetic", default="", metavar="KIND:SIZE", help="Instead of SOURCE, as bench has it.")
+@click.option("--link", required=True, type=Link(), metavar="RATE", help="That the migration may use, such as 10Gbit.")
+@channels_option
+@click.option("--cpus", type=click.IntRange(1, 4096), metavar="N", help="Processors that each host has for the "
+              "migration; this machine's if not given.")  # fmt: skip
+@click.option("--hosts", default="1", show_default=True, type=click.Choice(["1", "2"]), help="1: both ends share one "
+              "host's processors, which is what bench measures; 2: each has its own.")  # fmt: skip
+@click.option("--method", "methods", multiple=True, type=MethodSpec(), metavar=METHOD, help="Only these; may be "
+              "repeated. All that are installed, at several levels, if not given.")  # fmt: skip
+@_source_format
+@timeout("How long all connections of a trial may be silent.")
+@reporting_to_file
+def advise(
+    source: str | None, synthetic: str, link: int, channels: int, cpus: int | None, hosts: str,
+    methods: tuple[str, ...], source_format: str, timeout: float, json_to: Path | None,
+) -> None:  # fmt: skip
+    """Say which method is the best for SOURCE over a link, within seconds: by trials of a sample.
+
+    Also how long it will take, for how many bytes, above which bandwidth not to compress is the fastest, how many IAA
+    devices would keep up, and the commands that set it in QEMU, libvirt and multifd.
+    """
+    from multifd.bench.advise import Wish
+    from multifd.bench.advise import advise as call
+    from multifd.cli import evidence_tables as shown
+
+    check_place(json_to)
+    specs = _specs((source,) if source else (), (synthetic,) if synthetic else (), source_format)
+    if len(specs) > 1:
+        raise UsageError("expected SOURCE or --synthetic KIND:SIZE, one of the two")
+    wish = Wish(link, channels, cpus or 0, int(hosts), methods, timeout)
+    document = call(specs[0], wish, _command(), say=remark)
+    keep(document, json_to, lambda: shown.print_advice(document))
+
+
+def _command() -> list[str]:
+    """This process's command, as documents quote it."""
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]

@@ -5,6 +5,7 @@ Rules of this file: those of `multifd.cli.tables`. It is given documents as thei
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -103,10 +104,7 @@ def print_bench(document: dict[str, Any]) -> None:
     )  # fmt: skip
     print_table(heads, [_row(row) for row in document["rows"]])
     runs = max((row["runs"] for row in document["rows"]), default=0)
-    say(
-        f"medians of up to {runs} runs, each destination equal to its source; "
-        "spread: highest less lowest, of the median"
-    )
+    say(f"medians of up to {runs} runs, each destination equal to its source; spread: highest less lowest over median")
     if document["status"] == "cancelled":
         say("cancelled: what was measured up to then")
 
@@ -173,6 +171,84 @@ def _anatomy_row(pages: dict[str, Any]) -> tuple[str, ...]:
         "-" if pages["ratio"] is None else f"{pages['ratio']:.2f}",
         f"{sum(compressed[: len(compressed) // 2]) / n:.1%}", f"{compressed[-1] / n:.1%}",
     )  # fmt: skip
+
+
+_BOUND = {
+    "link": "the link",
+    "source": "the source's processors",
+    "destination": "the destination's processors",
+    "processors": "the processors of both ends",
+}
+
+
+def print_advice(document: dict[str, Any]) -> None:
+    """An advice in words, with a table of the candidates, and as commands."""
+    d, best, s = document, document["best"], document["sample"]
+    share = "sharing" if d["hosts"] == 1 else "with, each,"
+    say(
+        f"{d['source']['id']} over {link(d['link_bits_per_s'])}, {d['channels']} channels, both ends {share} "
+        f"{d['cpus']} processors{' as bench measures' if d['hosts'] == 1 else ''}:"
+    )
+    say(
+        f"best: {best['method']}: about {best['total_time_s']:.3g} s and {best['transferred_bytes'] / _MIB:.0f} MiB on "
+        f"the wire, ratio {best['ratio']:.2f}; it waits for {_BOUND[best['bound']]}"
+    )
+    heads = (
+        "method",
+        "time s",
+        "by",
+        "MiB on the wire",
+        "ratio",
+        "source CPU s",
+        "destination CPU s",
+        "waits for",
+        "QEMU",
+    )
+    print_table(heads, [_candidate_row(c) for c in d["candidates"]])
+    say(_crossover(d["none_wins_above_bits_per_s"]))
+    if best["bound"] != "link":
+        say(f"the link would be full with {d['channels_to_fill_link']} channels, with a processor each at either end")
+    if d["iaa"]:
+        devices = d["iaa"]["devices"]
+        say(
+            f"IAA: {devices} {'device' if devices == 1 else 'devices'} at each end would keep the link full: "
+            f"{d['iaa']['bytes_per_s'] / 1e9:.3g} GB/s of pages at a ratio of {d['iaa']['ratio']:.2f}, "
+            f"{d['iaa']['device_bytes_per_s'] / 1e9:.3g} GB/s a device"
+        )
+    say(
+        f"sample: {s['pages']} of {s['of_pages']} pages in trials, {s['read_pages']} looked at, {s['zero_share']:.0%} "
+        f"zero; bytes to {s['error']:.1%} with 95 %"
+    )
+    _print_commands(d)
+
+
+def _crossover(bits_per_s: float | None) -> str:
+    if bits_per_s is None:
+        return "not to compress is never the fastest, or was not asked for"
+    if not bits_per_s:
+        return "not to compress is the fastest over any link"
+    return f"not to compress is the fastest above {link(round(bits_per_s))}"
+
+
+def _candidate_row(c: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        c["method"], f"{c['total_time_s']:.3g}", "trial" if c["is_tried"] else "arithmetic",
+        f"{c['transferred_bytes'] / _MIB:.0f}", f"{c['ratio']:.2f}", f"{c['source_cpu_s']:.3g}",
+        f"{c['destination_cpu_s']:.3g}", _BOUND[c["bound"]], "yes" if c["qemu"] else "no",
+    )  # fmt: skip
+
+
+def _print_commands(document: dict[str, Any]) -> None:
+    commands, for_qemu = document["commands"], document["best_for_qemu"]
+    if for_qemu is not None:
+        if for_qemu["method"] != document["best"]["method"]:
+            say(f"the best that QEMU can be set to: {for_qemu['method']}: about {for_qemu['total_time_s']:.3g} s")
+        say("QEMU, at both ends, before migrate and migrate-incoming:")
+        for command in commands["qmp"]:
+            say(f"  {json.dumps(command)}")
+        say(f"libvirt: {commands['virsh'] or 'virsh migrate has no option for this method'}")
+    say(f"multifd: {commands['multifd']['receive']}")
+    say(f"multifd: {commands['multifd']['send']}")
 
 
 def link(bits_per_s: int | None) -> str:
