@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 
 import multifd
-from multifd.cli.demo import write_image
+from multifd.bench.synthetic import write_image
 from multifd.method import Memory, Pages, RecvParams, SendParams
 from multifd.pages import Geometry
 from multifd.registry import load_method

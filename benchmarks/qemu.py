@@ -31,7 +31,7 @@ from typing import Any
 from interop.guest import Guest, passes_printed
 from interop.qemu import Qemu, QemuMissing, Release, newer_release
 
-from multifd.cli.demo import write_image
+from multifd.bench.synthetic import write_image
 
 CHANNELS = 2
 MACHINE = "q35"

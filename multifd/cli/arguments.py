@@ -19,6 +19,8 @@ from multifd.errors import UsageError
 _Command = TypeVar("_Command", bound=Callable[..., None])
 _MOST_BYTES = (1 << 63) - 1
 """What a file's length, an offset and a rate fit into (off_t)."""
+_LEAST_LINK = 8000
+"""Bits each second: 1000 bytes, of which a page takes four seconds."""
 _MOST_S = 1_000_000.0
 """Eleven days; poll(2) takes milliseconds in 31 bits, which is 24."""
 _LONGEST = 4095  # bytes of a path, PATH_MAX in linux/limits.h
@@ -50,6 +52,24 @@ class Size(click.ParamType[int]):
         if nbytes % self._multiple_of:
             self.fail(f"{value!r}: expected a multiple of {self._multiple_of} bytes", param, ctx)
         return nbytes
+
+
+class Link(click.ParamType[int]):
+    """A link's rate in bits each second, decimal as networks count: 1Gbit, 2.5Gbit, 400Mbit."""
+
+    name = "link"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"([0-9]{1,9})(?:\.([0-9]{1,6}))?\s?([KMGT])bit(?:/s)?", value, re.IGNORECASE)
+        bits = 0
+        if match:
+            whole, fraction, suffix = match[1], match[2] or "", match[3]
+            bits = int(whole + fraction) * 1000 ** " KMGT".index(suffix.upper()) // 10 ** len(fraction)
+        if not _LEAST_LINK <= bits <= _MOST_BYTES:
+            self.fail(f"{value!r}: expected bits a second such as 10Gbit, 2.5Gbit or 400Mbit", param, ctx)
+        return bits
 
 
 class Seconds(click.ParamType[float]):
@@ -103,6 +123,16 @@ def _path_text(
     if not 0 < length <= _LONGEST or "\0" in text:
         kind.fail(f"{text[:80]!r}: expected a path of 1 to {_LONGEST} bytes", param, ctx)
     return text
+
+
+class SourcePlace(click.ParamType[str]):
+    """A file, or a URL, as it was given; whether there is anything is seen where it lies."""
+
+    name = "source"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        FilePath().convert(value, param, ctx)
+        return str(value)
 
 
 class MethodSpec(click.ParamType[str]):

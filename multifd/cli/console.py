@@ -6,19 +6,25 @@ ends. Every line for a person goes through `multifd.errors.printable`; JSON is e
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
 from multifd.cli import signals
-from multifd.errors import MultifdError, OutcomeUnknown, exit_statuses, printable
+from multifd.cli.arguments import FilePath
+from multifd.errors import MultifdError, OutcomeUnknown, UsageError, exit_statuses, printable
 
 _Command = Callable[..., None]
+STDOUT = Path("-")
+"""What --json takes for it where it takes a file."""
 _INTERRUPTED, _TERMINATED = 130, 143
 _EXPECTED = (MultifdError, KeyboardInterrupt, signals.Terminated)
 """What may leave a command; anything else is a bug, wherever the memory is."""
@@ -49,21 +55,50 @@ class Group(click.Group):
             message = e.format_message()
             if isinstance(e, click.UsageError) and e.ctx is not None:
                 message += f" ({e.ctx.command_path} --help)"
-            _fail(message, e.exit_code, {"status": "failed"} if "--json" in words else None)
+            _fail(message, e.exit_code, {"status": "failed"} if self._wants_document(words) else None)
         except click.Abort:
-            _fail("interrupted", _INTERRUPTED, {"status": "cancelled"} if "--json" in words else None)
+            _fail("interrupted", _INTERRUPTED, {"status": "cancelled"} if self._wants_document(words) else None)
+
+    def _wants_document(self, words: list[str]) -> bool:
+        """Whether --json asks for a document on stdout, as far as can be seen in words that were refused."""
+        words = list(itertools.takewhile(lambda word: word != "--", words))  # what follows are no options
+        command = self.commands.get(words[0]) if words else None
+        takes_file = any(p.name == "json_to" for p in command.params) if command else False
+        if not takes_file:
+            return "--json" in words
+        return "--json=-" in words or any(
+            word == "--json" and (after is None or after.startswith("-"))
+            for word, after in itertools.zip_longest(words, words[1:])
+        )
 
 
 def reporting(command: _Command) -> _Command:
     """Add --json and -v, and turn what goes wrong into one line and an exit status."""
+    add = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON document on stdout.")
+    return add(_reported(command))
 
-    @click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON document on stdout.")
+
+def reporting_to_file(command: _Command) -> _Command:
+    """As `reporting`, for a document that is worth keeping: --json takes a file, and without one it is stdout."""
+    add = click.option(
+        "--json",
+        "json_to",
+        type=FilePath(),
+        is_flag=False,
+        flag_value=str(STDOUT),
+        metavar="[FILE]",
+        help="Write the JSON document to FILE; on stdout, and nothing else there, if FILE is - or not given.",
+    )
+    return add(_reported(command))
+
+
+def _reported(command: _Command) -> _Command:
     @click.option("-v", "--verbose", count=True, help="Say more on stderr; -vv with tracebacks.")
     @wraps(command)
-    def wrapper(as_json: bool, verbose: int, **arguments: Any) -> None:
+    def wrapper(verbose: int, **arguments: Any) -> None:
         _start_log(verbose)
         try:
-            command(as_json=as_json, **arguments)
+            command(**arguments)
         except click.ClickException:
             raise  # a wrong combination of arguments: the group tells it
         except BrokenPipeError:
@@ -76,7 +111,8 @@ def reporting(command: _Command) -> _Command:
                 import traceback
 
                 traceback.print_exception(e)
-            document = _document(e, status) if as_json else None
+            wants_document = arguments.get("as_json") or arguments.get("json_to") == STDOUT
+            document = _document(e, status) if wants_document else None
             _fail(_words_of(e, status), status, document, getattr(e, "__notes__", ()))
 
     return wrapper
@@ -86,6 +122,50 @@ def show(document: Any, as_json: bool, render: Callable[[], None]) -> None:
     """Print a command's result. A signal changes nothing from here on: what happened has happened."""
     signals.ignore()
     _print(document, as_json, render)
+
+
+def keep(document: Any, json_to: Path | None, render: Callable[[], None]) -> None:
+    """Print a command's result, or the document where `json_to` says; a signal waits until it is out.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    with signals.held():
+        if json_to is not None and json_to != STDOUT:
+            write_whole(json_to, json.dumps(document, indent=1) + "\n")
+        _print(document, json_to == STDOUT, render)
+
+
+def check_place(path: Path | None) -> None:
+    """Look whether a file can be made, before what is to stand in it takes its time.
+
+    Args:
+        path: None, or stdout's: nothing to look at.
+
+    Raises:
+        UsageError: there is no such folder, or it cannot be written to.
+    """
+    if path is None or path == STDOUT:
+        return
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"{path}: folder {path.parent} cannot be written to")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that appears when it is complete.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text, "utf-8")
+        part.replace(path)
+    except OSError as e:
+        part.unlink(missing_ok=True)
+        raise UsageError(f"{path}: {e.strerror}") from e
 
 
 def show_one(document: Any, as_json: bool, render: Callable[[], None]) -> None:

@@ -4,95 +4,31 @@ from __future__ import annotations
 
 import mmap
 import os
-import random
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
 from multifd import registry
 from multifd.api import Live, Progress, send
+from multifd.bench.synthetic import PAGE, write_image
 from multifd.cli.workload import Workload
-from multifd.errors import ChannelError, MultifdError, RamError, UsageError
+from multifd.errors import ChannelError, MultifdError, UsageError
 from multifd.live.arena import Arena
 from multifd.stats import Result
 
-_PAGE = max(4096, mmap.PAGESIZE)
 _PAGES_PER_S = 2000
 """8 MiB/s of 4 KiB pages: what zlib at 50 MB/s still keeps up with, within the default downtime limit."""
 _PIECE = 1 << 20
-_PACKED = {".bz2", ".gif", ".gz", ".jar", ".jpg", ".png", ".ttf", ".whl", ".woff2", ".xz", ".zip", ".zst"}
 _CHILD_S = 30.0
 """How long the receiving process may take to start, and to end after the sender has."""
 _LONGEST_LINE = 4096
 _LISTENING = "listening on "
-
-
-def write_image(path: Path, size: int, seed: int = 1) -> None:
-    """Write a RAM image of real bytes: runs of pages, 1/4 zero, 1/2 from this machine's files, 1/4 noise.
-
-    Args:
-        path: the file to make.
-        size: bytes, a multiple of the page size.
-        seed: equal seeds on an unchanged machine give equal images.
-
-    Raises:
-        RamError: `size` is not a multiple of the page size, or no room.
-    """
-    if size <= 0 or size % _PAGE:
-        raise RamError(f"RAM of {size} bytes, expected a multiple of {_PAGE}")
-    rng = random.Random(seed)
-    files = _file_bytes(rng)
-    kinds: tuple[Callable[[int], bytes], ...] = (bytes, files, files, rng.randbytes)
-    left = size // _PAGE
-    try:
-        with path.open("wb") as image:
-            while left:
-                run = min(left, rng.randint(1, 128))
-                image.write(rng.choice(kinds)(run * _PAGE))
-                left -= run
-    except OSError as e:
-        raise RamError(f"{path}: {e.strerror}") from e
-
-
-def _file_bytes(rng: random.Random) -> Callable[[int], bytes]:
-    """A reader that goes through this machine's programs, libraries and sources for ever."""
-    stored = bytearray()
-    pieces = _pieces(rng)
-
-    def read(count: int) -> bytes:
-        while len(stored) < count:
-            stored.extend(next(pieces))
-        taken = bytes(stored[:count])
-        del stored[:count]
-        return taken
-
-    return read
-
-
-def _pieces(rng: random.Random) -> Iterator[bytes]:
-    roots = [Path(sysconfig.get_path("stdlib")), Path("/usr/bin"), Path("/usr/lib"), Path("/usr/share/doc")]
-    paths = []
-    for root in roots:
-        for folder, folders, names in os.walk(root):
-            folders.sort()
-            paths += [os.path.join(folder, n) for n in sorted(names) if Path(n).suffix not in _PACKED]
-    while True:
-        rng.shuffle(paths)
-        for path in paths:
-            try:
-                with open(path, "rb") as file:
-                    piece = file.read(1 << 20)
-            except OSError:
-                continue
-            if len(piece) >= _PAGE:
-                yield piece
 
 
 def compare(
@@ -137,7 +73,7 @@ def compare(
         write_image(image, size)
         memory = _load(image, size)
         image.unlink()
-        with Arena(memory) as arena, Workload(memoryview(memory), _PAGE, _PAGES_PER_S) as workload:
+        with Arena(memory) as arena, Workload(memoryview(memory), PAGE, _PAGES_PER_S) as workload:
             for spec in methods:
                 say(f"{spec}: migrating over {channels} channels")
                 result = _migrate(arena, workload, out, spec, channels, on_progress)
@@ -180,7 +116,7 @@ def _migrate(
 ) -> Result:
     with _ReceivingProcess(out, spec) as child:
         try:
-            live = Live(arena, workload.pause, workload.resume, page_size=_PAGE)
+            live = Live(arena, workload.pause, workload.resume, page_size=PAGE)
             result = send(live, child.uri(), spec, channels=channels, on_progress=on_progress)
             child.wait()
         except MultifdError as e:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from multifd._version import __version__
-from multifd.cli import arguments, guests, signals, tls
+from multifd.cli import arguments, evidence, guests, report, signals, tls
 from multifd.cli.arguments import CHANNELS, METHOD, FilePath, MethodSpec, Size
 from multifd.cli.console import EPILOG, Group, remark, reporting, say, show, show_one
 from multifd.errors import MethodError, MultifdError
@@ -360,3 +360,5 @@ def new_plugin(name: str, as_json: bool) -> None:
 
 guests.register(main)
 tls.register(main)
+evidence.register(main)
+report.register(main)

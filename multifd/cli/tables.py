@@ -1,6 +1,6 @@
 """Figures to a person: tables on stdout, progress on stderr. rich is imported when something is shown.
 
-Rules of this file: a text of a file, a peer or a plugin enters a table through `_cell` and a line through `say`, so
+Rules of this file: a text of a file, a peer or a plugin enters a table through `cell` and a line through `say`, so
 that none of it moves the cursor or is taken for rich's markup. A table is laid out for the terminal's width: a row for
 each thing, or, where that is too wide, a column, or a paragraph. Without a terminal it is always the first, however
 wide, and no line is broken that another program may read.
@@ -64,7 +64,7 @@ class Progress:
     def say(self, text: str) -> None:
         """One line of words."""
         if self._bar is not None:
-            self._bar.console.print(_cell(text), highlight=False)
+            self._bar.console.print(cell(text), highlight=False)
         else:
             remark(text)
 
@@ -98,7 +98,7 @@ def print_results(results: Sequence[Result]) -> None:
             downtime, f"{r.mbps:.0f}", str(r.pages_per_second), str(r.normal_pages),
             str(r.zero_pages), str(r.transferred_bytes), ratio,
         ))  # fmt: skip
-    _print(heads, rows)
+    print_table(heads, rows)
     for r in results:
         if r.tracker:
             why = f" ({r.tracker_reason})" if r.tracker_reason else ""
@@ -125,7 +125,7 @@ def print_methods(infos: Sequence[MethodInfo]) -> None:
         options = "\n".join(f"{o['name']}={o['default']} ({o['type']}: {o['allowed']})" for o in info.options)
         distribution = f"{info.distribution} {info.version}"
         rows.append((info.name, info.status, info.engine, code, distribution, options, info.reason))
-    _print(("method", "status", "engine", "wire code", "distribution", "options", "reason"), rows)
+    print_table(("method", "status", "engine", "wire code", "distribution", "options", "reason"), rows)
 
 
 def print_capture(info: CaptureInfo) -> None:
@@ -137,7 +137,7 @@ def print_capture(info: CaptureInfo) -> None:
     say(f"QEMU release: {f'{info.qemu_at_least} or later' if info.qemu_at_least else 'does not show'}")
     say(f"uuid: {info.uuid or 'none'}")
     say(f"page size: {info.page_size} bytes")
-    _print(
+    print_table(
         ("block", "bytes", "present pages", "zero pages"),
         [(b.idstr, str(b.used_length), str(b.present_pages), str(b.zero_pages)) for b in info.blocks],
     )
@@ -160,7 +160,7 @@ def print_export(out: str, done: Exported) -> None:
         say(f"{out}: {what}")
 
 
-def _print(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table of `rows` under `heads`, in the first layout that the terminal is wide enough for."""
     from rich.console import Console
 
@@ -183,9 +183,9 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
 
     table = Table(box=box.SIMPLE)
     for head in heads:
-        table.add_column(_cell(head))
+        table.add_column(cell(head))
     for row in rows:
-        table.add_row(*map(_cell, row))
+        table.add_row(*map(cell, row))
     return table
 
 
@@ -195,7 +195,7 @@ def _turned(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
 
     table = Table.grid(padding=(0, 2, 0, 0))
     for line in zip(heads, *rows, strict=True):
-        table.add_row(*map(_cell, line))
+        table.add_row(*map(cell, line))
     return table
 
 
@@ -214,13 +214,13 @@ def _paragraph(heads: Sequence[str], row: Sequence[str]) -> Table:
     grid.add_column(overflow="fold")
     for head, text in zip(heads, row, strict=True):
         if text:
-            grid.add_row(_cell(head), _cell(text))
+            grid.add_row(cell(head), cell(text))
     table = Table.grid()
     table.add_row(Padding(grid, (0, 0, 1, 1)))
     return table
 
 
-def _cell(text: str) -> Text:
+def cell(text: str) -> Text:
     """A text as it is: no markup, nothing that moves the cursor; its own line ends break it."""
     from rich.text import Text
 

@@ -119,7 +119,7 @@ class MemoryBlock:
         self._extent = None
 
 
-class _StandingBlock(MemoryBlock):
+class StandingBlock(MemoryBlock):
     """A block whose owner says that it stays as it is: the kernel need not be asked, which saves 7 us a packet."""
 
     _kind = Kind.MEMORY
@@ -128,7 +128,7 @@ class _StandingBlock(MemoryBlock):
         """See `MemoryBlock`."""
 
 
-class _BufferBlock(_StandingBlock):
+class _BufferBlock(StandingBlock):
     """A plain buffer that is received into: a method's hook writes where the kernel was asked, nobody else needs to."""
 
     def place(self, offsets: Offsets, staging: Staging) -> Pages:
@@ -152,7 +152,7 @@ class MemorySource:
         nbytes = memoryview(buffer).nbytes
         check_size(nbytes, page_size, "the buffer")
         self.machine = bare_machine(nbytes, page_size)
-        self.blocks = (_StandingBlock(RAM_IDSTR, buffer, page_size),)
+        self.blocks = (StandingBlock(RAM_IDSTR, buffer, page_size),)
 
     def device_state(self) -> Iterator[bytes]:
         """See `Source`: there are no devices."""

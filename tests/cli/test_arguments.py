@@ -12,12 +12,27 @@ from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from multifd.cli.arguments import FilePath, FolderPath, MethodSpec, Seconds, Size
+from multifd.cli.arguments import FilePath, FolderPath, Link, MethodSpec, Seconds, Size, SourcePlace
 from multifd.cli.main import main
 
 NEVER = {
     Size: ["", "-1", "1e400", "9" * 400, "1..5", "1.5.5M", "0x10", "nan", "inf", "1Q", "1 000", "٣", "9" * 30 + "T"],
     Seconds: ["", "-1", "0", "nan", "inf", "-inf", "1e400", "9" * 400, "x", "1s", "1000001"],
+    Link: [
+        "",
+        "-1Gbit",
+        "0Gbit",
+        "1",
+        "1G",
+        "1GB",
+        "1e3Gbit",
+        "nan",
+        "infGbit",
+        "1bit",
+        "7Kbit",
+        "9" * 400 + "Gbit",
+        "٣Gbit",
+    ],
     click.IntRange: ["", "-1", "0", "256", "9" * 5000, "1.5", "x", "1e2"],
     click.Choice: ["", "x", "y" * 10000, "\x1b[2J"],
     MethodSpec: [
@@ -33,6 +48,7 @@ NEVER = {
     ],
     FilePath: ["", "x" * 5000, "a\0b", "."],
     FolderPath: ["", "x" * 5000, "a\0b", __file__],
+    SourcePlace: ["", "x" * 5000, "a\0b", ".", "s3://" + "x" * 5000],
 }
 """By an argument's type: what no option or argument of it takes."""
 NEVER_URI = ["", "tcp", "tcp:", "tcp:h", "tcp:h:99999", "tcp:h:1e3", "unix:", "unix:" + "x" * 200, "x:y", "tcp:\0:1"]
@@ -61,7 +77,7 @@ def good_words(command: click.Command, tmp_path_factory: pytest.TempPathFactory)
     """A value for each argument with which the command does something that is over at once."""
     folder = tmp_path_factory.mktemp("arguments")
     (folder / "in").write_bytes(bytes(4096))
-    paths = {"source": "in", "capture": "in", "out": "out"}
+    paths = {"source": "in", "sources": "in", "capture": "in", "out": "out"}
     values = {name: str(folder / file) for name, file in paths.items()}
     uris = dict.fromkeys(("uri", "listen_uri", "to_uri"), f"unix:{folder}/nobody")
     return {p.name: {**values, **uris}.get(p.name, "x") for p in command.params if isinstance(p, click.Argument)}
@@ -102,11 +118,19 @@ def test_no_option_has_a_type_that_is_not_tried():
                 assert type(param.type) in tried, (name, param.name)
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_words_behind_two_hyphens_are_no_options(name):
+    done = run(name, "--", *["--json"] * 9)
+    assert done.exit_code in (2, 6)
+    assert not done.stdout
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(COMMANDS), st.lists(st.text(max_size=20), min_size=7, max_size=9))
 def test_any_words_at_all(name, words):
-    """More words than any command has arguments: never a traceback, never a bug, one document."""
-    is_one_refusal((name, "--", *words), {2})
+    """More words than any command has arguments, or files that are not there: no traceback, no bug, one document."""
+    takes_any = any(param.nargs == -1 for param in main.commands[name].params)
+    is_one_refusal((name, "--", *words), {2, 6} if takes_any else {2})
 
 
 @given(st.integers(0, 1 << 50))
@@ -119,6 +143,20 @@ def test_sizes_are_exact(nbytes):
 )
 def test_sizes_with_suffixes(text, nbytes):
     assert Size().convert(text, None, None) == nbytes
+
+
+@pytest.mark.parametrize(
+    ("text", "bits"),
+    [
+        ("1Gbit", 10**9),
+        ("2.5Gbit/s", 2_500_000_000),
+        ("400 mbit", 400_000_000),
+        ("8Kbit", 8000),
+        ("1.2Tbit", 12 * 10**11),
+    ],
+)
+def test_links_are_decimal_bits(text, bits):
+    assert Link().convert(text, None, None) == bits
 
 
 @pytest.fixture(autouse=True)

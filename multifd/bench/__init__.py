@@ -1,0 +1,1 @@
+"""Evidence before a method is chosen: measured migrations, what an image is made of, advice, stored as documents."""

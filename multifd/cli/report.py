@@ -1,0 +1,40 @@
+"""The command that shows stored results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from multifd.cli.arguments import FilePath
+from multifd.cli.console import reporting, say, show
+
+
+def register(group: click.Group) -> None:
+    """Add the command to the command line."""
+    group.add_command(report)
+
+
+@click.command()
+@click.argument("results", nargs=-1, required=True, type=FilePath(), metavar="RESULT...")
+@click.option(
+    "-o",
+    "--output",
+    type=FilePath(),
+    metavar="FILE",
+    help="The HTML file; beside the first RESULT, with its name and .html, if not given.",
+)
+@reporting
+def report(results: tuple[Path, ...], output: Path | None, as_json: bool) -> None:
+    """Show what `multifd bench` stored in each RESULT, of one machine or many, as one HTML file.
+
+    It needs no other file and no network, runs nothing, and prints.
+    """
+    from multifd.bench import schema
+    from multifd.bench.report import write
+
+    documents = [schema.read(path) for path in results]
+    path = output or results[0].with_name(f"{results[0].name.removesuffix('.json')}.html")
+    write(documents, path)
+    runs = sum(len(document["runs"]) for document in documents)
+    show({"report": str(path), "runs": runs}, as_json, lambda: say(f"{path}: {runs} migrations"))
