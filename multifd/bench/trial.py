@@ -58,7 +58,7 @@ class Sampled:
     packets: int
     """In the image; each has at least one page that is not zero."""
     of_packets: int
-    """That have one, in all that was looked at."""
+    """That have one, in all of RAM; estimated as `normal_pages` is."""
 
 
 def take(source: Source, folder: Path, most_pages: int = SAMPLE_PAGES) -> Sampled:
@@ -109,7 +109,7 @@ def take(source: Source, folder: Path, most_pages: int = SAMPLE_PAGES) -> Sample
         normal_error=error / mean if mean else 0.0,
         pages=path.stat().st_size // page_size,
         packets=len(chosen),
-        of_packets=len(filled),
+        of_packets=round(len(filled) * of_packets / len(scanned)),
     )
 
 
