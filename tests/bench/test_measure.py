@@ -118,7 +118,7 @@ def test_what_both_ends_say_of_a_failure_is_told(monkeypatch):
     with materialised(SourceSpec("mix", synthetic="mix:512K")) as spec, Ends() as ends:
         broken_after_ready(ends._source, "source")
         broken_after_ready(ends._destination, "destination")
-        with pytest.raises(EndFailed, match="^the source broke; the destination broke$"):
+        with pytest.raises(EndFailed, match=r"^the source broke; the destination broke$"):
             ends.migrate(Job(spec, "none"))
 
 
