@@ -39,6 +39,8 @@ _CLOSE = 1.3
 _MOST_CLOSE = 4
 _CLEAR = 0.7
 """The share of the link's time that the processors need, below which the link alone decides, and no trial is needed."""
+_SHORT_S = 0.3
+"""A trial that is shorter is made in any case: to begin and to end is much of it then."""
 _HEATS = 3
 IAA_BYTES_PER_S = 3_250_000_000
 """That one device compresses each second: 4 devices of a Granite Rapids 13 GB/s (Kim et al., "LILO", HPCA 2026). For
@@ -104,11 +106,11 @@ def advise(
     with materialised(spec) as made, tempfile.TemporaryDirectory(prefix="multifd-advise-") as folder:
         with opened(made) as source:
             say(f"{spec.id}: sampling")
-            sampled = take(source, Path(folder))
+            sampled = take(made, source, Path(folder))
             about = _about(spec, source)
         if not sampled.packets:
             raise UsageError(f"{spec.id}: every page that was looked at is zero: any method will do")
-        with Trials(sampled, wish.channels, wish.timeout_s) as trials:
+        with Trials(sampled, Path(folder), wish.channels, wish.timeout_s) as trials:
             search = _Search(trials, wish, say)
             found = search.run()
             error = payload_error(sampled, found[0].cost.method)
@@ -196,15 +198,13 @@ class _Search:
                 taken.append(self._trials.time_s(candidate.cost.method, self._wish.link_bits_per_s))
         for candidate, taken in zip(close, seconds, strict=True):
             # A trial is short, and what the sockets' buffers hold is a part of it: the link has the last word.
-            candidate.tried_s = max(min(taken), self._link_s(candidate.cost))
-
-    def _link_s(self, cost: Cost) -> float:
-        return cost.fixed_s + model.stages(cost, self._setting)["link"]
+            candidate.tried_s = max(min(taken), model.stages(candidate.cost, self._setting)["link"])
 
     def _is_clear(self, cost: Cost) -> bool:
+        """Whether a trial over the link would tell nothing new, and take its time."""
         stages = model.stages(cost, self._setting)
         link_s = stages.pop("link")
-        return max(stages.values()) < _CLEAR * link_s
+        return max(stages.values()) < _CLEAR * link_s and link_s * self._trials.share > _SHORT_S
 
 
 def _about(spec: SourceSpec, source: Source) -> dict[str, Any]:

@@ -24,6 +24,8 @@ from multifd.errors import MultifdError
 
 _END_S = 30.0
 """How long a process may take to end once it has answered."""
+_COMPLAINT_S = 2.0
+"""How long one end may take to say what it has against a migration that failed at the other."""
 _MOST_ANSWER = 1 << 20
 """Characters of a line that a process may answer with."""
 _BYTES_PER_S = 10 << 20
@@ -119,8 +121,11 @@ class Ends:
         uri = self._destination.answer(loading_s)["uri"]
         self._source.answer(loading_s)
         self._source.tell({"uri": uri})
-        # RAM may be many times the file's length; the engines watch for silence themselves.
-        sent = self._source.answer(None)
+        try:
+            # RAM may be many times the file's length; the engines watch for silence themselves.
+            sent = self._source.answer(None)
+        except EndFailed as e:
+            raise EndFailed("; ".join([str(e), *self._destination.complaint()])) from e
         received = self._destination.answer(loading_s + sent["result"]["ram_bytes"] / _BYTES_PER_S)
         return _figures(sent, received), sent["result"]["method_stats"]
 
@@ -200,11 +205,20 @@ class _End:
         except queue.Empty:
             raise EndFailed(f"the {self._role}'s process said nothing for {timeout_s:.0f} s") from None
         if not line:
+            self._readers[-1].join(_END_S)  # its last words
             raise EndFailed(f"the {self._role}'s process ended: {self._last_words or 'it said nothing'}")
         document: dict[str, Any] = json.loads(line)
         if "error" in document:
             raise EndFailed(f"the {self._role}: {document['error']}")
         return document
+
+    def complaint(self) -> list[str]:
+        """What it says of a migration that failed at the other end; nothing if it does not say so soon."""
+        try:
+            self.answer(_COMPLAINT_S)
+        except EndFailed as e:
+            return [str(e)]
+        return []
 
     def end(self) -> None:
         """End it and wait for it, whatever it does."""

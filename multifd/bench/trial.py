@@ -33,18 +33,19 @@ _RUNS = 2
 """Of a trial; the lower figures count, since whatever else the machine does only adds."""
 _LONG_S = 1.5
 """A trial that takes so long is not repeated."""
-_IDLE_PAGES = 1 << 12
-"""Zero pages of the migration that shows what every migration takes at least."""
-_ZERO_PAGE_BYTES = 8
-"""On the wire: an offset in a packet."""
+_ZERO_PAGES = 1 << 16
+"""Of the migration that shows what zero pages take: 256 MiB of 4 KiB ones, 0.1 s."""
+_LEAST_CPU_S = 1e-6
 
 
 @dataclass(frozen=True)
 class Sampled:
     """What was read of a source, and how many pages are not zero."""
 
-    path: Path
-    """A raw image of the packets that were chosen; of none if all of RAM is zero."""
+    spec: SourceSpec
+    """A raw image of the packets that were chosen; the source itself if these are all that are not zero."""
+    is_whole: bool
+    """It is the source itself."""
     page_size: int
     of_pages: int
     read_pages: int
@@ -58,14 +59,15 @@ class Sampled:
     packets: int
     """In the image; each has at least one page that is not zero."""
     of_packets: int
-    """That have one, in all that was looked at."""
+    """That have one, in all of RAM; estimated as `normal_pages` is."""
 
 
-def take(source: Source, folder: Path, most_pages: int = SAMPLE_PAGES) -> Sampled:
+def take(spec: SourceSpec, source: Source, folder: Path, most_pages: int = SAMPLE_PAGES) -> Sampled:
     """Sample a source into a raw image.
 
     Args:
-        source: the caller's.
+        spec: the source's file.
+        source: the same, open; the caller's.
         folder: where the image goes.
         most_pages: in the image.
 
@@ -93,23 +95,26 @@ def take(source: Source, folder: Path, most_pages: int = SAMPLE_PAGES) -> Sample
         chosen = filled[at.astype(np.int64)]
     else:
         chosen = filled
+    is_whole = len(chosen) == len(filled) and len(scanned) == of_packets
     path = folder / "sample.ram"
-    try:
-        with path.open("wb") as image:
-            for number in chosen.tolist():
-                image.write(sample.load(scanned[number], staging, buffer).data)
-    except OSError as e:
-        raise RamError(f"{path}: {e.strerror}") from e
+    if not is_whole:
+        try:
+            with path.open("wb") as image:
+                for number in chosen.tolist():
+                    image.write(sample.load(scanned[number], staging, buffer).data)
+        except OSError as e:
+            raise RamError(f"{path}: {e.strerror}") from e
     return Sampled(
-        path=path,
+        spec=spec if is_whole else SourceSpec(spec.id, str(path), "raw", page_size=page_size),
+        is_whole=is_whole,
         page_size=page_size,
         of_pages=of_pages,
         read_pages=int(sum(len(p.offsets) for p in scanned)),
         normal_pages=min(mean * of_packets, of_pages),
         normal_error=error / mean if mean else 0.0,
-        pages=path.stat().st_size // page_size,
+        pages=sum(len(scanned[number].offsets) for number in chosen.tolist()),
         packets=len(chosen),
-        of_packets=len(filled),
+        of_packets=round(len(filled) * of_packets / len(scanned)),
     )
 
 
@@ -118,15 +123,18 @@ class Trials:
 
     Args:
         sampled: what migrates.
+        folder: where images of zero pages go.
         channels: connections besides main.
         timeout_s: how long all connections may be silent.
     """
 
-    def __init__(self, sampled: Sampled, channels: int, timeout_s: float) -> None:
-        self._sampled, self._channels, self._timeout_s = sampled, channels, timeout_s
+    def __init__(self, sampled: Sampled, folder: Path, channels: int, timeout_s: float) -> None:
+        self._sampled, self._folder = sampled, folder
+        self._channels, self._timeout_s = channels, timeout_s
         self._ends = Ends()
         self._setting = Setting(1e15, channels, machine.cpus(), SHARED)
-        self._idle: Figures | None = None
+        self._beginning: Figures | None = None
+        self._zeros: Figures | None = None
         self.last_cpu_s = 0.0
         """Processor seconds of both ends in the last trial."""
 
@@ -142,29 +150,23 @@ class Trials:
         Raises:
             EndFailed: it cannot be migrated by it; there will be a new pair of processes for the next.
         """
-        idle = self._idle_figures()
-        runs = [self._migrate(self._sampled.path, method)]
+        begin = self._begin()
+        runs = [self._migrate(self._sampled.spec, method)]
         while len(runs) < _RUNS and runs[0].total_time_ms < _LONG_S * 1e3:
-            runs.append(self._migrate(self._sampled.path, method))
+            runs.append(self._migrate(self._sampled.spec, method))
         least = {
             name: min(float(getattr(f, name)) for f in runs)
             for name in ("total_time_ms", "source_cpu_s", "destination_cpu_s", "transferred_bytes")
         }
-        normal, zero = runs[0].normal_pages, runs[0].zero_pages
         cost = Cost(
             method,
-            max(least["transferred_bytes"] - zero * _ZERO_PAGE_BYTES, 0.0),
-            max(least["source_cpu_s"] - idle.source_cpu_s, 1e-6),
-            max(least["destination_cpu_s"] - idle.destination_cpu_s, 1e-6),
-            idle.total_time_ms / 1e3,
+            least["transferred_bytes"],
+            max(least["source_cpu_s"] - begin.source_cpu_s, _LEAST_CPU_S),
+            max(least["destination_cpu_s"] - begin.destination_cpu_s, _LEAST_CPU_S),
+            begin.total_time_ms / 1e3,
         )
-        whole = cost.scaled(self._sampled.normal_pages / normal)
-        zeros = self._sampled.of_pages - self._sampled.normal_pages
-        return replace(
-            whole,
-            wire_bytes=whole.wire_bytes + zeros * _ZERO_PAGE_BYTES,
-            stretch=stretch(cost, self._setting, least["total_time_ms"] / 1e3),
-        )
+        cost = replace(cost, stretch=stretch(cost, self._setting, least["total_time_ms"] / 1e3))
+        return cost if self._sampled.is_whole else self._extrapolated(cost, runs[0].normal_pages, runs[0].zero_pages)
 
     def time_s(self, method: str, link_bits_per_s: int) -> float:
         """How long a migration of the whole source takes over a link, by a trial over that link.
@@ -172,25 +174,56 @@ class Trials:
         Raises:
             EndFailed: it failed.
         """
-        idle = self._idle_figures()
-        figures = self._migrate(self._sampled.path, method, link_bits_per_s)
-        fixed_s = idle.total_time_ms / 1e3
-        factor = self._sampled.normal_pages / figures.normal_pages
-        return fixed_s + max(figures.total_time_ms / 1e3 - fixed_s, 0.0) * factor
+        begin_s = self._begin().total_time_ms / 1e3
+        figures = self._migrate(self._sampled.spec, method, link_bits_per_s)
+        factor = 1.0 if self._sampled.is_whole else self._sampled.normal_pages / figures.normal_pages
+        return begin_s + max(figures.total_time_ms / 1e3 - begin_s, 0.0) * factor
 
-    def _idle_figures(self) -> Figures:
-        """Of a migration of next to nothing: what remains is the same for every other. The first one also warms up."""
-        if self._idle is not None:
-            return self._idle
-        path = self._sampled.path.with_name("idle.ram")
+    @property
+    def share(self) -> float:
+        """How much of what the source sends a trial sends."""
+        sampled = self._sampled
+        return 1.0 if sampled.is_whole else min(sampled.pages / max(sampled.normal_pages, 1.0), 1.0)
+
+    def _extrapolated(self, cost: Cost, normal: int, zero: int) -> Cost:
+        """Of the whole source, from a trial's so many pages; zero pages cost the same by every method."""
+        begin, zeros = self._begin(), self._of_zeros()
+        source_s = max(zeros.source_cpu_s - begin.source_cpu_s, 0.0) / _ZERO_PAGES
+        destination_s = max(zeros.destination_cpu_s - begin.destination_cpu_s, 0.0) / _ZERO_PAGES
+        zero_bytes = zeros.transferred_bytes / _ZERO_PAGES
+
+        def with_zeros(cost: Cost, count: float) -> Cost:
+            return replace(
+                cost,
+                wire_bytes=max(cost.wire_bytes + count * zero_bytes, 1.0),
+                source_cpu_s=max(cost.source_cpu_s + count * source_s, _LEAST_CPU_S),
+                destination_cpu_s=max(cost.destination_cpu_s + count * destination_s, _LEAST_CPU_S),
+            )
+
+        whole = with_zeros(cost, -zero).scaled(self._sampled.normal_pages / normal)
+        return with_zeros(whole, self._sampled.of_pages - self._sampled.normal_pages)
+
+    def _begin(self) -> Figures:
+        """Of a migration of next to nothing: what remains is the same for every other. The first one warms up."""
+        if self._beginning is None:
+            self._beginning = self._zero_pages(1)
+        return self._beginning
+
+    def _of_zeros(self) -> Figures:
+        """Of a migration of `_ZERO_PAGES` zero pages."""
+        if self._zeros is None:
+            self._zeros = self._zero_pages(_ZERO_PAGES)
+        return self._zeros
+
+    def _zero_pages(self, count: int) -> Figures:
+        path = self._folder / f"zero-{count}.ram"
         with path.open("wb") as image:
-            image.truncate(_IDLE_PAGES * self._sampled.page_size)
-        runs = [self._migrate(path, "none") for _ in range(1 + _RUNS)][1:]
-        self._idle = min(runs, key=lambda figures: figures.total_time_ms)
-        return self._idle
-
-    def _migrate(self, path: Path, method: str, link_bits_per_s: int | None = None) -> Figures:
+            image.truncate(count * self._sampled.page_size)
         spec = SourceSpec(str(path), str(path), "raw", page_size=self._sampled.page_size)
+        runs = [self._migrate(spec, "none") for _ in range(1 + _RUNS)][1:]
+        return min(runs, key=lambda figures: figures.total_time_ms)
+
+    def _migrate(self, spec: SourceSpec, method: str, link_bits_per_s: int | None = None) -> Figures:
         try:
             job = Job(spec, method, self._channels, link_bits_per_s, timeout_s=self._timeout_s)
             figures, _ = self._ends.migrate(job)
@@ -211,9 +244,9 @@ def payload_error(sampled: Sampled, method: str) -> float:
     """
     loaded = load_method(method)
     geometry = Geometry.of(sampled.page_size)
-    if sampled.packets >= sampled.of_packets or loaded.capabilities.verbatim:
+    if sampled.is_whole or loaded.capabilities.verbatim:
         return 0.0
-    memory = Memory(np.fromfile(sampled.path, np.uint8).data, sampled.page_size)
+    memory = Memory(np.fromfile(sampled.spec.path, np.uint8).data, sampled.page_size)
     lengths, counts = [], []
     with SendSession(loaded, 0, geometry, IdleTimer(60.0), {}) as session:
         for offsets in _packets(memory, geometry):

@@ -104,6 +104,24 @@ def test_a_failure_of_one_end_is_told_and_neither_stays():
     assert None not in [p.poll() for p in processes]
 
 
+def test_what_both_ends_say_of_a_failure_is_told(monkeypatch):
+    def broken_after_ready(end, name):
+        said = iter([end.answer])
+
+        def answer(timeout_s):
+            for first in said:
+                return first(timeout_s)
+            raise EndFailed(f"the {name} broke")
+
+        monkeypatch.setattr(end, "answer", answer)
+
+    with materialised(SourceSpec("mix", synthetic="mix:512K")) as spec, Ends() as ends:
+        broken_after_ready(ends._source, "source")
+        broken_after_ready(ends._destination, "destination")
+        with pytest.raises(EndFailed, match=r"^the source broke; the destination broke$"):
+            ends.migrate(Job(spec, "none"))
+
+
 def test_an_end_whose_parent_is_gone_ends():
     """As after SIGKILL of whoever measures: all that it holds open is closed."""
     end = subprocess.Popen([sys.executable, "-m", "multifd.bench.end"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -11,14 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multifd import registry
-from multifd.bench import advise, commands, model, schema
+from multifd.bench import advise, commands, model, schema, synthetic, trial
 from multifd.bench.advise import Wish, _Search
+from multifd.bench.campaign import opened
 from multifd.bench.job import SourceSpec
 from multifd.bench.measure import EndFailed
 from multifd.bench.model import SHARED, TWO_HOSTS, Cost, Setting
 from multifd.errors import MethodError, RamError, UsageError
 
 GIGABIT = 10**9
+PAGE = 4096
 PLAIN = Cost("none", 1e9, 0.1, 0.2)
 PACKED = Cost("zstd", 4e8, 2.0, 1.0)
 TWO = Setting(GIGABIT, channels=2, cpus=2)
@@ -84,6 +86,7 @@ class FakeTrials:
     """Costs by a method's spec; what has none fails."""
 
     last_cpu_s = 0.0
+    share = 1.0
 
     def __init__(self, known: dict[str, Cost], over_link: dict[str, float] | None = None) -> None:
         self.known, self.over_link = known, over_link or {}
@@ -188,6 +191,51 @@ def test_monitor_commands_set_what_a_capture_sets():
         "multifd-zstd-level": 3,
         "max-bandwidth": 1000,
     }
+
+
+@pytest.fixture
+def text_and_holes(tmp_path):
+    """1024 pages of text, and as many zero pages behind them."""
+    path = tmp_path / "guest.ram"
+    synthetic.write_image(path, 1024 * PAGE, "text")
+    with path.open("r+b") as file:
+        file.truncate(2048 * PAGE)
+    return SourceSpec("guest", str(path), "raw")
+
+
+def test_a_sample_says_what_it_is_of(text_and_holes, tmp_path):
+    with opened(text_and_holes) as source:
+        some = trial.take(text_and_holes, source, tmp_path, most_pages=256)
+        everything = trial.take(text_and_holes, source, tmp_path)
+    assert (some.is_whole, some.pages, some.packets, some.of_packets) == (False, 256, 2, 8)
+    assert (some.normal_pages, some.normal_error, some.of_pages, some.read_pages) == (1024, 0.0, 2048, 2048)
+    assert 0 < trial.payload_error(some, "zlib") < 0.5
+    assert everything.is_whole
+    assert everything.spec == text_and_holes
+    assert trial.payload_error(everything, "zlib") == 0
+
+
+def test_what_was_not_looked_at_is_estimated(text_and_holes, tmp_path, monkeypatch):
+    monkeypatch.setattr(trial, "MOST_SCANNED", 1024)
+    with opened(text_and_holes) as source:
+        some = trial.take(text_and_holes, source, tmp_path)
+    assert not some.is_whole
+    assert some.read_pages == 1024
+    assert some.normal_pages == pytest.approx(1024)
+    assert some.normal_error > 0
+
+
+def test_a_trial_of_a_sample_tells_the_bytes_of_all(text_and_holes, tmp_path):
+    costs = []
+    for most_pages in (256, 1 << 14):
+        with opened(text_and_holes) as source:
+            sampled = trial.take(text_and_holes, source, tmp_path, most_pages)
+        with trial.Trials(sampled, tmp_path, 2, 60.0) as trials:
+            costs.append(trials.cost("zlib"))
+            assert trials.share == (0.25 if most_pages == 256 else 1.0)
+            assert trials.time_s("zlib", 10**10) > 0
+    assert costs[0].wire_bytes == pytest.approx(costs[1].wire_bytes, rel=0.1)
+    assert all(cost.source_cpu_s > 0 and cost.destination_cpu_s > 0 and cost.stretch >= 1 for cost in costs)
 
 
 @pytest.mark.parametrize("hosts", [SHARED, TWO_HOSTS])
