@@ -138,6 +138,8 @@ class _Search:
                 self._climb(name)
         if self._wish.is_here:
             self._heats()
+        if not self._found:
+            raise MethodError("no method could be tried over the link")
         return sorted(self._found.values(), key=self._time_of)
 
     def _time_of(self, found: _Found) -> float:
@@ -192,13 +194,18 @@ class _Search:
         if len(close) < 2 or all(self._is_clear(f.cost) for f in close):
             return
         self._say(f"trying {', '.join(f.cost.method for f in close)} over the link")
-        seconds: list[list[float]] = [[] for _ in close]
+        seconds: dict[str, list[float]] = {f.cost.method: [] for f in close}
         for _ in range(_HEATS):
-            for candidate, taken in zip(close, seconds, strict=True):
-                taken.append(self._trials.time_s(candidate.cost.method, self._wish.link_bits_per_s))
-        for candidate, taken in zip(close, seconds, strict=True):
+            for method in list(seconds):
+                try:
+                    seconds[method].append(self._trials.time_s(method, self._wish.link_bits_per_s))
+                except EndFailed as e:
+                    self._say(f"{method}: left out: {e}")
+                    del seconds[method], self._found[method]
+        for method, taken in seconds.items():
+            found = self._found[method]
             # A trial is short, and what the sockets' buffers hold is a part of it: the link has the last word.
-            candidate.tried_s = max(min(taken), model.stages(candidate.cost, self._setting)["link"])
+            found.tried_s = max(min(taken), model.stages(found.cost, self._setting)["link"])
 
     def _is_clear(self, cost: Cost) -> bool:
         """Whether a trial over the link would tell nothing new, and take its time."""

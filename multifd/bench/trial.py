@@ -13,10 +13,11 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 
 from multifd.bench import machine, sample
 from multifd.bench.job import Figures, Job, SourceSpec
-from multifd.bench.measure import Ends
+from multifd.bench.measure import EndFailed, Ends
 from multifd.bench.model import SHARED, Cost, Setting, stretch
 from multifd.engine.session import SendSession
 from multifd.errors import RamError
@@ -88,13 +89,7 @@ def take(spec: SourceSpec, source: Source, folder: Path, most_pages: int = SAMPL
     mean = float(normal.mean())
     error = sample.error_of_mean(normal.tolist(), of_packets)
     filled = np.flatnonzero(normal)
-    wanted = max(most_pages // geometry.page_count, 1)
-    if len(filled) > wanted:  # as many equal stretches, one at random out of each
-        edges = np.linspace(0, len(filled), wanted + 1)
-        at = edges[:-1] + np.random.default_rng(2).random(wanted) * np.diff(edges)
-        chosen = filled[at.astype(np.int64)]
-    else:
-        chosen = filled
+    chosen = _thinned(filled, max(most_pages // geometry.page_count, 1))
     is_whole = len(chosen) == len(filled) and len(scanned) == of_packets
     path = folder / "sample.ram"
     if not is_whole:
@@ -116,6 +111,15 @@ def take(spec: SourceSpec, source: Source, folder: Path, most_pages: int = SAMPL
         packets=len(chosen),
         of_packets=round(len(filled) * of_packets / len(scanned)),
     )
+
+
+def _thinned(numbers: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
+    """At most so many: one at random out of each of as many equal stretches."""
+    if len(numbers) <= most:
+        return numbers
+    edges = np.linspace(0, len(numbers), most + 1)
+    at = edges[:-1] + np.random.default_rng(2).random(most) * np.diff(edges)
+    return numbers[at.astype(np.int64)]
 
 
 class Trials:
@@ -227,7 +231,7 @@ class Trials:
         try:
             job = Job(spec, method, self._channels, link_bits_per_s, timeout_s=self._timeout_s)
             figures, _ = self._ends.migrate(job)
-        except BaseException:
+        except EndFailed:
             self._ends.__exit__(None, None, None)
             self._ends = Ends()
             raise
@@ -261,7 +265,7 @@ def payload_error(sampled: Sampled, method: str) -> float:
     return sample.error_of_mean(residuals, sampled.of_packets) / (sum(lengths) / len(lengths))
 
 
-def _packets(memory: Memory, geometry: Geometry) -> Iterator[np.ndarray[tuple[int], np.dtype[np.int64]]]:
+def _packets(memory: Memory, geometry: Geometry) -> Iterator[npt.NDArray[np.int64]]:
     for start in range(0, len(memory.array), geometry.page_count):
         count = min(geometry.page_count, len(memory.array) - start)
         yield (np.arange(count, dtype=np.int64) + start) * geometry.page_size

@@ -101,6 +101,8 @@ class FakeTrials:
 
     def time_s(self, method: str, link_bits_per_s: int) -> float:
         self.raced.append(method)
+        if method not in self.over_link:
+            raise EndFailed("it broke")
         return self.over_link[method]
 
 
@@ -143,6 +145,14 @@ def test_what_is_close_is_tried_over_the_link_and_that_decides():
     trials = FakeTrials(known, {"zlib": 3.3, "zstd": 3.4})
     assert search(trials, Wish(GIGABIT, methods=("none", "zlib", "zstd")))[:2] == ["zlib", "zstd"]
     assert set(trials.raced) == {"zlib", "zstd"}
+
+
+def test_what_fails_over_the_link_is_left_out():
+    known = {"zlib": replace(PACKED, source_cpu_s=5.0), "zstd": replace(PACKED, source_cpu_s=4.9), "none": PLAIN}
+    wish = Wish(GIGABIT, methods=("none", "zlib", "zstd"))
+    assert search(FakeTrials(known, {"zlib": 3.3}), wish) == ["zlib", "none"]
+    with pytest.raises(MethodError, match="over the link"):
+        search(FakeTrials({m: known[m] for m in ("zlib", "zstd")}), Wish(GIGABIT, methods=("zlib", "zstd")))
 
 
 def test_what_the_link_alone_decides_is_not_tried_again():
