@@ -213,7 +213,11 @@ class Cutter:
                 except TimeoutError:
                     if self._stop.is_set():
                         return
-            far = socket.create_connection(self._to, DEADLINE_S)
+            try:
+                far = socket.create_connection(self._to, DEADLINE_S)
+            except OSError:  # the receiver has given up
+                near.close()
+                continue
             thread = threading.Thread(target=self._serve, args=(number, near, far))
             self._threads.append(thread)
             thread.start()
