@@ -58,7 +58,7 @@ class Migration:
         stream = peer.main_stream([(b"ram", BLOCK)])
         self._end = stream["end"] + stream["eof"]
         self._main = self.connect(stream["header"] + stream["commands"] + stream["setup"])
-        self._channel = self.connect(peer.init(0, uuid=guest) + peer.sync())
+        self.channel = self.connect(peer.init(0, uuid=guest) + peer.sync())
         self._outs = [destination.accept(), destination.accept()]
 
     def connect(self, first: bytes) -> socket.socket:
@@ -74,7 +74,7 @@ class Migration:
     def finish(self) -> None:
         """To its good end."""
         self._main.sendall(self._end)
-        self._channel.close()
+        self.channel.close()
         self._main.shutdown(socket.SHUT_WR)
         for out in self._outs:
             while out.recv(1 << 16):

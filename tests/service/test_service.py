@@ -124,6 +124,30 @@ def test_a_listener_that_breaks_is_opened_again(serve, destination, monkeypatch)
     assert service.sample("multifd_route_up", route="a") == 1
 
 
+def test_a_destination_that_takes_nothing_is_a_stall(serve, destination, tmp_path):
+    """By far more than sockets hold; counted while it lasts."""
+    service = serve(route("a", f"unix:{tmp_path}/in", destination.uri))
+    migration = Migration(service.uri("a"), destination)
+    packet = peer.packet([i * peer.PAGE for i in range(64)], bytes(64 * peer.PAGE))
+
+    def send() -> None:
+        with contextlib.suppress(OSError):
+            for _ in range(256):
+                migration.channel.sendall(packet)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    wait_for(lambda: service.sample("multifd_channel_stalls_total", route="a"))
+    for sock in destination.sockets:
+        sock.close()
+    wait_for(lambda: len(service.ended) == 1)
+    sender.join(DEADLINE_S)
+    assert not sender.is_alive()
+    migration.break_off()
+    assert service.ended[0].result.status == "failed"
+    assert service.ended[0].result.stalls >= 1
+
+
 GUEST, OTHER = b"A" * 16, b"B" * 16
 
 
