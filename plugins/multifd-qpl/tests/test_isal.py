@@ -142,13 +142,23 @@ def test_both_reasons_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
         isal_library._open_and_test()
 
 
+def test_two_of_them_do_not_meet() -> None:
+    """The package's and the system's, each with the jobs that its library makes."""
+    package, nothing = use(open_package()), ffi.new("mq_table *")
+    lib.mq_isal_table(ffi.new("mq_isal *"), 1, nothing)
+    assert nothing.init_job != package.table.init_job
+    job = Job(package, lib.MQ_SOFTWARE)
+    assert lib.mq_isal_knows_code(job.pointer)
+    job.finish()
+
+
 def test_a_channel_keeps_the_isal_it_was_made_with(compile_library: Callable[..., str]) -> None:
     """Another ISA-L in the process changes nothing for it."""
     source, target = make_pages(4096, 8), bytearray(8 * 4096)
     with Ends(QplMethod(QplOptions(software="isal", hardware="off"))) as ends:
         before = ends.send(source)
         functions, table = ffi.new("mq_isal *"), ffi.new("mq_table *")
-        lib.mq_isal_table(functions, table)  # whose functions are NULL
+        lib.mq_isal_table(functions, 0, table)  # whose functions are NULL
         assert ends.send(source) == before
         ends.receive(before, target)
         assert target == source

@@ -101,7 +101,7 @@ int mq_compress(mq_channel *c, const mq_run *runs, uint32_t run_count, uint8_t *
                 uint32_t *piece_count);
 int mq_decompress(mq_channel *c, const mq_run *runs, uint32_t run_count, const uint8_t *payload,
                   size_t payload_length);
-void mq_isal_table(const mq_isal *functions, mq_table *table);
+void mq_isal_table(const mq_isal *functions, int place, mq_table *table);
 void mq_isal_set_guards(qpl_job *job);
 size_t mq_isal_count_damage(const qpl_job *job);
 int mq_isal_knows_code(const qpl_job *job);

@@ -14,8 +14,8 @@ enum { WINDOW_BITS = 12 };
 /* Bytes of a page up to which reading a header costs more than the copy that isal_inflate makes of what it decodes. */
 enum { MOST_AFTER_CODE = 8192 };
 
-/* Of the process; a job keeps what it was made with. */
-static mq_isal current;
+/* Of the process, two of them; a job keeps what it was made with. */
+static mq_isal given[2];
 
 static uint32_t get_job_size(int path, uint32_t *size)
 {
@@ -158,17 +158,27 @@ static void learn_code(isal_job *j)
         j->code.count = 0;
 }
 
-static uint32_t init_job(int path, qpl_job *job)
+static uint32_t init_job(const mq_isal *functions, int path, qpl_job *job)
 {
     isal_job *j = (isal_job *)job;
     if (path != MQ_SOFTWARE)
         return NO_SUCH_PATH;
-    j->isal = current;
+    j->isal = *functions;
     j->isal.deflate_stateless_init(&j->stream);
     j->isal.inflate_init(&j->state);
     j->isal.inflate_init(&j->after);
     learn_code(j);
     return ST_OK;
+}
+
+static uint32_t init_first(int path, qpl_job *job)
+{
+    return init_job(&given[0], path, job);
+}
+
+static uint32_t init_second(int path, qpl_job *job)
+{
+    return init_job(&given[1], path, job);
 }
 
 static uint32_t execute_job(qpl_job *job)
@@ -177,11 +187,13 @@ static uint32_t execute_job(qpl_job *job)
     return job->op == MQ_COMPRESS ? deflate(j) : inflate(j);
 }
 
-/* Fill a table with ISA-L's jobs. Of several ISA-Ls in a process the last one given does the jobs made from then on. */
-void mq_isal_table(const mq_isal *functions, mq_table *table)
+/* Fill a table with the jobs of an ISA-L, whose functions are kept at place 0 or 1. */
+void mq_isal_table(const mq_isal *functions, int place, mq_table *table)
 {
-    current = *functions;
-    *table = (mq_table){get_job_size, init_job, fini_job, execute_job, refuse_job, refuse_job, NULL, NULL, 1};
+    if (memcmp(&given[place != 0], functions, sizeof *functions))
+        given[place != 0] = *functions;
+    *table = (mq_table){get_job_size, place ? init_second : init_first, fini_job, execute_job, refuse_job, refuse_job,
+                        NULL, NULL, 1};
     mq_real_time(table);
 }
 

@@ -28,7 +28,6 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-import threading
 from functools import cache
 
 from multifd_qpl.abi import Library, LibraryUnavailable
@@ -49,11 +48,11 @@ _FUNCTIONS = (
     "inflate_stateless",
 )
 
-_LOCK = threading.Lock()
-"""The C code has one ISA-L for the process: none is tried while a channel makes its job."""
-
 Opened = tuple[ctypes.CDLL, str, str]
 """A shared object, its path, and the version of the ISA-L in it."""
+
+_PACKAGE, _SYSTEM = 0, 1
+"""Where the C code keeps the functions of each, so that threads that look for ISA-L at the same time do not meet."""
 
 
 def load_isal() -> Library:
@@ -62,8 +61,7 @@ def load_isal() -> Library:
     Raises:
         LibraryUnavailable: none can be used from C; the message says why.
     """
-    with _LOCK:
-        outcome = _outcome()
+    outcome = _outcome()
     if isinstance(outcome, str):
         raise LibraryUnavailable(outcome)
     return outcome
@@ -79,9 +77,9 @@ def _outcome() -> Library | str:
 
 def _open_and_test() -> Library:
     reasons = []
-    for open_it in (open_package, open_library):
+    for place, open_it in ((_PACKAGE, open_package), (_SYSTEM, open_library)):
         try:
-            return use(open_it())
+            return use(open_it(), place)
         except LibraryUnavailable as e:
             reasons.append(str(e))
     raise LibraryUnavailable("; ".join(reasons))
@@ -124,9 +122,12 @@ def _check_version(path: str, version: str) -> None:
         raise LibraryUnavailable(f"{path} is ISA-L of version {version or 'unknown'}, expected 2.30 or a later 2.x")
 
 
-def use(found: Opened) -> Library:
-    """A library whose jobs an ISA-L does, after a test of it. Jobs that other libraries of this sort make from then on
-    are this ISA-L's, too.
+def use(found: Opened, place: int = _PACKAGE) -> Library:
+    """A library whose jobs an ISA-L does, after a test of it.
+
+    Args:
+        found: the ISA-L.
+        place: where the C code keeps its functions; jobs made from now on by what was there before are this one's, too.
 
     Raises:
         LibraryUnavailable: the extension was not built, ISA-L's functions are not exported, or a test failed.
@@ -145,7 +146,7 @@ def use(found: Opened) -> Library:
         except AttributeError:
             raise LibraryUnavailable(f"{path} (ISA-L {version}) does not export isal_{name}") from None
         setattr(functions, name, ffi.cast(ffi.typeof(getattr(functions, name)), address))
-    lib.mq_isal_table(functions, table)
+    lib.mq_isal_table(functions, place, table)
     library = Library(table, version, path)
     check(library)
     return library
