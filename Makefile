@@ -8,12 +8,13 @@ COMPILED := $(wildcard setup.py multifd/pump/_build.py multifd/pump/*.[ch] plugi
 # Reinstalled when what describes the distributions changes.
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test sanitize interop lint docs bench check-machine clean
+.PHONY: help demo test sanitize fuzz interop lint docs bench check-machine clean
 
 help:
 	@echo "make demo    migrate memory that is being written by every installed method and a running QEMU guest, and show the figures"
 	@echo "make test    all tests, of multifd and of every plugin"
-	@echo "make sanitize the tests of qpl's C code under ASan and UBSan, and of its threads under TSan"
+	@echo "make sanitize the tests of the packet pump and of qpl's C code under ASan and UBSan, and of their threads under TSan"
+	@echo "make fuzz    TARGET=packet SECONDS=60: the packet parser, by both paths, under a coverage-guided fuzzer"
 	@echo "make interop every case of the tests against real QEMUs, for hours; \`make test\` tries a pairwise selection"
 	@echo "make lint    ruff, mypy --strict, import-linter"
 	@echo "make docs    the documentation, into docs/_build/html"
@@ -38,16 +39,33 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# The plugin once more, with sanitizers, beside the installed one. The interpreter's own leaks are its own affair; the
+# The pump and the plugin once more, with sanitizers, beside the installed ones. The interpreter's own leaks are its own affair; the
 # kit measures memory, of which the sanitizer keeps what was freed.
 SANITIZED := $(CURDIR)/build/sanitize
 
+UNDER_ASAN := LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	UBSAN_OPTIONS=print_stacktrace=1
+
 sanitize: $(STAMP)
+	CC=gcc MULTIFD_BUILD=sanitize $(BIN)/python setup.py -q \
+		build --build-base $(SANITIZED)/pump --build-lib $(SANITIZED)/multifd
+	MULTIFD_SANITIZED=$(SANITIZED)/multifd PYTHONPATH=$(SANITIZED)/multifd:$(CURDIR) $(UNDER_ASAN) \
+		$(BIN)/python -P -m pytest tests/pump tests/engine/test_splice.py tests/engine/test_relay.py \
+		--deselect tests/engine/test_relay.py::TestCommand $(PYTEST_ARGS)
 	cd plugins/multifd-qpl && CC=gcc MULTIFD_QPL_BUILD=sanitize $(CURDIR)/$(BIN)/python setup.py -q \
 		build --build-base $(SANITIZED)/work --build-lib $(SANITIZED)/lib
 	MULTIFD_QPL_SANITIZED=$(SANITIZED)/lib PYTHONPATH=$(SANITIZED)/lib \
-		LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-		$(BIN)/python -m pytest plugins/multifd-qpl/tests --ignore plugins/multifd-qpl/tests/test_conformance.py $(PYTEST_ARGS)
+		$(UNDER_ASAN) $(BIN)/python -m pytest plugins/multifd-qpl/tests --ignore plugins/multifd-qpl/tests/test_conformance.py $(PYTEST_ARGS)
+
+# By atheris; what it finds stays in build/fuzz, and is run again by naming the file in FUZZ_ARGS.
+TARGET ?= packet
+SECONDS ?= 60
+
+fuzz: $(STAMP)
+	$(BIN)/python -c "import atheris" 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	mkdir -p build/fuzz
+	$(BIN)/python -m tests.fuzz.$(TARGET) build/fuzz/$(TARGET) -max_total_time=$(SECONDS) \
+		-artifact_prefix=build/fuzz/ $(FUZZ_ARGS)
 
 # A second, newer QEMU is unpacked if none is named; where that fails, what needs it says so.
 NEWER = MULTIFD_QEMU_NEW="$${MULTIFD_QEMU_NEW:-$$(tests/interop/newer-qemu.sh)}"

@@ -59,8 +59,27 @@ def _migrate(
     show(result.as_dict(), as_json, lambda: tables.print_results([result]))
 
 
+def _show_version(context: click.Context, _param: click.Parameter, is_asked: bool) -> None:
+    """The version, and whether this installation's channels run outside the interpreter."""
+    if not is_asked or context.resilient_parsing:
+        return
+    from multifd.pump import library
+
+    why_python = library.unavailable_reason()
+    say(f"multifd, version {__version__}")
+    say(f"packets travel in Python: {why_python}" if why_python else "packets travel by the packet pump")
+    context.exit()
+
+
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EPILOG)
-@click.version_option(__version__, prog_name="multifd")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and how packets travel, and exit.",
+)
 def main() -> None:
     """Migrate guest memory over many connections, by a method chosen by name, on QEMU's own wire."""
 

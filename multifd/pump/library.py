@@ -38,10 +38,12 @@ def unavailable_reason() -> str:
         return "MULTIFD_PUMP=off"
     try:
         _, lib = load()
+    except ModuleNotFoundError:
+        return "the packet pump was not built, for want of a C compiler"
     except ImportError as e:
-        return f"it was not built, for want of a C compiler: {e}"
+        return f"the packet pump does not load: {e}"
     if any(getattr(lib, f"PUMP_{one.name}", None) != one for one in (*Kind, *Stop)):
-        return "it was built from another release of multifd"
+        return "the packet pump was built from another release of multifd"
     return ""
 
 
