@@ -18,7 +18,7 @@ help:
 	@echo "make interop every case of the tests against real QEMUs, for hours; \`make test\` tries a pairwise selection"
 	@echo "make lint    ruff, mypy --strict, import-linter"
 	@echo "make docs    the documentation, into docs/_build/html"
-	@echo "make bench   ratios against bare loops and iperf3"
+	@echo "make bench   one table of ratios: QEMU to QEMU, iperf3, zstd through socat; then where the time goes, and the rest"
 
 check-machine:
 	@PYTHON="$(PYTHON)" sh tests/check-machine.sh
@@ -84,6 +84,8 @@ docs: $(STAMP)
 	@echo "docs/_build/html/index.html"
 
 bench: $(STAMP)
+	$(NEWER) PYTHONPATH=tests $(BIN)/python benchmarks/table.py
+	$(BIN)/python benchmarks/where.py
 	$(BIN)/python benchmarks/methods.py
 	$(BIN)/python benchmarks/qpl_batch.py
 	$(NEWER) PYTHONPATH=tests $(BIN)/python benchmarks/compare.py
