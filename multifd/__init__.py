@@ -2,7 +2,8 @@
 
 `send` and `receive` are the two ends of a migration on QEMU's own multifd wire. What is sent is an `Image` in a
 file, a `MemoryImage` in a buffer, or `Live` memory, an `Arena` that is written meanwhile. A `Canceller` cancels;
-`load_method` gives a method by name; a method of your own is a subclass of `multifd.method.MultifdMethods`.
+`Access` says who may connect; `load_method` gives a method by name; a method of your own is a subclass of
+`multifd.method.MultifdMethods`.
 """
 
 from __future__ import annotations
@@ -17,12 +18,25 @@ if TYPE_CHECKING:
     from multifd.engine.canceller import Canceller
     from multifd.live.arena import Arena
     from multifd.registry import load_method
+    from multifd.transport.access import Access
 
-__all__ = ["Arena", "Canceller", "Image", "Live", "MemoryImage", "__version__", "load_method", "receive", "send"]
+__all__ = [
+    "Access",
+    "Arena",
+    "Canceller",
+    "Image",
+    "Live",
+    "MemoryImage",
+    "__version__",
+    "load_method",
+    "receive",
+    "send",
+]
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
+    "Access": "multifd.transport.access",
     "Arena": "multifd.live.arena",
     "Canceller": "multifd.engine.canceller",
     "Image": "multifd.api",

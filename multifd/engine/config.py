@@ -10,6 +10,8 @@ from multifd.transport.address import Uri
 from multifd.wire.dialect import Dialect
 
 MOST_CHANNELS = 255  # multifd-channels, qapi/migration.json, QEMU 10.0
+SAME = "same"
+"""In the place of a relay's method towards the destination: packets go on as the source made them."""
 _YEAR_S = 365 * 86400.0
 
 
@@ -32,6 +34,14 @@ class SendConfig:
             raise about(UsageError(f"a bandwidth of {self.max_bandwidth} bytes/s, expected 0 or more"), "max_bandwidth")
         _check_timeout(self.connect_timeout_s, "connect_timeout")
         _check_timeout(self.timeout_s, "timeout")
+        if self.uri.fds and len(self.uri.fds) != self.channels + 1:
+            raise about(
+                UsageError(
+                    f"{self.uri} has {len(self.uri.fds)} connections, {self.channels} channels need "
+                    f"{self.channels + 1}: main's first"
+                ),
+                "channels",
+            )
 
 
 @dataclass(frozen=True)
@@ -66,7 +76,10 @@ class RelayConfig:
         _check_timeout(self.timeout_s, "timeout")
         _check_timeout(self.connect_timeout_s, "connect_timeout")
         for spec in filter(None, (self.in_method, self.out_method)):
-            load_method(spec)
+            if spec != SAME:
+                load_method(spec)
+        if self.to.fds:
+            raise UsageError(f"{self.to}: a relay connects anew for each migration; expected the destination's address")
 
 
 def _check_channels(channels: int | None) -> None:

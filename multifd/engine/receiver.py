@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from multifd.engine.canceller import Canceller
+from multifd.engine.candidates import Candidates
 from multifd.engine.config import ReceiveConfig
 from multifd.engine.crew import JOIN_S, Crew
 from multifd.engine.disk import Disk
@@ -28,6 +29,7 @@ from multifd.ram.block import Target, TargetBlock
 from multifd.stats import MigrationStats, Result
 from multifd.transport.accept import Acceptor, Arrival
 from multifd.transport.connection import Connection
+from multifd.transport.handed import HandedConnections
 from multifd.transport.idle import IdleTimer
 from multifd.transport.listen import Listener
 from multifd.wire.packet import INIT_BYTES, InitPacket
@@ -40,8 +42,6 @@ _POLL_S = 0.05
 _PONG_S = 5.0
 """How often the sender hears from us while the disk takes its time."""
 _DRAIN_S = 5.0
-_MAX_CANDIDATES = 8
-"""Connections that may claim to be main at the same time."""
 
 
 class Receiver:
@@ -57,7 +57,7 @@ class Receiver:
 
     def __init__(
         self,
-        listener: Listener,
+        listener: Listener | HandedConnections,
         target: Target,
         config: ReceiveConfig,
         on_progress: Callable[[Result], None] | None = None,
@@ -71,7 +71,7 @@ class Receiver:
         self._muster = Muster(self._acceptor, self._negotiation)
         self._crew = Crew(self._idle, self._acceptor.wake)
         self._disk = Disk(target, self._crew)
-        self._candidates: list[RecvMain] = []
+        self._candidates = Candidates(self._crew, "multifdrecv_main", self._run_candidate)
         self._electing = threading.Lock()
         self._main: RecvMain | None = None
         self._ready = threading.Event()  # geometry and blocks are known, or all is over
@@ -167,14 +167,13 @@ class Receiver:
 
     def _start_candidate(self, arrival: Arrival) -> None:
         sock, peer, _ = arrival
-        if self._main is not None or len(self._candidates) >= _MAX_CANDIDATES:
+        if self._main is not None:
             self._acceptor.dismiss(sock)
             return
         candidate = RecvMain(Connection(sock, self._idle, peer), self)
         candidate.connection.bytes_received = len(MAGIC_BYTES)
         self._idle.touch()
-        self._candidates.append(candidate)
-        self._crew.start("multifdrecv_main", self._run_candidate, candidate)
+        self._candidates.add(candidate, candidate.connection)
 
     def _run_candidate(self, candidate: RecvMain) -> None:
         try:
@@ -190,7 +189,7 @@ class Receiver:
 
     def _is_a_source(self, candidate: RecvMain, error: Exception) -> bool:
         """Whether a candidate that failed before its list of blocks was what this end has waited for."""
-        alone = self._candidates == [candidate]
+        alone = list(self._candidates) == [candidate]
         return alone and candidate.has_configuration and isinstance(error, StreamError)
 
     def _start_channel(self, arrival: Arrival, init: InitPacket) -> None:
@@ -310,8 +309,8 @@ class Receiver:
                 self.fate.take_back()
         if self._main is not None:
             self._main.say_shut(0 if self.fate.custody is Custody.COMMITTED else 1)
-        elif self._candidates:
-            self._candidates[0].say_shut(1)
+        elif first := next(iter(self._candidates), None):
+            first.say_shut(1)
         told = self._crew.first_error(error)
         objection = self._muster.surplus or self._muster.objection
         if objection is not None and isinstance(told, ChannelError):
@@ -349,6 +348,7 @@ class Receiver:
             if self._main is not None:
                 raise Rejected("another connection is main")
             self._main = main
+        self._muster.main_is_from(main.connection.peer)
         self.stats.begin(main.connected_at)
         self._geometry = Geometry.of(machine.page_size)
         self._blocks = self._target.allocate(machine)

@@ -16,15 +16,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from multifd.engine.canceller import Canceller
+from multifd.engine.candidates import Candidates
 from multifd.engine.config import MOST_CHANNELS, RelayConfig
 from multifd.engine.crew import JOIN_S, Crew
 from multifd.engine.fate import RELAY, Fate, attach
-from multifd.engine.negotiation import Negotiation, terms_of
+from multifd.engine.gathering import Gathering, Key, connected_twice, key_of
+from multifd.engine.negotiation import Negotiation
 from multifd.engine.relay_main import RelayMain
 from multifd.engine.transcoder import ChannelFigures, Transcoder
 from multifd.errors import Cancelled, ChannelError, MultifdError, PeerFailed, RemoteWireError, StreamError
 from multifd.registry import load_method
 from multifd.stats import RelayResult
+from multifd.transport import clear
 from multifd.transport.accept import Acceptor, Arrival
 from multifd.transport.connect import connect
 from multifd.transport.connection import Connection
@@ -36,8 +39,6 @@ _LOG = logging.getLogger(__name__)
 _POLL_S = 0.05
 _GRACE_S = 0.5
 """How long a destination that has hung up may take to say on the return path what went wrong."""
-_MAX_CANDIDATES = 8
-"""Connections that may claim to be main at the same time."""
 
 
 @dataclass(slots=True)
@@ -71,10 +72,11 @@ class Relay:
         self.fate = Fate(RELAY)
         self._main: RelayMain | None = None
         self._channels: dict[int, _Link] = {}
-        self._candidates: list[RelayMain] = []
+        self._candidates = Candidates(self._crew, "relay_candidate", self._run_candidate)
+        self._gathering = Gathering(acceptor)
+        self._key: Key | None = None
         self._started: deque[RelayMain] = deque()
         self._return: threading.Thread | None = None
-        self._objection: MultifdError | None = None
         self._next_has_come = False
         self._start = self._end = 0.0
         self._status, self._error = "active", ""
@@ -82,7 +84,7 @@ class Relay:
 
     @property
     def has_begun(self) -> bool:
-        """Whether a source has connected."""
+        """Whether a source has connected: its main is known."""
         return self._start > 0
 
     def run(self) -> RelayResult:
@@ -164,12 +166,13 @@ class Relay:
             self._elect(self._started.popleft())
         self._crew.check()
         if self._main is None:
-            self._forget_who_gave_up()
+            self._gathering.drop_leftovers(self._config.timeout_s)
         elif self._main.is_understood and not self._main.stream_ended.is_set():
             for destination in self._outs():
                 if destination.has_hung_up():
                     raise ChannelError(f"{destination.peer} closed the connection before it had everything")
-        if self.has_begun:
+        if self._main is not None:
+            self._settle_channels(self._main)
             self._idle.check()
 
     def _outs(self) -> list[Connection]:
@@ -178,12 +181,7 @@ class Relay:
         return [connection for connection in (*links, main) if connection is not None]
 
     def _describe_connections(self) -> str:
-        main = "connected" if self._main else "not connected"
-        return f"; main is {main}, {len(self._channels)} channels are"
-
-    def _begin(self) -> None:
-        self._idle.touch()
-        self._start = self._start or time.monotonic()
+        return f"; main is connected, {len(self._channels)} channels are"
 
     def _take(self, arrival: Arrival) -> None:
         sock, peer, init = arrival
@@ -192,18 +190,17 @@ class Relay:
             self._acceptor.defer(arrival)
         elif init is not None:
             self._take_channel(arrival, init)
-        elif self._main is None and len(self._candidates) < _MAX_CANDIDATES:
-            self._take_candidate(Connection(sock, self._idle, f"the source's main ({peer})"))
+        elif self._main is None:
+            source = Connection(sock, self._idle, f"the source's main ({peer})")
+            self._take_candidate(RelayMain(source, self.fate, peer))
         else:
             self._acceptor.dismiss(sock)
 
-    def _take_candidate(self, source: Connection) -> None:
+    def _take_candidate(self, candidate: RelayMain) -> None:
         """What starts like main; it is main once it has said more than strangers do."""
         self._idle.touch()
-        source.bytes_received = len(MAGIC_BYTES)
-        candidate = RelayMain(source, self.fate)
-        self._candidates.append(candidate)
-        self._crew.start("relay_candidate", self._run_candidate, candidate)
+        candidate.source.bytes_received = len(MAGIC_BYTES)
+        self._candidates.add(candidate, candidate.source)
 
     def _run_candidate(self, candidate: RelayMain) -> None:
         try:
@@ -222,44 +219,47 @@ class Relay:
             main.source.close()
             self._acceptor.rejected += 1
             return
-        self._begin()
+        self._idle.touch()
+        self._start = time.monotonic()
         self._main = main
+        self._gathering.main_is_from(main.came_from)
         self._crew.start("relay_main", self._run_main, main)
-        for id_, link in self._channels.items():
-            self._crew.start(f"relay_{id_}", self._run_channel, link, main)
 
     def _take_channel(self, arrival: Arrival, init: InitPacket) -> None:
-        """Start a channel, or keep it until main is there: a destination up to 7.2 needs main first."""
-        sock, peer, _ = arrival
+        """Keep a channel until main is there: it says whose the channels are, and a QEMU up to 7.2 needs it first."""
         objection = self._negotiation.objection(init)
-        terms = self._negotiation.terms
-        if objection is None and terms not in (None, terms_of(init)):
-            objection = RemoteWireError(f"channel {init.id} announces {init}, others of this migration {terms}")
-        if objection is None and init.id in self._channels:
-            objection = RemoteWireError(f"channel {init.id} connected twice")
+        key = key_of(arrival, init)
+        if objection is None and self._key not in (None, key):
+            objection = RemoteWireError(f"channel {init.id} announces {init}, others of this migration something else")
+        if objection is None and self._key is not None and init.id in self._channels:
+            objection = connected_twice(init)
+        if objection is None and self._key is None:
+            objection = self._gathering.add(arrival, init)
+        elif objection is None and self._main is not None:
+            self._start_channel(arrival, init, self._main)
         if objection is not None:
             # Nobody ends a migration by what he announces; it explains what may go wrong because of it.
-            self._objection = objection
-            self._acceptor.dismiss(sock)
+            self._gathering.turn_away(arrival, init, objection)
+
+    def _settle_channels(self, main: RelayMain) -> None:
+        """Once it is known whose they are: the channels that have come, and from now on those that are like them."""
+        for key in self._gathering.choices() if self._key is None else ():
+            self._key = key
+            for arrival in self._gathering.choose(key).values():
+                init = arrival[2]
+                if init is not None:
+                    if not self._channels:
+                        self._negotiation.settle(init)
+                    self._start_channel(arrival, init, main)
             return
-        self._begin()
-        if terms is None:
-            self._negotiation.settle(init)
+
+    def _start_channel(self, arrival: Arrival, init: InitPacket, main: RelayMain) -> None:
+        sock, peer, _ = arrival
         link = _Link(Connection(sock, self._idle, f"the source's channel {init.id} ({peer})"), init)
         link.source.bytes_received = INIT_BYTES
+        self._idle.touch()
         self._channels[init.id] = link
-        if self._main is not None:
-            self._crew.start(f"relay_{init.id}", self._run_channel, link, self._main)
-
-    def _forget_who_gave_up(self) -> None:
-        """Channels that were closed before their main came: the rest of a migration that failed early."""
-        gone = [id_ for id_, link in self._channels.items() if link.source.has_hung_up()]
-        for id_ in gone:
-            self._acceptor.rejected += 1
-            self._channels.pop(id_).source.close()
-        if gone and not self._channels:
-            self._negotiation = self._new_negotiation()
-            self._start = 0.0
+        self._crew.start(f"relay_{init.id}", self._run_channel, link, main)
 
     def _cancel(self) -> None:
         """From `Canceller`, in any thread: what blocks ends, the caller's thread raises `Cancelled`."""
@@ -277,15 +277,17 @@ class Relay:
             # The destination's own word, if it comes, says more than a connection that broke.
             self._return.join(_GRACE_S)
         told = self._crew.first_error(error)
-        if self._objection is not None and isinstance(told, ChannelError | PeerFailed):
-            self._objection.add_note(str(told))
-            told = self._objection
+        objection = self._gathering.objection
+        if objection is not None and isinstance(told, ChannelError | PeerFailed):
+            objection.add_note(str(told))
+            told = objection
         return self.fate.conclude(told)
 
     def _tear_down(self) -> None:
         self._idle.abort.set()
         if self._main is not None:
             self._main.release()
+        self._gathering.dismiss()
         connections = [link.source for link in self._channels.values()] + self._outs()
         mains = [*self._candidates, *self._started, *([self._main] if self._main else [])]
         connections += [main.source for main in mains]
@@ -308,8 +310,13 @@ class Relay:
             self._idle.check()
         return destination
 
+    def _connect_main(self) -> Connection:
+        destination = self._connect("main", retry=True)
+        clear.warn_leaving(destination, self._config.to)
+        return destination
+
     def _run_main(self, main: RelayMain) -> None:
-        main.run(lambda: self._connect("main", retry=True), lambda destination: self._start_return(main, destination))
+        main.run(self._connect_main, lambda destination: self._start_return(main, destination))
 
     def _start_return(self, main: RelayMain, destination: Connection) -> None:
         self._return = self._crew.start("relay_return", main.run_return, destination)

@@ -29,10 +29,11 @@ class RelayMain:
     Args:
         source: its connection, the magic already read; the caller closes it.
         fate: where the memory is.
+        came_from: the source's name, as the listener gave it.
     """
 
-    def __init__(self, source: Connection, fate: Fate) -> None:
-        self.source, self._fate = source, fate
+    def __init__(self, source: Connection, fate: Fate, came_from: str) -> None:
+        self.source, self._fate, self.came_from = source, fate, came_from
         self.destination: Connection | None = None
         self.is_out = threading.Event()
         """The destination has main's first bytes, or all is over."""

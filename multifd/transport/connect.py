@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 
 from multifd.errors import ChannelError, UsageError
+from multifd.transport import handed
 from multifd.transport.address import Uri
 from multifd.transport.connection import Connection
 from multifd.transport.idle import IdleTimer
@@ -27,9 +28,15 @@ _TEMPORARY = (ConnectionRefusedError, FileNotFoundError, ConnectionResetError, C
 
 
 def connect(
-    uri: Uri, idle: IdleTimer, *, timeout_s: float, limit: RateLimit | None = None, retry: bool = False
+    uri: Uri,
+    idle: IdleTimer,
+    *,
+    timeout_s: float,
+    limit: RateLimit | None = None,
+    retry: bool = False,
+    number: int = 0,
 ) -> Connection:
-    """Connect to a listener.
+    """Connect to a listener, or take a connection that was handed over.
 
     Args:
         uri: of the listener. If its host has several addresses, each gets an equal share of the time that is left,
@@ -38,13 +45,16 @@ def connect(
         timeout_s: how long to try.
         limit: for what is sent.
         retry: go on while nobody listens yet, so that it does not matter which end starts first.
+        number: which of the migration's connections it is, 0 for main: the place of its descriptor in `uri`.
 
     Raises:
         ChannelError: nobody answered in time, or the migration was aborted.
-        UsageError: the time cannot be meant.
+        UsageError: the time cannot be meant, or the descriptor is no connected socket.
     """
     if not timeout_s > 0:
         raise UsageError(f"connect timeout: got {timeout_s}, expected seconds above 0")
+    if uri.fds:
+        return Connection(handed.take_connected(uri.fds[number]), idle, f"fd:{uri.fds[number]}", limit)
     attempt = _Attempt(uri, idle, time.monotonic() + timeout_s)
     try:
         sock = attempt.run(retry=retry)
@@ -68,7 +78,7 @@ class _Attempt:
         Raises:
             OSError: the last address's failure.
         """
-        addresses: list[Address] = [(socket.AF_UNIX, self._uri.path)] if self._uri.path else self._resolve()
+        addresses = self._resolve()
         while True:
             failure: OSError = OSError(errno.ENOENT, "it has no address")
             hangs: list[Address] = []
@@ -105,6 +115,10 @@ class _Attempt:
         return _reason(error)
 
     def _resolve(self) -> list[Address]:
+        if self._uri.path:
+            return [(socket.AF_UNIX, self._uri.path)]
+        if self._uri.cid is not None:
+            return [(socket.AF_VSOCK, (self._uri.cid, self._uri.port))]
         return resolve(self._uri, self._left(), self._check)
 
     def _left(self) -> float:
