@@ -17,14 +17,24 @@ from dataclasses import dataclass, field, replace
 
 from multifd.engine.canceller import Canceller
 from multifd.engine.candidates import Candidates
-from multifd.engine.config import MOST_CHANNELS, RelayConfig
+from multifd.engine.config import MOST_CHANNELS, SAME, RelayConfig
 from multifd.engine.crew import JOIN_S, Crew
 from multifd.engine.fate import RELAY, Fate, attach
 from multifd.engine.gathering import Gathering, Key, connected_twice, key_of
 from multifd.engine.negotiation import Negotiation
+from multifd.engine.passing import Passing
 from multifd.engine.relay_main import RelayMain
 from multifd.engine.transcoder import ChannelFigures, Transcoder
-from multifd.errors import Cancelled, ChannelError, MultifdError, PeerFailed, RemoteWireError, StreamError
+from multifd.errors import (
+    Cancelled,
+    ChannelError,
+    MethodError,
+    MultifdError,
+    PeerFailed,
+    PeerMismatch,
+    RemoteWireError,
+    StreamError,
+)
 from multifd.registry import load_method
 from multifd.stats import RelayResult
 from multifd.transport import clear
@@ -65,7 +75,7 @@ class Relay:
         self._config, self._acceptor = config, acceptor
         self._canceller = canceller or Canceller()
         self._rejected_before = acceptor.rejected
-        self._out = load_method(config.out_method)
+        self._out = None if config.out_method == SAME else load_method(config.out_method)
         self._negotiation = self._new_negotiation()
         self._idle = IdleTimer(config.timeout_s, self._describe_connections)
         self._crew = Crew(self._idle, acceptor.wake)
@@ -128,7 +138,7 @@ class Relay:
         return RelayResult(
             status=self._status,
             in_method=self._negotiation.method.name if self._negotiation.method else "",
-            out_method=self._out.name,
+            out_method=self._out.name if self._out else SAME,
             channels=len(channels),
             total_time_ms=round((end - self._start) * 1e3, 3) if self.has_begun else 0.0,
             packets=sum(link.figures.packets for link in channels),
@@ -281,7 +291,22 @@ class Relay:
         if objection is not None and isinstance(told, ChannelError | PeerFailed):
             objection.add_note(str(told))
             told = objection
+        if isinstance(told, ChannelError | PeerFailed) and self._may_be_another_method(told):
+            told.add_note(
+                "if the destination is a QEMU, its multifd-compression may be another than "
+                f"{self._config.out_method!r}: libvirt sets it alike at both ends, and what goes out must be of the "
+                "source's method then ('same')"
+            )
         return self.fate.conclude(told)
+
+    def _may_be_another_method(self, error: MultifdError) -> bool:
+        """Whether the destination failed as a QEMU does that was told of another method: pages came, channels ended."""
+        main, method = self._main, self._negotiation.method
+        if main is None or main.stream_ended.is_set() or self._out is None or method is None or method is self._out:
+            return False
+        outs = [link.destination for link in list(self._channels.values()) if link.destination is not None]
+        has_ended = any(destination.has_hung_up() or destination.was_reset() for destination in outs)
+        return method.name != self._out.name and (has_ended or error.setting == "timeout")
 
     def _tear_down(self) -> None:
         self._idle.abort.set()
@@ -324,21 +349,36 @@ class Relay:
     def _run_channel(self, link: _Link, main: RelayMain) -> None:
         main.is_out.wait()  # the end of everything sets it, too
         self._idle.check()
-        init, out = link.init, self._out
+        init = link.init
         link.destination = destination = self._connect(f"channel {init.id}", retry=False)
         channels = init.channels or self._config.channels or 0
-        announced = replace(init, channels=channels, wire_version=out.wire_version, method=out.name)
+        announced = replace(init, channels=channels)
+        if self._out is not None:
+            announced = replace(announced, wire_version=self._out.wire_version, method=self._out.name)
         destination.send([announced.encode()])
         main.has_geometry.wait()  # the end of everything sets it, too
         self._idle.check()
-        transcoder = Transcoder(init.id, main.geometry, self._negotiation.method_of, out, self._idle, link.figures)
+        passing: Passing | Transcoder
+        if self._out is None:
+            passing = Passing(init.id, main.geometry, self._check_method, link.figures)
+        else:
+            method_of = self._negotiation.method_of
+            passing = Transcoder(init.id, main.geometry, method_of, self._out, self._idle, link.figures)
         try:
-            transcoder.run(link.source, destination)
+            passing.run(link.source, destination)
         except ChannelError:
             # 9.1 and 9.2 end with a SYNC that no destination waits for: it may come after its end.
             if not (main.stream_ended.is_set() and destination.has_hung_up()):
                 raise
         destination.shutdown_write()
+
+    def _check_method(self, code: int) -> None:
+        """Of a packet that goes on as it is: the method need not be known here, unless only one may be."""
+        try:
+            self._negotiation.method_of(code)
+        except (MethodError, PeerMismatch, RemoteWireError):
+            if self._config.in_method is not None:
+                raise
 
 
 def _sum(counters: Iterable[dict[str, int]]) -> dict[str, int]:
