@@ -7,6 +7,7 @@ source has said more than a stranger soon.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
@@ -14,6 +15,9 @@ from multifd.engine.crew import Crew
 from multifd.transport.connection import Connection
 
 _MOST = 8
+_FIRST_READ_S = 0.05
+"""How long a newcomer's thread may take to read what has come already: until then it counts as one that says little."""
+_SLICE_S = 0.001
 _GIVE_WAY_S = 1.0
 """How long one that gives way may take to notice; there is one more then until it does."""
 _Main = TypeVar("_Main")
@@ -50,8 +54,12 @@ class Candidates(Generic[_Main]):
         """
         if len(self._all) >= _MOST:
             self._make_room()
-        self._all[main] = connection, threading.Event()
+        is_gone = threading.Event()
+        self._all[main] = connection, is_gone
+        before, deadline = connection.bytes_received, time.monotonic() + _FIRST_READ_S
         self._crew.start(self._name, self._read, main)
+        while connection.bytes_received == before and not is_gone.wait(_SLICE_S) and time.monotonic() < deadline:
+            pass
 
     def remove(self, main: _Main) -> None:
         """It is none any more. Twice is harmless."""
@@ -59,6 +67,7 @@ class Candidates(Generic[_Main]):
         is_gone.set()
 
     def _make_room(self) -> None:
-        connection, is_gone = min(list(self._all.values()), key=lambda one: one[0].bytes_received)
+        # Of those that said the same the last gives way.
+        connection, is_gone = min(reversed(list(self._all.values())), key=lambda one: one[0].bytes_received)
         connection.shutdown()
         is_gone.wait(_GIVE_WAY_S)

@@ -13,13 +13,15 @@ from collections.abc import Mapping
 
 from multifd.engine.negotiation import Terms, terms_of
 from multifd.errors import MultifdError, RemoteWireError
-from multifd.transport.accept import Acceptor, Arrival
+from multifd.transport.accept import Acceptor, Arrival, room_for
 from multifd.transport.listen import origin_of
 from multifd.wire.packet import InitPacket
 
 _MAX_GROUPS = 16
 _MAX_GATHERED = 512
-"""Channels that are kept at the same time: twice as many as a migration can have."""
+"""Channels that are kept at the same time, of more than one group: twice as many as a migration can have."""
+_SHARE = 3
+"""The part of all descriptors that they may hold is one of so many."""
 _MAX_OBJECTIONS = 256
 _ELSEWHERE_S = 2.0
 """How long channels from main's own place are waited for before those from another are taken: behind an address
@@ -48,6 +50,7 @@ class Gathering:
 
     def __init__(self, acceptor: Acceptor) -> None:
         self._acceptor = acceptor
+        self._most = room_for(_MAX_GATHERED, _SHARE)
         self._groups: dict[Key, dict[int, Arrival]] = {}
         self._since: dict[Key, float] = {}
         self._main: tuple[str, float] | None = None
@@ -82,7 +85,7 @@ class Gathering:
             return connected_twice(init)
         group[init.id] = arrival
         self._since[key_of(arrival, init)] = time.monotonic()
-        while len(self._groups) > _MAX_GROUPS or sum(map(len, self._groups.values())) > _MAX_GATHERED:
+        while len(self._groups) > _MAX_GROUPS or (len(self._groups) > 1 and self._count() > self._most):
             self._forget()
         return None
 
@@ -137,6 +140,9 @@ class Gathering:
         for key, group in list(self._groups.items()):
             for id_ in list(group):
                 self.drop(key, id_)
+
+    def _count(self) -> int:
+        return sum(map(len, self._groups.values()))
 
     def _forget(self) -> None:
         key = self._worst(self._groups)

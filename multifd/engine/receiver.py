@@ -183,13 +183,20 @@ class Receiver:
             if candidate is self._main or (self._main is None and self._is_a_source(candidate, e)):
                 raise
             _LOG.info("%s was not the migration's main: %s", candidate.connection.peer, e)
+            if self._main is None and candidate.has_configuration:
+                self._acceptor.last_stranger = f"a source that was not taken: {e}"
             self._candidates.remove(candidate)
-            self._acceptor.rejected += 1
+            self._acceptor.count()
             candidate.connection.close()
 
     def _is_a_source(self, candidate: RecvMain, error: Exception) -> bool:
-        """Whether a candidate that failed before its list of blocks was what this end has waited for."""
-        alone = list(self._candidates) == [candidate]
+        """Whether a candidate that failed before its list of blocks was what this end has waited for.
+
+        It is said at once where it is quiet: nobody came before and nobody is there, or nobody else can come. Among
+        strangers it may be one of them, however well it knows how a stream begins.
+        """
+        is_quiet = self._listener.is_local or not self._acceptor.rejected
+        alone = is_quiet and list(self._candidates) == [candidate]
         return alone and candidate.has_configuration and isinstance(error, StreamError)
 
     def _start_channel(self, arrival: Arrival, init: InitPacket) -> None:

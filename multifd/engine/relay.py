@@ -218,21 +218,25 @@ class Relay:
         except (StreamError, ChannelError) as e:
             _LOG.info("%s was no source's: %s", candidate.source.peer, e)
             self._candidates.remove(candidate)
-            self._acceptor.rejected += 1
+            self._acceptor.count()
             candidate.source.close()
             return
         self._started.append(candidate)
 
     def _elect(self, main: RelayMain) -> None:
         self._candidates.remove(main)
-        if self._main is not None:
+        # Among strangers, what nobody here understands may be any of theirs.
+        is_quiet = self._acceptor.listener.is_local or self._acceptor.rejected == self._rejected_before
+        if self._main is not None or not (main.is_understood or is_quiet):
             main.source.close()
-            self._acceptor.rejected += 1
+            self._acceptor.count()
             return
         self._idle.touch()
         self._start = time.monotonic()
         self._main = main
         self._gathering.main_is_from(main.came_from)
+        for other in self._candidates:
+            other.source.shutdown()
         self._crew.start("relay_main", self._run_main, main)
 
     def _take_channel(self, arrival: Arrival, init: InitPacket) -> None:

@@ -33,7 +33,7 @@ _MAX_PENDING = 512
 """Connections that have not said yet what they are; fewer where a process may have few descriptors."""
 _SHARE = 4
 """The part of all descriptors that they may hold is one of so many."""
-_LEAST_PENDING = 16
+_LEAST = 16
 _MAX_ACCEPTS = 64
 """Connections that are accepted in one turn: between turns the caller looks at its migration."""
 _EXHAUSTED_S = 0.25
@@ -64,12 +64,15 @@ class _Pending:
         return (INIT_BYTES if self.start.startswith(MAGIC_BYTES) else greet.DECIDING_BYTES) - len(self.start)
 
 
-def _room() -> int:
-    """How many connections may wait, in a process that may have as many descriptors as this one."""
-    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if most == resource.RLIM_INFINITY:
-        return _MAX_PENDING
-    return min(_MAX_PENDING, max(_LEAST_PENDING, most // _SHARE))
+def room_for(most: int, share: int) -> int:
+    """How many connections of strangers may be held: `most`, fewer where a process may have few descriptors.
+
+    Args:
+        most: where there are enough.
+        share: they may hold at most one of so many descriptors.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return most if limit == resource.RLIM_INFINITY else min(most, max(_LEAST, limit // share))
 
 
 class Acceptor:
@@ -98,7 +101,8 @@ class Acceptor:
         self._is_listening = True
         self._listen_again = 0.0
         self._warn_again = 0.0
-        self._most = _room()
+        self._most = room_for(_MAX_PENDING, _SHARE)
+        self._counting = threading.Lock()
         self._selector.register(listener, selectors.EVENT_READ)
         self._selector.register(self._wake, selectors.EVENT_READ)
         self.rejected = 0
@@ -160,7 +164,12 @@ class Acceptor:
     def dismiss(self, sock: socket.socket) -> None:
         """Close a connection that is not the migration's, and count it."""
         sock.close()
-        self.rejected += 1
+        self.count()
+
+    def count(self) -> None:
+        """One that was not the migration's was closed. From any thread."""
+        with self._counting:
+            self.rejected += 1
 
     def close(self) -> None:
         """Close what nobody took; the listener stays as it is."""
@@ -263,7 +272,7 @@ class Acceptor:
     def _drop(self, pending: _Pending) -> None:
         self._release(pending)
         pending.incoming.close()
-        self.rejected += 1
+        self.count()
 
     def _release(self, pending: _Pending) -> None:
         self._selector.unregister(pending.incoming)

@@ -92,6 +92,12 @@ def is_closed(sock: socket.socket) -> bool:
     return True
 
 
+def start_of_main() -> bytes:
+    """As much as tells a source from a stranger."""
+    stream = peer.main_stream([(b"ram", BLOCK)])
+    return stream["header"] + stream["setup"]
+
+
 class Ends:
     """A scripted source and a scripted destination with a relay of one channel between them."""
 
@@ -423,7 +429,7 @@ class TestFaults:
     def test_a_channel_more_than_told(self, relay, destination):
         between = relay(destination.uri, channels=2)
         with peer.Peer(between.uri) as source:
-            main = source.connect(peer.main_stream([(b"ram", BLOCK)])["header"])
+            main = source.connect(start_of_main())
             destination.accept()
             assert is_closed(source.connect(peer.init(2) + peer.sync()))
             main.close()
@@ -507,7 +513,7 @@ class TestFaults:
             uri = f"tcp:127.0.0.1:{free.getsockname()[1]}"
         between = relay(uri, connect_timeout=0.2)
         with peer.Peer(between.uri) as source:
-            main = source.connect(peer.main_stream([(b"ram", BLOCK)])["header"])
+            main = source.connect(start_of_main())
             with pytest.raises(ChannelError, match="cannot connect to"):
                 between.join()
             assert is_closed(main)
@@ -517,7 +523,7 @@ class TestFaults:
         between = relay(destination.uri, timeout=0.5)
         with peer.Peer(between.uri) as source:
             assert is_closed(source.connect(peer.init(0) + peer.sync()))
-            main = source.connect(peer.main_stream([(b"ram", BLOCK)])["header"])
+            main = source.connect(start_of_main())
             with pytest.raises(ChannelError, match=r"no byte moved .*; main is connected, 0 channels are"):
                 between.join()
             assert is_closed(main)
@@ -625,7 +631,7 @@ class TestCommand:
     def test_once_with_a_failure(self, cli):
         command = cli("relay", "tcp:127.0.0.1:0", "tcp:127.0.0.1:1", "--once", "--json", "--connect-timeout", "0.2")
         with peer.Peer(command.listening()) as source:
-            source.connect(peer.main_stream([(b"ram", BLOCK)])["header"])
+            source.connect(start_of_main())
             document = command.json(5)
         assert document["status"] == "failed"
         assert "cannot connect" in document["error"]
