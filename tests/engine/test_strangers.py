@@ -164,13 +164,14 @@ class Crowd:
     def __exit__(self, *exc_info: object) -> None:
         with self._changed:
             self._left = 0
-        for thread in self._threads:
-            if thread.ident is not None:
-                thread.join(DEADLINE_S)
         self.leave()
 
     def leave(self) -> None:
-        """Those who have stayed go."""
+        """When all have come, those who have stayed go."""
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(10 * DEADLINE_S)
+                assert not thread.is_alive()
         for sock in self._kept:
             sock.close()
         self._kept.clear()
@@ -184,10 +185,11 @@ class Crowd:
 
     def pass_through(self) -> None:
         """Return when all that have come so far were accepted: one who comes last was seen and closed."""
-        with socket.create_connection(peer.address(self.uri), DEADLINE_S) as last, contextlib.suppress(OSError):
+        with socket.create_connection(peer.address(self.uri), DEADLINE_S) as last, contextlib.suppress(ConnectionError):
             last.sendall(b"HELO")
             assert last.recv(1) == b""
-        self.came += 1
+        with self._changed:
+            self.came += 1
 
     def _run(self, rng: random.Random) -> None:
         kinds = list(STRANGERS.values())
@@ -196,7 +198,10 @@ class Crowd:
                 if not self._left:
                     return
                 self._left -= 1
+                is_turn = not self._left % 25
             try:
+                if is_turn:  # so that the queue of those whom nobody has accepted yet never overflows
+                    self.pass_through()
                 kept = self._knock(rng.choice(kinds))
             except OSError as e:
                 with self._changed:
