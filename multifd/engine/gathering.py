@@ -7,6 +7,7 @@ a while. Whatever is kept is bounded, and a flood displaces itself.
 
 from __future__ import annotations
 
+import logging
 import select
 import time
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from multifd.transport.accept import Acceptor, Arrival, room_for
 from multifd.transport.listen import origin_of
 from multifd.wire.packet import InitPacket
 
+_LOG = logging.getLogger(__name__)
 _MAX_GROUPS = 16
 _MAX_GATHERED = 512
 """Channels that are kept at the same time, of more than one group: twice as many as a migration can have."""
@@ -96,6 +98,7 @@ class Gathering:
         self._objections[key] = objection
         if len(self._objections) > _MAX_OBJECTIONS:
             del self._objections[self._worst(self._objections)]
+        _LOG.info("%s: closed: %s", arrival[1], objection)
         self._acceptor.dismiss(arrival[0])
 
     def choices(self) -> list[Key]:
@@ -119,7 +122,9 @@ class Gathering:
     def drop(self, key: Key, id_: int) -> None:
         """Close one."""
         group = self._groups[key]
-        self._acceptor.dismiss(group.pop(id_)[0])
+        sock, peer, _ = group.pop(id_)
+        _LOG.info("%s: closed: channel %d belongs to no migration here", peer, id_)
+        self._acceptor.dismiss(sock)
         if not group:
             del self._groups[key], self._since[key]
 

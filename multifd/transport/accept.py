@@ -6,7 +6,6 @@ is. What is not a migration's is closed and counted; nothing that a stranger sen
 
 from __future__ import annotations
 
-import heapq
 import logging
 import os
 import resource
@@ -129,6 +128,7 @@ class Acceptor:
                     yield from self._identify(pending)  # what it starts with has mostly come with it
         oldest = time.monotonic() - self._patience_s
         for pending in [pending for pending in self._pending if pending.since < oldest]:
+            _LOG.info("%s: closed: it did not say what it is", pending.incoming.peer)
             self._drop(pending)
 
     def wake(self) -> None:
@@ -256,17 +256,19 @@ class Acceptor:
         yield incoming.take(), incoming.peer, init
 
     def _make_room(self) -> None:
-        """Drop an eighth of those that have not said what they are: of a crowd, then who said least, then the oldest.
+        """Drop an eighth of those that have not said what they are, the oldest of the many.
 
-        A crowd is most of them, from one place. So a flood displaces itself, not a source that is about to begin.
+        The many are, if most come from one place, those, and of them either who have begun as a migration's do or who
+        have not: whichever are more. So a flood of any kind displaces itself, not a source that is about to begin.
         """
-        count = Counter(pending.origin for pending in self._pending)
-
-        def worth(pending: _Pending) -> tuple[bool, bool, bool, float]:
-            is_of_crowd = 2 * count[pending.origin] > len(self._pending)
-            return not is_of_crowd, pending.is_announced, bool(pending.start), pending.since
-
-        for pending in heapq.nsmallest(-(-len(self._pending) // 8), self._pending, key=worth):
+        waiting = sorted(self._pending, key=lambda pending: pending.since)
+        origin, count = Counter(pending.origin for pending in waiting).most_common(1)[0] if waiting else ("", 0)
+        if 2 * count > len(waiting):
+            waiting = [pending for pending in waiting if pending.origin == origin]
+        announced = [pending for pending in waiting if pending.is_announced]
+        others = [pending for pending in waiting if not pending.is_announced]
+        for pending in max(announced, others, key=len)[: -(-len(self._pending) // 8)]:
+            _LOG.info("%s: closed: it has not said what it is, and others wait", pending.incoming.peer)
             self._drop(pending)
 
     def _drop(self, pending: _Pending) -> None:

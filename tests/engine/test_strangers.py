@@ -251,6 +251,20 @@ class Watch:
         self._over.set()
         self._thread.join(DEADLINE_S)
 
+    def wait_until_sockets(self, count: int) -> None:
+        """Return when the process has no more than so many."""
+        deadline = time.monotonic() + DEADLINE_S
+        while (found := self._sockets()) > count:
+            assert time.monotonic() < deadline, found
+            time.sleep(0.01)
+
+    def _sockets(self) -> int:
+        names = []
+        for number in os.listdir(self._folder / "fd"):
+            with contextlib.suppress(FileNotFoundError):
+                names.append(os.readlink(self._folder / "fd" / number))
+        return sum(name.startswith("socket:") for name in names)
+
     def _run(self) -> None:
         while not self._over.wait(0.01):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
@@ -266,10 +280,16 @@ def few_descriptors() -> None:
 PAGES = [bytes([i]) * peer.PAGE for i in range(1, RAM // peer.PAGE + 1)]
 
 
-def migrate_among(crowd: Crowd, count: int) -> None:
+def migrate_among(crowd: Crowd, count: int, watch: Watch, connections: int) -> None:
     """A migration by two channels that are not announced, as a QEMU's: its pieces come as the crowd comes.
 
-    Main comes first, then channels, pages one by one, and the end when the last stranger was seen.
+    Main comes first, then channels, pages one by one, and the end when the last stranger was seen to go.
+
+    Args:
+        crowd: its strangers.
+        count: how many.
+        watch: the process that is asked.
+        connections: that it has for this migration.
     """
     stream = peer.main_stream([(b"ram", RAM)])
     crowd.pass_through()  # among strangers nobody is taken for what is waited for because of how he begins
@@ -284,7 +304,7 @@ def migrate_among(crowd: Crowd, count: int) -> None:
             channels[i % 2].sendall(peer.packet([i * peer.PAGE], page))
         crowd.wait(count)
         crowd.leave()
-        crowd.pass_through()
+        watch.wait_until_sockets(1 + connections)  # the listener's
         for channel in channels:
             channel.sendall(peer.sync())
         main.sendall(stream["end"] + stream["eof"])
@@ -306,7 +326,7 @@ def test_any_number_of_strangers_at_a_receiver_change_nothing_but_a_counter(cli,
         )  # fmt: skip
     uri = wait_for_uri(log)
     with Watch(end.process.pid) as watch, Crowd(uri, COUNT) as crowd:
-        migrate_among(crowd, COUNT)
+        migrate_among(crowd, COUNT, watch, 3)
         document = end.json()
     assert out.read_bytes() == b"".join(PAGES)
     assert (document["status"], document["notes"], document["error"]) == ("completed", [], None)
@@ -327,7 +347,7 @@ def test_any_number_of_strangers_at_a_relay_change_nothing_but_a_counter(cli, re
         )  # fmt: skip
     uri = wait_for_uri(log)
     with Watch(between.process.pid) as watch, Crowd(uri, COUNT) as crowd:
-        migrate_among(crowd, COUNT)
+        migrate_among(crowd, COUNT, watch, 6)
         document = between.json()
     assert end.join().status == "completed"
     assert into == b"".join(PAGES)

@@ -253,3 +253,49 @@ def test_an_encrypted_twin(tmp_path: Path) -> None:
     door.serve(lambda: door.arrivals)
     assert door.arrivals[0][2] == InitPacket.decode(INIT)
     door.close()
+
+
+class Crowded(Door):
+    """A door whose visitors come from where they say, and at which eight may wait."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.acceptor._most = 8
+        self.origin = "there"
+        self.listener.accept = self._accept  # type: ignore[method-assign]
+
+    def _accept(self) -> tuple[socket.socket, str] | None:
+        accepted = Listener.accept(self.listener)
+        return accepted and (accepted[0], f"{self.origin}:1")
+
+    def come(self, data: bytes, origin: str = "there", count: int = 1) -> list[socket.socket]:
+        """So many connect, say it and wait; the acceptor has seen them."""
+        self.origin = origin
+        clients = []
+        for _ in range(count):
+            clients.append(self.knock(data))
+            self.arrivals += self.acceptor.wait(DEADLINE_S)
+        return clients
+
+
+@pytest.mark.parametrize("flood", [b"Q", INIT, stream.MAGIC_BYTES, INIT[:32]])
+@pytest.mark.parametrize("start", [b"", b"QE", INIT, stream.MAGIC_BYTES])
+def test_a_flood_from_elsewhere_displaces_itself(tmp_path: Path, flood: bytes, start: bytes) -> None:
+    door = Crowded(tmp_path)
+    (source,) = door.come(start, "here")
+    door.come(flood, count=30)
+    source.sendall((INIT if start == INIT else MAIN)[len(start) :] + b"more")
+    door.serve(lambda: door.arrivals)
+    door.close()
+
+
+@pytest.mark.parametrize("flood", [INIT, stream.MAGIC_BYTES])
+def test_who_has_begun_leaves_room_for_newcomers_from_the_same_place(tmp_path: Path, flood: bytes) -> None:
+    """They fill it all, but the next newcomer is not the one who goes."""
+    door = Crowded(tmp_path)
+    door.come(flood, count=30)
+    (source,) = door.come(b"")
+    door.come(flood, count=3)
+    source.sendall(MAIN)
+    door.serve(lambda: door.arrivals)
+    door.close()
