@@ -17,6 +17,7 @@ from pathlib import Path
 
 import peer
 import pytest
+from ends import wait_for_uri
 
 from multifd.errors import ChannelError, PeerMismatch, StreamError
 from multifd.transport.accept import Acceptor
@@ -356,12 +357,3 @@ def test_any_number_of_strangers_at_a_relay_change_nothing_but_a_counter(cli, re
     assert log.read_text() == f"listening on {uri}\n"
     assert watch.threads <= 2 + 4 + 10
     assert watch.descriptors < 120
-
-
-def wait_for_uri(log: Path) -> str:
-    """What a command says that it listens on."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not (found := re.search(r"listening on (\S+)\n", log.read_text())):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return found[1]
