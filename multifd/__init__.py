@@ -2,8 +2,8 @@
 
 `send` and `receive` are the two ends of a migration on QEMU's own multifd wire. What is sent is an `Image` in a
 file, a `MemoryImage` in a buffer, or `Live` memory, an `Arena` that is written meanwhile. `Tls` says how connections
-are encrypted; a `Canceller` cancels; `load_method` gives a method by name; a method of your own is a subclass of
-`multifd.method.MultifdMethods`.
+are encrypted, `Access` who may connect; a `Canceller` cancels; `load_method` gives a method by name; a method of your
+own is a subclass of `multifd.method.MultifdMethods`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from multifd.engine.canceller import Canceller
     from multifd.live.arena import Arena
     from multifd.registry import load_method
+    from multifd.transport.access import Access
     from multifd.transport.tls import Tls
 
 __all__ = [
+    "Access",
     "Arena",
     "Canceller",
     "Image",
@@ -36,6 +38,7 @@ __all__ = [
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
+    "Access": "multifd.transport.access",
     "Arena": "multifd.live.arena",
     "Canceller": "multifd.engine.canceller",
     "Image": "multifd.api",

@@ -28,10 +28,13 @@ from multifd.ram.memory import MemorySource, MemoryTarget
 from multifd.ram.stored import StoredSource
 from multifd.registry import load_method
 from multifd.stats import RelayResult, Result
+from multifd.transport import clear
 from multifd.transport.accept import Acceptor
+from multifd.transport.access import Access
 from multifd.transport.address import Uri
 from multifd.transport.incoming import PlainIncoming
 from multifd.transport.listen import Listener
+from multifd.transport.listen import listen as listen_at
 from multifd.transport.tls import Tls, TlsClient, TlsServer
 from multifd.wire.dialect import DIALECTS, Dialect, dialect_of
 
@@ -112,7 +115,8 @@ def send(
 
     Args:
         source: what is sent; a path is short for `Image`, a buffer for `MemoryImage`.
-        uri: ``tcp:HOST:PORT`` or ``unix:PATH``.
+        uri: ``tcp:HOST:PORT``, ``unix:PATH``, ``vsock:CID:PORT``, or ``fd:N,N,...``: connected sockets, main's first,
+            which are taken over.
         method: a name, a name with options (``zstd:level=3``), or a method from `load_method`.
         channels: connections besides main, 1 to 255.
         max_bandwidth: bytes each second; 0 is unlimited.
@@ -216,6 +220,7 @@ def receive(
     methods: Sequence[str] = (),
     channels: int | None = None,
     timeout: float = 60.0,
+    access: Access | None = None,
     tls: Tls | None = None,
     on_listening: Callable[[str], None] | None = None,
     on_progress: Progress | None = None,
@@ -224,7 +229,8 @@ def receive(
     """Wait for a sender, multifd's or QEMU's, and take its RAM.
 
     Args:
-        uri: where to listen; port 0 lets the kernel choose.
+        uri: where to listen, as for `send`; with tcp, port 0 lets the kernel choose. ``fd:N`` is a listening socket,
+            ``fd:N,N,...`` are the migration's connections, in any order; they are taken over.
         into: the path of the file to make (it appears only when complete), or a writable buffer of the right
             length, or an `Arena` with the sender's blocks (either is undefined after a failure).
         format: of the file: mapped-ram, QEMU's own, which holds everything; stream, the same as a plain QEMU stream;
@@ -233,6 +239,7 @@ def receive(
         methods: the only methods allowed, as names with options; empty: any that the sender may choose.
         channels: None for what the sender announces, else 2.
         timeout: seconds that all connections may be silent, and to wait for the first.
+        access: who may connect; None: anybody over tcp, the own user and root at a unix socket.
         tls: take encrypted connections alone, from who has a certificate; None takes those in clear alone.
         on_listening: called once with the URI that senders can use now, its port filled in.
         on_progress: called in this thread with the figures so far, about ten times a second.
@@ -247,13 +254,16 @@ def receive(
     """
     parsed = Uri.parse(uri)
     config = ReceiveConfig(channels, tuple(methods), timeout, TlsServer(tls) if tls is not None else None)
+    access = access or Access()
     target = _target(into, format, xml)
     try:
-        listener = Listener(parsed)
+        listener = listen_at(parsed, access)
         try:
             receiver = Receiver(listener, target, config, on_progress, canceller)
             if on_listening is not None:
                 receiver.announce(on_listening)
+            if tls is None:
+                clear.warn_arriving(listener, access)
             return receiver.run()
         finally:
             listener.close()
@@ -271,6 +281,7 @@ def relay(
     once: bool = False,
     connect_timeout: float = 10.0,
     timeout: float = 60.0,
+    access: Access | None = None,
     in_tls: Tls | None = None,
     out_tls: Tls | None = None,
     max_bandwidth: int = 0,
@@ -282,14 +293,16 @@ def relay(
     """Relay one migration after another, until interrupted.
 
     Args:
-        listen: where sources connect, ``tcp:HOST:PORT`` or ``unix:PATH``; port 0 lets the kernel choose.
+        listen: where sources connect, ``tcp:HOST:PORT``, ``unix:PATH``, ``vsock:CID:PORT`` or ``fd:N``, a listening
+            socket, which is taken over; with tcp, port 0 lets the kernel choose.
         to: where the destination listens, or will within `connect_timeout`.
         in_method: the only method a source may use, ``NAME:key=value``; None: any that it may choose.
-        out_method: the method towards the destination.
+        out_method: the method towards the destination; ``same``: the source's, whose packets go on as they are.
         channels: how many a source must have, which is announced to the destination; None: as many as come.
         once: end after one migration, and raise what went wrong with it.
         connect_timeout: seconds to wait for the destination to listen.
         timeout: seconds that all connections of a migration may be silent. Between migrations there is no limit.
+        access: who may connect; None: anybody over tcp, the own user and root at a unix socket.
         in_tls: take encrypted connections alone from sources; None takes those in clear alone.
         out_tls: encrypt every connection to the destination; None is in clear.
         max_bandwidth: bytes each second towards the destination; 0 is unlimited.
@@ -312,11 +325,14 @@ def relay(
         address, in_method, out_method, channels, connect_timeout, timeout, max_bandwidth, out_tls=client
     )
     canceller = canceller or Canceller()
-    listener = Listener(Uri.parse(listen))
+    access = access or Access()
+    listener = Listener(Uri.parse(listen), access)
     acceptor = Acceptor(listener, timeout, open_)
     try:
         if on_listening is not None:
             on_listening(str(listener.uri))
+        if in_tls is None:
+            clear.warn_arriving(listener, access)
         while True:
             one = Relay(acceptor, config, canceller, on_progress)
             try:

@@ -115,7 +115,7 @@ class Cli:
     def __init__(self, *args: object, **options: Any) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "multifd", *map(str, args)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
+            stdout=subprocess.PIPE, text=True, **{"stderr": subprocess.PIPE, **options},
         )  # fmt: skip
         self.stderr = ""
 
@@ -133,7 +133,7 @@ class Cli:
     def wait(self, status: int = 0) -> tuple[str, str]:
         """stdout and stderr, after it exited with `status` and without a traceback."""
         out, err = self.process.communicate(timeout=DEADLINE_S)
-        self.stderr += err
+        self.stderr += err or ""  # a test may have sent it elsewhere
         assert self.process.returncode == status, (self.process.returncode, self.stderr)
         assert "Traceback" not in self.stderr
         return out, self.stderr

@@ -1,8 +1,11 @@
-"""A relay in a thread."""
+"""A relay in a thread, and what a command says that writes to a file."""
 
 from __future__ import annotations
 
+import re
 import threading
+import time
+from pathlib import Path
 from typing import Any
 
 from multifd.api import relay as relay_call
@@ -45,3 +48,12 @@ class RelayThread:
         if self.error is not None:
             raise self.error
         return self.results[-1]
+
+
+def wait_for_uri(log: Path) -> str:
+    """What a command says that it listens on, which writes its stderr to a file."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not (found := re.search(r"listening on (\S+)\n", log.read_text())):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return found[1]

@@ -116,7 +116,7 @@ def is_refused(uri: str) -> bool:
         sock.settimeout(DEADLINE_S)
         try:
             sock.connect(where if kind == "unix" else peer.address(uri))
-            sock.sendall(b"QEVM")
+            sock.sendall(b"QEVM\0\0\0\3")  # a stream's start and its version
             return sock.recv(1) == b""
         except (ConnectionError, FileNotFoundError):
             return True

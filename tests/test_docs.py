@@ -36,13 +36,41 @@ def test_the_readmes_library_example_runs(tmp_path):
 def test_the_quickstarts_shell_example_runs(tmp_path):
     section = (ROOT / "docs/quickstart.md").read_text().split("## On one machine")[1]
     script = re.search(r"```sh\n(.*?)```", section, re.DOTALL)[1]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        ["bash", "-ec", script], cwd=tmp_path, env={**os.environ, "PATH": path},
+        ["bash", "-ec", script], cwd=tmp_path, env=with_multifd(),
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "copy.ram").read_bytes() == (tmp_path / "guest.ram").read_bytes()
+
+
+def test_the_relay_pair_of_one_machine_runs(tmp_path):
+    """As it stands, but for the port, which another may have."""
+    section = (ROOT / "docs/between-hosts.md").read_text().split("All of it on one machine")[1]
+    script = re.search(r"```sh\n(.*?)```", section, re.DOTALL)[1]
+    assert script.count("tcp:127.0.0.1:49152") == 2
+    done = subprocess.run(
+        ["bash", "-ec", script.replace("tcp:127.0.0.1:49152", "unix:between.sock")], cwd=tmp_path, env=with_multifd(),
+        capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "copy.ram").read_bytes() == (tmp_path / "guest.ram").read_bytes()
+
+
+def test_the_descriptors_example_runs(tmp_path):
+    section = (ROOT / "docs/between-hosts.md").read_text().split("## Descriptors")[1]
+    code = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
+    (tmp_path / "guest.ram").write_bytes(os.urandom(1 << 20))
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=with_multifd(), capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "copy.ram").read_bytes() == (tmp_path / "guest.ram").read_bytes()
+
+
+def with_multifd() -> dict[str, str]:
+    """An environment whose PATH has the command that is tested."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 def test_the_command_reference_has_every_command_and_option(tmp_path):

@@ -99,6 +99,28 @@ class FilePath(click.ParamType[Path]):
         return Path(text)
 
 
+class Mode(click.ParamType[int]):
+    """Permissions of a file as chmod takes them: 0660."""
+
+    name = "mode"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if not re.fullmatch(r"0?[0-7]{3}", value, re.ASCII):
+            self.fail(f"{value!r}: expected an octal mode of three digits, such as 0660", param, ctx)
+        return int(value, 8)
+
+
+class Uid(click.ParamType[int]):
+    """A user, by number: 32 bits, whose last value is nobody's."""
+
+    name = "uid"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if not re.fullmatch(r"[0-9]{1,10}", value, re.ASCII) or int(value) >= (1 << 32) - 1:
+            self.fail(f"{value!r}: expected a user's number, 0 to {(1 << 32) - 2}", param, ctx)
+        return int(value)
+
+
 class FolderPath(click.ParamType[Path]):
     """A folder's path that the system can have at all; nothing else may be there, perhaps nothing is."""
 
@@ -167,6 +189,39 @@ connect_timeout = click.option(
     metavar="S",
     help="How long to wait for the destination to listen.",
 )
+
+
+def access(command: _Command) -> _Command:
+    """Who may connect: the fields of `multifd.transport.access.Access`, by their names."""
+    for option in (
+        click.option(
+            "--socket-group",
+            metavar="GROUP",
+            help="Of that socket, for a QEMU of another user; goes with --allow-uid.",
+        ),
+        click.option(
+            "--socket-mode",
+            type=Mode(),
+            metavar="MODE",
+            help="Of the unix socket that is made; 0600 if not given, 0660 with --socket-group.",
+        ),
+        click.option(
+            "--allow-uid",
+            "uids",
+            multiple=True,
+            type=Uid(),
+            metavar="UID",
+            help="A user who may connect to a unix socket, besides the own one and root; may be repeated.",
+        ),
+        click.option(
+            "--allow",
+            multiple=True,
+            metavar="CIDR",
+            help="A network that may connect over tcp, such as 10.0.0.0/8; all may if not given; may be repeated.",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def timeout(help: str) -> Callable[[_Command], _Command]:

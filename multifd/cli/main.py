@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -133,7 +133,8 @@ def send(
 
     A stored machine is a capture (a QEMU mapped-ram file, multifd's or QEMU's own), a plain QEMU stream, or a
     libvirt save image; the destination may be a stock QEMU that was started with -incoming. URI is
-    tcp:HOST:PORT or unix:PATH. Either end may be started first.
+    tcp:HOST:PORT, unix:PATH, vsock:CID:PORT, or fd:N,N,... for connections that were handed over, main's first.
+    Either end may be started first.
     """
     from multifd.api import Image
     from multifd.api import send as call
@@ -181,22 +182,27 @@ def send(
 )
 @arguments.timeout("How long all connections may be silent, and how long to wait for the sender.")
 @arguments.metrics
+@arguments.access
 @reporting
 @tls.options(listens=True)
 def receive(
     uri: str, out: Path, format_: str, xml: Path | None, channels: int | None, methods: tuple[str, ...],
-    timeout: float, metrics: str | None, tls: Tls | None, as_json: bool,
+    timeout: float, metrics: str | None, tls: Tls | None, as_json: bool, **who: Any,
 ) -> None:  # fmt: skip
     """Wait at URI for a sender, multifd or QEMU, and write its RAM, and its devices, to OUT.
 
-    OUT appears when everything is in place and durable, never before. With port 0 the URI with the
-    chosen port is printed on stderr at once.
+    OUT appears when everything is in place and durable, never before. URI is tcp:HOST:PORT, unix:PATH,
+    vsock:CID:PORT, or fd:N, a listening socket that was handed over; fd:N,N,... are the connections themselves. With
+    port 0 the URI with the chosen port is printed on stderr at once.
     """
     from multifd.api import receive as call
+    from multifd.transport.access import Access
 
+    access = Access(**who)
     _migrate(
         lambda progress, canceller: call(
-            uri, out, format=format_, xml=xml, channels=channels, methods=methods, timeout=timeout, tls=tls,
+            uri, out, format=format_, xml=xml, channels=channels, methods=methods, timeout=timeout, access=access,
+            tls=tls,
             on_progress=progress, on_listening=lambda chosen: remark(f"listening on {chosen}"), canceller=canceller,
         ),
         as_json=as_json,
@@ -271,7 +277,7 @@ def export(capture: Path, out: Path, format_: str, block: str | None, below_4g: 
     type=MethodSpec(),
     metavar=METHOD,
     show_default=True,
-    help="How to compress towards the destination.",
+    help="How to compress towards the destination; same: packets go on as the source made them.",
 )
 @click.option(
     "--channels",
@@ -283,17 +289,19 @@ def export(capture: Path, out: Path, format_: str, block: str | None, below_4g: 
 @arguments.timeout("How long all connections of a migration may be silent.")
 @arguments.service
 @arguments.metrics
+@arguments.access
 @reporting
 @tls.options(listens=True, prefix="in-", of="what comes in")
 @tls.options(prefix="out-", of="what goes out")
 def relay(
     listen_uri: str | None, to_uri: str | None, in_method: str | None, out_method: str, channels: int | None,
     once: bool, connect_timeout: float, timeout: float, config: Path | None, log_format: str, drain_timeout: float,
-    metrics: str | None, in_tls: Tls | None, out_tls: Tls | None, as_json: bool,
+    metrics: str | None, in_tls: Tls | None, out_tls: Tls | None, as_json: bool, **who: Any,
 ) -> None:  # fmt: skip
     """Pass migrations on from LISTEN_URI to TO_URI, in by one method and out by another.
 
-    One after another until interrupted, with a line on stdout for each, or with --json a document a line.
+    One after another until interrupted, with a line on stdout for each, or with --json a document a line. The URIs
+    are tcp:HOST:PORT, unix:PATH or vsock:CID:PORT, LISTEN_URI also fd:N, a listening socket that was handed over.
     With port 0 the URI with the chosen port is printed on stderr at once.
 
     With --config instead of the two, as a service: the routes of a file, side by side. SIGTERM lets the migrations
@@ -314,6 +322,7 @@ def relay(
     from multifd.api import relay as call
     from multifd.cli import tables
     from multifd.engine.canceller import Canceller
+    from multifd.transport.access import Access
 
     def show_result(result: RelayResult) -> None:
         observer.finish(result)
@@ -323,7 +332,8 @@ def relay(
     with service.observed(metrics, "relay") as observer, signals.cancelling(canceller):
         call(
             listen_uri, to_uri, in_method=in_method, out_method=out_method, channels=channels, once=once,
-            connect_timeout=connect_timeout, timeout=timeout, in_tls=in_tls, out_tls=out_tls, canceller=canceller,
+            connect_timeout=connect_timeout, timeout=timeout, access=Access(**who), in_tls=in_tls, out_tls=out_tls,
+            canceller=canceller,
             on_listening=lambda chosen: remark(f"listening on {chosen}"), on_progress=observer.update,
             on_result=show_result,
         )  # fmt: skip

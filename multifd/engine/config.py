@@ -11,6 +11,8 @@ from multifd.transport.tls import TlsClient, TlsServer
 from multifd.wire.dialect import Dialect
 
 MOST_CHANNELS = 255  # multifd-channels, qapi/migration.json, QEMU 10.0
+SAME = "same"
+"""In the place of a relay's method towards the destination: packets go on as the source made them."""
 _YEAR_S = 365 * 86400.0
 
 
@@ -33,6 +35,14 @@ class SendConfig:
         _check_bandwidth(self.max_bandwidth)
         _check_timeout(self.connect_timeout_s, "connect_timeout")
         _check_timeout(self.timeout_s, "timeout")
+        if self.uri.fds and len(self.uri.fds) != self.channels + 1:
+            raise about(
+                UsageError(
+                    f"{self.uri} has {len(self.uri.fds)} connections, {self.channels} channels need "
+                    f"{self.channels + 1}: main's first"
+                ),
+                "channels",
+            )
 
 
 @dataclass(frozen=True)
@@ -73,12 +83,17 @@ class RelayConfig:
         _check_timeout(self.timeout_s, "timeout")
         _check_timeout(self.connect_timeout_s, "connect_timeout")
         for setting in ("in_method", "out_method"):
-            if spec := getattr(self, setting):
+            if (spec := getattr(self, setting)) and (setting, spec) != ("out_method", SAME):
                 try:
                     load_method(spec)
                 except MultifdError as e:
                     about(e, setting)
                     raise
+        if self.to.fds:
+            raise about(
+                UsageError(f"{self.to}: a relay connects anew for each migration; expected the destination's address"),
+                "to",
+            )
 
 
 def _check_channels(channels: int | None) -> None:

@@ -53,12 +53,13 @@ class Crew:
         # Listed only once it runs: a tear-down at the same time must not join what was never started.
         thread.start()
         with self._lock:
-            self._threads.append(thread)
+            # Those that have ended are forgotten: while a source is waited for, any number of strangers may come.
+            self._threads = [*filter(threading.Thread.is_alive, self._threads), thread]
         return thread
 
     @property
     def threads(self) -> list[threading.Thread]:
-        """All that were started."""
+        """All that were started and may still run."""
         with self._lock:
             return list(self._threads)
 

@@ -1,27 +1,24 @@
 """Who belongs to the migration: newcomers at the listener, gathered by what they announce, until all are there.
 
 Nothing that a newcomer says ends a migration: one that contradicts is closed, counted, and its reason kept, to
-explain what may go wrong later. What all channels announce alike, their terms, tells the migrations apart whose
-channels arrive; the first whose channels are all there is the one.
+explain what may go wrong later. Where channels come from, and what they announce alike, tells the migrations apart
+whose channels arrive; the first whose channels are all there, and come from where main comes from, is the one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from multifd.engine.negotiation import Negotiation, Terms, terms_of
-from multifd.errors import MultifdError, RemoteWireError
+from multifd.engine.gathering import Gathering, Key, connected_twice
+from multifd.engine.negotiation import Negotiation
+from multifd.errors import MultifdError
 from multifd.transport.accept import Acceptor, Arrival
-from multifd.wire.packet import InitPacket
-
-_MAX_GROUPS = 16
-"""Terms that are gathered at the same time; the oldest gives way."""
 
 
 class Muster:
     """The newcomers of a receiver that waits for one migration.
 
-    Thread rule: one thread.
+    Thread rule: one thread, but for `main_is_from`.
 
     Args:
         acceptor: who connects; the caller closes it.
@@ -30,27 +27,34 @@ class Muster:
 
     def __init__(self, acceptor: Acceptor, negotiation: Negotiation) -> None:
         self._acceptor, self._negotiation = acceptor, negotiation
-        self._groups: dict[Terms, dict[int, Arrival]] = {}
-        self._admitted: set[int] = set()
-        self.objection: MultifdError | None = None
-        """Why the last newcomer that was turned away could not be a channel."""
-        self._turned_away: dict[Terms, MultifdError] = {}
+        self._gathering = Gathering(acceptor)
+        self._key: Key | None = None
 
     @property
     def is_complete(self) -> bool:
         """Whether all channels are there."""
-        return bool(self._admitted)
+        return self._key is not None
 
     @property
     def present(self) -> int:
         """How many channels are there, of the migration that has the most."""
-        return max([len(self._admitted), *map(len, self._groups.values())])
+        if self.is_complete:
+            return self._negotiation.expected()
+        return max([0, *map(len, self._gathering.groups.values())])
+
+    @property
+    def objection(self) -> MultifdError | None:
+        """Why the last newcomer was turned away that may have been a channel of this migration."""
+        return self._gathering.objection
 
     @property
     def surplus(self) -> MultifdError | None:
         """Why a channel of this very migration was turned away, if one was: what it carries is lost."""
-        terms = self._negotiation.terms
-        return self._turned_away.get(terms) if terms is not None else None
+        return self._gathering.objection_to(self._key) if self._key is not None else None
+
+    def main_is_from(self, peer: str) -> None:
+        """Main is known: its name says where the channels come from. From any thread."""
+        self._gathering.main_is_from(peer)
 
     def poll(self, timeout_s: float) -> Iterator[Arrival]:
         """Wait for at most `timeout_s` and give those who belong: candidates for main, and all channels at once.
@@ -63,47 +67,25 @@ class Muster:
             init = arrival[2]
             if init is None:
                 yield arrival
-            elif self.is_complete:
-                self._turn_away(arrival, init, self._late(init))
-            else:
-                yield from self._gather(arrival, init)
+                continue
+            objection = self._negotiation.objection(init)
+            if objection is None:
+                objection = connected_twice(init) if self.is_complete else self._gathering.add(arrival, init)
+            if objection is not None:
+                self._gathering.turn_away(arrival, init, objection)
+            yield from self._settle()
+        yield from self._settle()
 
-    def _gather(self, arrival: Arrival, init: InitPacket) -> Iterator[Arrival]:
-        objection = self._negotiation.objection(init)
-        group = self._groups.setdefault(terms_of(init), {})
-        if objection is None and init.id in group:
-            objection = RemoteWireError(f"channel {init.id} connected twice")
-        if objection is not None:
-            self._turn_away(arrival, init, objection)
-            if not group:
-                del self._groups[terms_of(init)]
-            return
-        group[init.id] = arrival
-        if len(group) == self._negotiation.expected(init):
-            self._negotiation.settle(init)
-            self._admitted = set(group)
-            del self._groups[terms_of(init)]
-            self.dismiss_others()
-            yield from group.values()
-        elif len(self._groups) > _MAX_GROUPS:
-            for other in self._groups.pop(next(iter(self._groups))).values():
-                self._acceptor.dismiss(other[0])
-
-    def _late(self, init: InitPacket) -> MultifdError:
-        objection = self._negotiation.objection(init)
-        if objection is None:
-            objection = RemoteWireError(f"channel {init.id} connected twice")
-        return objection
-
-    def _turn_away(self, arrival: Arrival, init: InitPacket, objection: MultifdError) -> None:
-        self.objection = objection
-        if len(self._turned_away) < _MAX_GROUPS or terms_of(init) == self._negotiation.terms:
-            self._turned_away[terms_of(init)] = objection
-        self._acceptor.dismiss(arrival[0])
+    def _settle(self) -> Iterator[Arrival]:
+        for key in () if self.is_complete else self._gathering.choices():
+            group = self._gathering.groups[key]
+            init = next(iter(group.values()))[2]
+            if init is not None and len(group) == self._negotiation.expected(init):
+                self._negotiation.settle(init)
+                self._key = key
+                yield from self._gathering.choose(key).values()
+                return
 
     def dismiss_others(self) -> None:
         """Close who has come and does not belong."""
-        for group in self._groups.values():
-            for arrival in group.values():
-                self._acceptor.dismiss(arrival[0])
-        self._groups.clear()
+        self._gathering.dismiss()

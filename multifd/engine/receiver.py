@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from multifd.engine.canceller import Canceller
+from multifd.engine.candidates import Candidates
 from multifd.engine.config import ReceiveConfig
 from multifd.engine.crew import JOIN_S, Crew
 from multifd.engine.disk import Disk
@@ -28,6 +29,7 @@ from multifd.ram.block import Target, TargetBlock
 from multifd.stats import MigrationStats, Result
 from multifd.transport.accept import Acceptor, Arrival
 from multifd.transport.connection import Connection
+from multifd.transport.handed import HandedConnections
 from multifd.transport.idle import IdleTimer
 from multifd.transport.incoming import PlainIncoming
 from multifd.transport.listen import Listener
@@ -41,8 +43,6 @@ _POLL_S = 0.05
 _PONG_S = 5.0
 """How often the sender hears from us while the disk takes its time."""
 _DRAIN_S = 5.0
-_MAX_CANDIDATES = 8
-"""Connections that may claim to be main at the same time."""
 
 
 class Receiver:
@@ -58,7 +58,7 @@ class Receiver:
 
     def __init__(
         self,
-        listener: Listener,
+        listener: Listener | HandedConnections,
         target: Target,
         config: ReceiveConfig,
         on_progress: Callable[[Result], None] | None = None,
@@ -72,7 +72,7 @@ class Receiver:
         self._muster = Muster(self._acceptor, self._negotiation)
         self._crew = Crew(self._idle, self._acceptor.wake)
         self._disk = Disk(target, self._crew)
-        self._candidates: list[RecvMain] = []
+        self._candidates = Candidates(self._crew, "multifdrecv_main", self._run_candidate)
         self._electing = threading.Lock()
         self._main: RecvMain | None = None
         self._ready = threading.Event()  # geometry and blocks are known, or all is over
@@ -168,13 +168,12 @@ class Receiver:
 
     def _start_candidate(self, arrival: Arrival) -> None:
         incoming, peer, _ = arrival
-        if self._main is not None or len(self._candidates) >= _MAX_CANDIDATES:
+        if self._main is not None:
             self._acceptor.dismiss(incoming)
             return
         candidate = RecvMain(incoming.take(self._idle, peer), self)
         self._idle.touch()
-        self._candidates.append(candidate)
-        self._crew.start("multifdrecv_main", self._run_candidate, candidate)
+        self._candidates.add(candidate, candidate.connection)
 
     def _run_candidate(self, candidate: RecvMain) -> None:
         try:
@@ -184,13 +183,20 @@ class Receiver:
             if candidate is self._main or (self._main is None and self._is_a_source(candidate, e)):
                 raise
             _LOG.info("%s was not the migration's main: %s", candidate.connection.peer, e)
+            if self._main is None and candidate.has_configuration:
+                self._acceptor.last_stranger = f"a source that was not taken: {e}"
             self._candidates.remove(candidate)
-            self._acceptor.rejected += 1
+            self._acceptor.count()
             candidate.connection.close()
 
     def _is_a_source(self, candidate: RecvMain, error: Exception) -> bool:
-        """Whether a candidate that failed before its list of blocks was what this end has waited for."""
-        alone = self._candidates == [candidate]
+        """Whether a candidate that failed before its list of blocks was what this end has waited for.
+
+        It is said at once where it is quiet: nobody came before and nobody is there, or nobody else can come. Among
+        strangers it may be one of them, however well it knows how a stream begins.
+        """
+        is_quiet = self._listener.is_local or not self._acceptor.rejected
+        alone = is_quiet and list(self._candidates) == [candidate]
         return alone and candidate.has_configuration and isinstance(error, StreamError)
 
     def _start_channel(self, arrival: Arrival, init: InitPacket) -> None:
@@ -309,8 +315,8 @@ class Receiver:
                 self.fate.take_back()
         if self._main is not None:
             self._main.say_shut(0 if self.fate.custody is Custody.COMMITTED else 1)
-        elif self._candidates:
-            self._candidates[0].say_shut(1)
+        elif first := next(iter(self._candidates), None):
+            first.say_shut(1)
         told = self._crew.first_error(error)
         objection = self._muster.surplus or self._muster.objection
         if objection is not None and isinstance(told, ChannelError):
@@ -348,6 +354,7 @@ class Receiver:
             if self._main is not None:
                 raise Rejected("another connection is main")
             self._main = main
+        self._muster.main_is_from(main.connection.peer)
         self.stats.begin(main.connected_at)
         self._geometry = Geometry.of(machine.page_size)
         self._blocks = self._target.allocate(machine)

@@ -18,24 +18,31 @@ from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 from multifd.engine.canceller import Canceller
-from multifd.engine.config import MOST_CHANNELS, RelayConfig
+from multifd.engine.candidates import Candidates
+from multifd.engine.config import MOST_CHANNELS, SAME, RelayConfig
 from multifd.engine.crew import JOIN_S, Crew
 from multifd.engine.fate import RELAY, Fate, attach
-from multifd.engine.negotiation import Negotiation, terms_of
+from multifd.engine.gathering import Gathering, Key, connected_twice, key_of
+from multifd.engine.negotiation import Negotiation
+from multifd.engine.passing import Passing
 from multifd.engine.relay_main import RelayMain
 from multifd.engine.transcoder import ChannelFigures, Transcoder
 from multifd.errors import (
     Cancelled,
     ChannelError,
+    MethodError,
     MultifdError,
     PeerFailed,
+    PeerMismatch,
     RemoteWireError,
     StreamError,
     TlsError,
     note_hint,
 )
+from multifd.method import MultifdMethods
 from multifd.registry import load_method
 from multifd.stats import RelayResult
+from multifd.transport import clear
 from multifd.transport.accept import Acceptor, Arrival
 from multifd.transport.connect import connect
 from multifd.transport.connection import Connection
@@ -52,10 +59,7 @@ _PROGRESS_S = 0.1
 _LATE_S = 0.5
 """How long after a migration has failed its channels may still come: they were connecting when their source noticed."""
 _ALONE_S = 10.0
-"""How long a channel that has sent pages may be there before its main has said what it is; a source's main is first, or
-later by little."""
-_MAX_CANDIDATES = 8
-"""Connections that may claim to be main at the same time."""
+"""How long after the last of a group of channels their main may come; a source's main is first, or later by little."""
 
 
 @dataclass(slots=True)
@@ -66,7 +70,6 @@ class _Link:
     init: InitPacket
     destination: Connection | None = None
     figures: ChannelFigures = field(default_factory=ChannelFigures)
-    since: float = field(default_factory=time.monotonic)
 
 
 class Relay:
@@ -91,7 +94,7 @@ class Relay:
         self._config, self._acceptor, self._on_progress = config, acceptor, on_progress
         self._canceller = canceller or Canceller()
         self._rejected_before = acceptor.rejected
-        self._out = load_method(config.out_method)
+        self._out = _out_method(config)
         self._negotiation = self._new_negotiation()
         self._idle = IdleTimer(config.timeout_s, self._describe_connections)
         self._limit = self._new_limit()
@@ -99,10 +102,12 @@ class Relay:
         self.fate = Fate(RELAY)
         self._main: RelayMain | None = None
         self._channels: dict[int, _Link] = {}
-        self._candidates: list[RelayMain] = []
+        self._candidates = Candidates(self._crew, "relay_candidate", self._run_candidate)
+        self._gathering = Gathering(acceptor)
+        self._key: Key | None = None
+        self._keys_at_end: frozenset[Key] = frozenset()
         self._started: deque[RelayMain] = deque()
         self._return: threading.Thread | None = None
-        self._objection: MultifdError | None = None
         self._next_has_come = False
         self._is_draining = False
         self._next_config: RelayConfig | None = None
@@ -112,7 +117,7 @@ class Relay:
 
     @property
     def has_begun(self) -> bool:
-        """Whether a source has connected."""
+        """Whether a source has connected: its main is known."""
         return self._start > 0
 
     def drain(self) -> None:
@@ -172,9 +177,9 @@ class Relay:
         Such a channel may be full of pages that nobody reads, so that its source's end cannot be seen, and the next
         migration would be taken for that channel's.
         """
-        terms, until = self._negotiation.terms, time.monotonic() + _LATE_S
+        keys, until = self._keys_at_end, time.monotonic() + _LATE_S
         with contextlib.suppress(ChannelError):  # the listener broke: whoever waits for the next migration sees it
-            while terms is not None and not self._next_has_come and not self._is_draining:
+            while keys and not self._next_has_come and not self._is_draining:
                 if time.monotonic() >= until:
                     break
                 arrivals = [*self._acceptor.wait(_POLL_S)]
@@ -184,7 +189,7 @@ class Relay:
                 self._next_has_come = any(init is None for _, _, init in arrivals)
                 for arrival in arrivals:
                     init = arrival[2]
-                    if init is not None and not self._next_has_come and terms_of(init) == terms:
+                    if init is not None and not self._next_has_come and key_of(arrival, init) in keys:
                         self._acceptor.dismiss(arrival[0])
                     else:
                         self._acceptor.defer(arrival)
@@ -199,7 +204,7 @@ class Relay:
             status=self._status if self.has_begun or self._end else "waiting",
             uuid=self._guest(),
             in_method=self._negotiation.method.name if self._negotiation.method else "",
-            out_method=self._out.name,
+            out_method=self._out.name if self._out else SAME,
             channels=len(channels),
             total_time_ms=round((end - self._start) * 1e3, 3) if self.has_begun else 0.0,
             packets=sum(link.figures.packets for link in channels),
@@ -237,8 +242,9 @@ class Relay:
 
     def _take_settings(self, config: RelayConfig) -> None:
         self._config = config
-        self._out = load_method(config.out_method)
+        self._out = _out_method(config)
         self._negotiation = self._new_negotiation()
+        self._gathering.drop_unfit(self._negotiation.objection)
         self._idle.timeout_s = config.timeout_s
         self._limit = self._new_limit()
 
@@ -259,13 +265,15 @@ class Relay:
             self._elect(self._started.popleft())
         self._crew.check()
         if self._main is None:
-            self._forget_who_gave_up()
+            timeout_s = self._config.timeout_s
+            self._gathering.drop_leftovers(timeout_s if self._candidates else min(timeout_s, _ALONE_S))
         elif self._main.is_understood:
             # In this order: the end may pass in between, and then the destination closes because it has everything.
             gone = [destination for destination in self._outs() if destination.has_hung_up()]
             if gone and not self._main.stream_ended.is_set():
                 raise ChannelError(f"{gone[0].peer} closed the connection before it had everything")
-        if self.has_begun:
+        if self._main is not None:
+            self._settle_channels(self._main)
             self._idle.check()
         if self._on_progress is not None and time.monotonic() - self._reported >= _PROGRESS_S:
             self._reported = time.monotonic()
@@ -277,12 +285,7 @@ class Relay:
         return [connection for connection in (*links, main) if connection is not None]
 
     def _describe_connections(self) -> str:
-        main = "connected" if self._main else "not connected"
-        return f"; main is {main}, {len(self._channels)} channels are"
-
-    def _begin(self) -> None:
-        self._idle.touch()
-        self._start = self._start or time.monotonic()
+        return f"; main is connected, {len(self._channels)} channels are"
 
     def _take(self, arrival: Arrival) -> None:
         incoming, peer, init = arrival
@@ -291,17 +294,16 @@ class Relay:
             self._acceptor.defer(arrival)
         elif init is not None:
             self._take_channel(arrival, init)
-        elif self._main is None and len(self._candidates) < _MAX_CANDIDATES:
-            self._take_candidate(incoming.take(self._idle, f"the source's main ({peer})"))
+        elif self._main is None:
+            source = incoming.take(self._idle, f"the source's main ({peer})")
+            self._take_candidate(RelayMain(source, self.fate, peer))
         else:
             self._acceptor.dismiss(incoming)
 
-    def _take_candidate(self, source: Connection) -> None:
+    def _take_candidate(self, candidate: RelayMain) -> None:
         """What starts like main; it is main once it has said more than strangers do."""
         self._idle.touch()
-        candidate = RelayMain(source, self.fate)
-        self._candidates.append(candidate)
-        self._crew.start("relay_candidate", self._run_candidate, candidate)
+        self._candidates.add(candidate, candidate.source)
 
     def _run_candidate(self, candidate: RelayMain) -> None:
         try:
@@ -309,55 +311,61 @@ class Relay:
         except (StreamError, ChannelError) as e:
             _LOG.info("%s was no source's: %s", candidate.source.peer, e)
             self._candidates.remove(candidate)
-            self._acceptor.rejected += 1
+            self._acceptor.count()
             candidate.source.close()
             return
         self._started.append(candidate)
 
     def _elect(self, main: RelayMain) -> None:
         self._candidates.remove(main)
-        if self._main is not None:
+        # Among strangers, what nobody here understands may be any of theirs.
+        is_quiet = self._acceptor.listener.is_local or self._acceptor.rejected == self._rejected_before
+        if self._main is not None or not (main.is_understood or is_quiet):
             main.source.close()
-            self._acceptor.rejected += 1
+            self._acceptor.count()
             return
-        self._begin()
+        self._idle.touch()
+        self._start = time.monotonic()
         self._main = main
+        self._gathering.main_is_from(main.came_from)
+        for other in self._candidates:
+            other.source.shutdown()
         self._crew.start("relay_main", self._run_main, main)
-        for id_, link in self._channels.items():
-            self._crew.start(f"relay_{id_}", self._run_channel, link, main)
 
     def _take_channel(self, arrival: Arrival, init: InitPacket) -> None:
-        """Start a channel, or keep it until main is there: a destination up to 7.2 needs main first."""
-        incoming, peer, _ = arrival
+        """Keep a channel until main is there: it says whose the channels are, and a QEMU up to 7.2 needs it first."""
         objection = self._negotiation.objection(init)
-        terms = self._negotiation.terms
-        if objection is None and terms not in (None, terms_of(init)):
-            objection = RemoteWireError(f"channel {init.id} announces {init}, others of this migration {terms}")
-        if objection is None and init.id in self._channels:
-            objection = RemoteWireError(f"channel {init.id} connected twice")
+        key = key_of(arrival, init)
+        if objection is None and self._key not in (None, key):
+            objection = RemoteWireError(f"channel {init.id} announces {init}, others of this migration something else")
+        if objection is None and self._key is not None and init.id in self._channels:
+            objection = connected_twice(init)
+        if objection is None and self._key is None:
+            objection = self._gathering.add(arrival, init)
+        elif objection is None and self._main is not None:
+            self._start_channel(arrival, init, self._main)
         if objection is not None:
             # Nobody ends a migration by what he announces; it explains what may go wrong because of it.
-            self._objection = objection
-            self._acceptor.dismiss(incoming)
-            return
-        self._begin()
-        if terms is None:
-            self._negotiation.settle(init)
-        link = _Link(incoming.take(self._idle, f"the source's channel {init.id} ({peer})"), init)
-        self._channels[init.id] = link
-        if self._main is not None:
-            self._crew.start(f"relay_{init.id}", self._run_channel, link, self._main)
+            self._gathering.turn_away(arrival, init, objection)
 
-    def _forget_who_gave_up(self) -> None:
-        """Channels that were closed before their main came, or have none: the rest of a migration that failed early."""
-        alone = time.monotonic() - _ALONE_S if not self._candidates else float("-inf")
-        gone = [id_ for id_, link in self._channels.items() if link.source.has_hung_up() or link.since < alone]
-        for id_ in gone:
-            self._acceptor.rejected += 1
-            self._channels.pop(id_).source.close()
-        if gone and not self._channels:
-            self._negotiation = self._new_negotiation()
-            self._start = 0.0
+    def _settle_channels(self, main: RelayMain) -> None:
+        """Once it is known whose they are: the channels that have come, and from now on those that are like them."""
+        for key in self._gathering.choices() if self._key is None else ():
+            self._key = key
+            for arrival in self._gathering.choose(key).values():
+                init = arrival[2]
+                if init is not None:
+                    if not self._channels:
+                        self._negotiation.settle(init)
+                    self._start_channel(arrival, init, main)
+            return
+
+    def _start_channel(self, arrival: Arrival, init: InitPacket, main: RelayMain) -> None:
+        incoming, peer, _ = arrival
+        link = _Link(incoming.take(self._idle, f"the source's channel {init.id} ({peer})"), init)
+        self._idle.touch()
+        self._channels[init.id] = link
+        self._crew.start(f"relay_{init.id}", self._run_channel, link, main)
 
     def _cancel(self) -> None:
         """From `Canceller`, in any thread: what blocks ends, the caller's thread raises `Cancelled`."""
@@ -375,18 +383,36 @@ class Relay:
             # The destination's own word, if it comes, says more than a connection that broke.
             self._return.join(_GRACE_S)
         told = self._crew.first_error(error)
-        if self._objection is not None and isinstance(told, ChannelError | PeerFailed):
-            self._objection.add_note(str(told))
-            told = self._objection
+        objection = self._gathering.objection
+        if objection is not None and isinstance(told, ChannelError | PeerFailed):
+            objection.add_note(str(told))
+            told = objection
+        if isinstance(told, ChannelError | PeerFailed) and self._may_be_another_method(told):
+            told.add_note(
+                "if the destination is a QEMU, its multifd-compression may be another than "
+                f"{self._config.out_method!r}: libvirt sets it alike at both ends, and what goes out must be of the "
+                "source's method then ('same')"
+            )
         is_explained = isinstance(told, TlsError) or self.result.packets > len(self._channels)
         if isinstance(told, ChannelError) and destination is not None and not is_explained:
             note_hint(told, destination.silence_hint())
         return self.fate.conclude(told)
 
+    def _may_be_another_method(self, error: MultifdError) -> bool:
+        """Whether the destination failed as a QEMU does that was told of another method: pages came, channels ended."""
+        main, method = self._main, self._negotiation.method
+        if main is None or main.stream_ended.is_set() or self._out is None or method is None or method is self._out:
+            return False
+        outs = [link.destination for link in list(self._channels.values()) if link.destination is not None]
+        has_ended = any(destination.has_hung_up() or destination.was_reset() for destination in outs)
+        return method.name != self._out.name and (has_ended or error.setting == "timeout")
+
     def _tear_down(self) -> None:
         self._idle.abort.set()
         if self._main is not None:
             self._main.release()
+        self._keys_at_end = frozenset(self._gathering.choices() if self._key is None else [self._key])
+        self._gathering.dismiss()
         connections = [link.source for link in self._channels.values()] + self._outs()
         mains = [*self._candidates, *self._started, *([self._main] if self._main else [])]
         connections += [main.source for main in mains]
@@ -416,8 +442,14 @@ class Relay:
             self._idle.check()
         return destination
 
+    def _connect_main(self) -> Connection:
+        destination = self._connect("main", retry=True)
+        if self._config.out_tls is None:
+            clear.warn_leaving(destination, self._config.to)
+        return destination
+
     def _run_main(self, main: RelayMain) -> None:
-        main.run(lambda: self._connect("main", retry=True), lambda destination: self._start_return(main, destination))
+        main.run(self._connect_main, lambda destination: self._start_return(main, destination))
 
     def _start_return(self, main: RelayMain, destination: Connection) -> None:
         self._return = self._crew.start("relay_return", main.run_return, destination)
@@ -425,16 +457,23 @@ class Relay:
     def _run_channel(self, link: _Link, main: RelayMain) -> None:
         main.is_out.wait()  # the end of everything sets it, too
         self._idle.check()
-        init, out = link.init, self._out
+        init = link.init
         link.destination = destination = self._connect(f"channel {init.id}", retry=False)
         channels = init.channels or self._config.channels or 0
-        announced = replace(init, channels=channels, wire_version=out.wire_version, method=out.name)
+        announced = replace(init, channels=channels)
+        if self._out is not None:
+            announced = replace(announced, wire_version=self._out.wire_version, method=self._out.name)
         destination.send([announced.encode()])
         main.has_geometry.wait()  # the end of everything sets it, too
         self._idle.check()
-        transcoder = Transcoder(init.id, main.geometry, self._negotiation.method_of, out, self._idle, link.figures)
+        passing: Passing | Transcoder
+        if self._out is None:
+            passing = Passing(init.id, main.geometry, self._check_method, link.figures)
+        else:
+            method_of = self._negotiation.method_of
+            passing = Transcoder(init.id, main.geometry, method_of, self._out, self._idle, link.figures)
         try:
-            transcoder.run(link.source, destination)
+            passing.run(link.source, destination)
         except ChannelError:
             # 9.1 and 9.2 end with a SYNC that no destination waits for: it may come after its end.
             if not (main.stream_ended.is_set() and destination.has_hung_up()):
@@ -449,6 +488,19 @@ class Relay:
             self._idle.check()
         if main.is_understood and link.figures.syncs < main.sync_points:
             raise ChannelError(f"{link.source.peer} closed the connection before sync point {link.figures.syncs + 1}")
+
+    def _check_method(self, code: int) -> None:
+        """Of a packet that goes on as it is: the method need not be known here, unless only one may be."""
+        try:
+            self._negotiation.method_of(code)
+        except (MethodError, PeerMismatch, RemoteWireError):
+            if self._config.in_method is not None:
+                raise
+
+
+def _out_method(config: RelayConfig) -> MultifdMethods | None:
+    """The method towards the destination; None if packets go on as they come."""
+    return None if config.out_method == SAME else load_method(config.out_method)
 
 
 def _sum(counters: Iterable[dict[str, int]]) -> dict[str, int]:

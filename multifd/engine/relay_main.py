@@ -22,6 +22,8 @@ from multifd.wire.vmdesc import CUT
 
 _LOG = logging.getLogger(__name__)
 _READ_BYTES = 1 << 16
+_MOST_START = 1 << 20
+"""Bytes of main that are held back until it is known to be a source's; QEMU's list of blocks comes within a few KiB."""
 
 
 class RelayMain:
@@ -30,10 +32,11 @@ class RelayMain:
     Args:
         source: its connection, the magic already read; the caller closes it.
         fate: where the memory is.
+        came_from: the source's name, as the listener gave it.
     """
 
-    def __init__(self, source: Connection, fate: Fate) -> None:
-        self.source, self._fate = source, fate
+    def __init__(self, source: Connection, fate: Fate, came_from: str) -> None:
+        self.source, self._fate, self.came_from = source, fate, came_from
         self.destination: Connection | None = None
         self.is_out = threading.Event()
         """The destination has main's first bytes, or all is over."""
@@ -51,6 +54,7 @@ class RelayMain:
         self.sync_points = 0
         """Of a stream that is understood."""
         self._start = bytearray(stream.MAGIC_BYTES)
+        self._has_blocks = False
         self._may_complete = False  # what was looked at last may let the destination run
         self._reader: MainStreamReader | None = MainStreamReader()  # None: main is not understood
 
@@ -60,7 +64,7 @@ class RelayMain:
         return self._reader is not None
 
     def read_start(self) -> None:
-        """Read up to the configuration, or the first item: what only a source of a migration sends.
+        """Read up to the list of RAM blocks, which only a source of a migration has, or to what is not understood.
 
         Raises:
             StreamError: it is something else.
@@ -68,7 +72,9 @@ class RelayMain:
         """
         buffer = memoryview(bytearray(_READ_BYTES))
         self._look(stream.MAGIC_BYTES)
-        while self._reader is not None and not self._reader.has_started:
+        while self._reader is not None and not self._has_blocks:
+            if len(self._start) > _MOST_START:
+                raise StreamError(f"main stream: no list of RAM blocks within {_MOST_START} bytes")
             got = self.source.recv_into([buffer], at_least=1)
             if not got:
                 raise ChannelError(f"{self.source.peer} closed the connection before it said what it is")
@@ -164,6 +170,8 @@ class RelayMain:
             self._may_complete = True  # where the end is, nobody here will see
         for event in events:
             match event:
+                case stream.Machine():
+                    self._has_blocks = True
                 case stream.ReturnPathOpened():
                     self.has_return_path = True
                 case stream.ZeroPages():

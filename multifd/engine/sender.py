@@ -38,6 +38,7 @@ from multifd.method import MultifdMethods
 from multifd.pages import Geometry
 from multifd.ram.block import Source
 from multifd.stats import MigrationStats, Result
+from multifd.transport import clear
 from multifd.transport.connect import connect
 from multifd.transport.connection import Connection
 from multifd.transport.idle import IdleTimer
@@ -188,13 +189,15 @@ class Sender:
 
     def _connect(self) -> None:
         config, machine = self._config, self._source.machine
-        self._main = main = SourceMain(self._new_connection(retry=True))
+        self._main = main = SourceMain(self._new_connection(0, retry=True))
+        if config.tls is None:
+            clear.warn_leaving(main.connection, config.uri)
         # Main first, with its magic: a destination up to 7.2 takes the first connection for main.
         self._write(writer.encode_header(machine))
         main.open_return_path()
         geometry = Geometry.of(machine.page_size)
         for i in range(config.channels):
-            connection = self._new_connection(retry=False)
+            connection = self._new_connection(i + 1, retry=False)
             method = self._method
             init = InitPacket(i, machine.uuid, config.channels, method.wire_version, method.name)
             connection.send([init.encode()])
@@ -203,10 +206,16 @@ class Sender:
             channel = SendChannel(connection, session, main, self._rounds, geometry, config.dialect, figures, self.fate)
             self._crew.start(f"multifdsend_{i}", channel.run)  # QEMU's name for it
 
-    def _new_connection(self, *, retry: bool) -> Connection:
+    def _new_connection(self, number: int, *, retry: bool) -> Connection:
         config = self._config
         connection = connect(
-            config.uri, self._idle, timeout_s=config.connect_timeout_s, limit=self._limit, retry=retry, tls=config.tls
+            config.uri,
+            self._idle,
+            timeout_s=config.connect_timeout_s,
+            limit=self._limit,
+            retry=retry,
+            tls=config.tls,
+            number=number,
         )
         self._connections.append(connection)
         return connection

@@ -12,10 +12,12 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import GenericAlias
 from typing import Any
 
 from multifd.engine.config import RelayConfig
-from multifd.errors import MultifdError, UsageError
+from multifd.errors import MultifdError, UsageError, about
+from multifd.transport.access import Access
 from multifd.transport.address import Uri
 
 _MOST_BYTES = 1 << 20
@@ -25,9 +27,16 @@ _MOST_ROUTES = 256
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 """A route's; a label of metrics, a part of log lines, and a name that systemd's FileDescriptorName= takes."""
 SYSTEMD = "systemd:"
+_MODE = re.compile(r"0?[0-7]{3}")
 
-_WORDS = {str: "text", int: "a whole number", float: "a number"}
-_KEYS: Mapping[str, type] = {
+_WORDS = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    list[str]: "a list of texts",
+    list[int]: "a list of whole numbers",
+}
+_KEYS: Mapping[str, Any] = {
     "listen": str,
     "to": str,
     "in": str,
@@ -36,10 +45,14 @@ _KEYS: Mapping[str, type] = {
     "connect-timeout": float,
     "timeout": float,
     "max-bandwidth": int,
+    "allow": list[str],
+    "allow-uid": list[int],
+    "socket-mode": str,
+    "socket-group": str,
 }
-"""What a route may say, with the type of each value; `_relay_config` hands them on."""
+"""What a route may say, with the type of each value; `_relay_config` and `_access` hand them on."""
 _NEEDED = ("listen", "to")
-_SETTINGS = {"in_method": "in", "out_method": "out"}
+_SETTINGS = {"in_method": "in", "out_method": "out", "uids": "allow-uid"}
 """Arguments of the library's calls whose key here has another name."""
 
 
@@ -51,6 +64,8 @@ class RouteSettings:
     listen: Uri | str
     """Where sources connect: a URI, or the name of a socket that systemd hands over."""
     relay: RelayConfig
+    access: Access
+    """Who may connect there."""
 
 
 def read(path: str | os.PathLike[str]) -> tuple[RouteSettings, ...]:
@@ -116,11 +131,19 @@ def _route(name: str, table: Any) -> RouteSettings:
             raise UsageError(f"{where}{key!r} is missing")
     values = {key: _value(f"{where}{key}: ", value, _KEYS[key]) for key, value in table.items()}
     try:
-        return RouteSettings(name, _listen(values["listen"]), _relay_config(values))
+        listen, access = _listen(values["listen"]), _access(values)
+        if isinstance(listen, Uri):
+            access.check(listen)
+        return RouteSettings(name, listen, _relay_config(values), access)
     except MultifdError as e:
-        setting = getattr(e, "setting", "")
-        key = _SETTINGS.get(setting, setting.replace("_", "-"))
-        raise UsageError(f"{where}{f'{key}: ' if key else ''}{e}") from e
+        raise of_route(name, e) from e
+
+
+def of_route(name: str, error: MultifdError) -> UsageError:
+    """An error of the library's calls, as one of a route's key."""
+    setting = getattr(error, "setting", "")
+    key = _SETTINGS.get(setting, setting.replace("_", "-"))
+    return UsageError(f"route {name!r}: {f'{key}: ' if key else ''}{error}")
 
 
 def _check_keys(where: str, table: Mapping[str, Any], known: Iterable[str]) -> None:
@@ -131,11 +154,18 @@ def _check_keys(where: str, table: Mapping[str, Any], known: Iterable[str]) -> N
             raise UsageError(f"{where}unknown key {key!r}; {hint}")
 
 
-def _value(where: str, value: Any, kind: type) -> Any:
-    is_right = isinstance(value, int | float if kind is float else kind) and not isinstance(value, bool)
+def _value(where: str, value: Any, kind: Any) -> Any:
+    if isinstance(kind, GenericAlias):
+        is_right = isinstance(value, list) and all(_is_a(one, kind.__args__[0]) for one in value)
+    else:
+        is_right = _is_a(value, kind)
     if not is_right:
         raise UsageError(f"{where}got {value!r}, expected {_WORDS[kind]}")
     return value
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    return isinstance(value, int | float if kind is float else kind) and not isinstance(value, bool)
 
 
 def _listen(text: str) -> Uri | str:
@@ -145,6 +175,18 @@ def _listen(text: str) -> Uri | str:
     if not name:
         raise UsageError(f"listen: got {text!r}, expected systemd:NAME, where NAME is the socket's FileDescriptorName=")
     return name
+
+
+def _access(values: Mapping[str, Any]) -> Access:
+    mode = values.get("socket-mode")
+    if mode is not None and not _MODE.fullmatch(mode):
+        raise about(UsageError(f"got {mode!r}, expected octal digits such as '0660'"), "socket_mode")
+    return Access(
+        tuple(values.get("allow", ())),
+        tuple(values.get("allow-uid", ())),
+        None if mode is None else int(mode, 8),
+        values.get("socket-group"),
+    )
 
 
 def _relay_config(values: Mapping[str, Any]) -> RelayConfig:

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 
 from multifd.engine.canceller import Canceller
 from multifd.engine.relay import Relay
-from multifd.errors import Cancelled, MultifdError
+from multifd.errors import Cancelled, MultifdError, UsageError
 from multifd.service import log
-from multifd.service.config import RouteSettings
+from multifd.service.config import RouteSettings, of_route
 from multifd.service.metrics import UNOBSERVED, Observer
 from multifd.stats import RelayResult
+from multifd.transport import clear
 from multifd.transport.accept import Acceptor
 from multifd.transport.listen import Listener
 
@@ -113,6 +114,8 @@ class Route:
                 "listening", f"listening on {listener.uri if listener else '?'}, on to {self.settings.relay.to}",
                 listen=str(listener.uri) if listener else "", to=str(self.settings.relay.to),
             )  # fmt: skip
+            if listener is not None:
+                clear.warn_arriving(listener, self.settings.access)
         self._thread.start()
 
     @property
@@ -121,10 +124,30 @@ class Route:
         listener = self._listener
         return str(listener.uri) if listener else ""
 
+    def check(self, settings: RouteSettings) -> None:
+        """Raise unless the route can go by other settings.
+
+        Raises:
+            UsageError: who may connect cannot be said, or not without listening anew.
+        """
+        listener = self._listener
+        try:
+            if listener is not None:
+                listener.check(settings.access)
+        except UsageError as e:
+            raise of_route(settings.name, e) from e
+
     def reconfigure(self, settings: RouteSettings, open_listener: Callable[[], Listener]) -> None:
-        """Go by other settings from the next migration on; where it listens stays."""
+        """Go by other settings from the next migration on, and for who may connect from now on; where it listens stays.
+
+        Args:
+            settings: something that `check` takes.
+            open_listener: as in the constructor.
+        """
         with self._lock:
             self.settings, self._open_listener = settings, open_listener
+            if (listener := self._listener) is not None:
+                listener.reconfigure(settings.access)
             if self._relay is not None:
                 self._relay.reconfigure(settings.relay)
 

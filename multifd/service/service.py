@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from multifd.errors import ChannelError, MultifdError, UsageError
 from multifd.service import log
-from multifd.service.config import RouteSettings, read
+from multifd.service.config import RouteSettings, of_route, read
 from multifd.service.metrics import UNOBSERVED, Metrics
 from multifd.service.route import CUT_S, Ended, Route
 from multifd.service.systemd import Notifier
@@ -209,7 +209,9 @@ class RelayService:
         new: dict[str, Route] = {}
         try:
             for one in settings:
-                if not self._keeps(one):
+                if self._keeps(one):
+                    self._routes[one.name].check(one)
+                else:
                     new[one.name] = Route(one, self._opener(one), self._on_ended, self._look)
             yield new
         except BaseException:
@@ -239,7 +241,7 @@ class RelayService:
     def _opener(self, settings: RouteSettings) -> Callable[[], Listener]:
         listen = settings.listen
         if not isinstance(listen, str):
-            return lambda: Listener(listen)
+            return lambda: Listener(listen, settings.access)
         handed = self._handed.get(listen)
         if handed is None:
             known = ", ".join(self._handed) or "none"
@@ -247,10 +249,19 @@ class RelayService:
                 f"route {settings.name!r}: listen: systemd hands over no socket with FileDescriptorName={listen}; "
                 f"those it does: {known}"
             )
-        return lambda: Listener.adopt(_duplicate(handed))
+        return lambda: _adopt(settings, handed)
 
     def _look(self) -> None:
         self.request(Request.LOOK)
+
+
+def _adopt(settings: RouteSettings, handed: socket.socket) -> Listener:
+    sock = _duplicate(handed)
+    try:
+        return Listener.adopt(sock, settings.access)
+    except UsageError as e:
+        sock.close()
+        raise of_route(settings.name, e) from e
 
 
 def _duplicate(sock: socket.socket) -> socket.socket:

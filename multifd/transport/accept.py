@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import selectors
 import socket
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from multifd.errors import RemoteWireError
+from multifd.transport.handed import HandedConnections
 from multifd.transport.incoming import Incoming, PlainIncoming
-from multifd.transport.listen import Exhausted, Listener
+from multifd.transport.listen import Exhausted, Listener, origin_of
 from multifd.wire import greeting as greet
 from multifd.wire import stream
 from multifd.wire.packet import INIT_BYTES, MAGIC_BYTES, InitPacket
@@ -27,9 +29,16 @@ _LOG = logging.getLogger(__name__)
 Arrival = tuple[Incoming, str, InitPacket | None]
 """A connection to take, its peer's name, and a channel's init packet, None for main."""
 _MAX_PENDING = 512
-"""Connections that have not said yet what they are."""
+"""Connections that have not said yet what they are; fewer where a process may have few descriptors."""
+_SHARE = 4
+"""The part of all descriptors that they may hold is one of so many."""
+_LEAST = 16
+_MAX_ACCEPTS = 64
+"""Connections that are accepted in one turn: between turns the caller looks at its migration."""
 _EXHAUSTED_S = 0.25
 """How long nobody is accepted after there was no descriptor for one."""
+_REMIND_S = 60.0
+"""How often it is a warning that somebody may not connect; in between it is said at level INFO."""
 
 
 @dataclass(slots=True, eq=False)
@@ -39,12 +48,30 @@ class _Pending:
     incoming: Incoming
     since: float
     start: bytearray = field(default_factory=bytearray)
+    is_announced: bool = False
+    """Its magic, or its init packet, was read; nothing has followed yet."""
+
+    @property
+    def origin(self) -> str:
+        """Where it comes from."""
+        return origin_of(self.incoming.peer)
 
     def missing(self) -> int:
         """Bytes until it has said what it is, or until more is known; 0 if it has."""
         if self.start == stream.MAGIC_BYTES:
             return 0
         return (INIT_BYTES if self.start.startswith(MAGIC_BYTES) else greet.DECIDING_BYTES) - len(self.start)
+
+
+def room_for(most: int, share: int) -> int:
+    """How many connections of strangers may be held: `most`, fewer where a process may have few descriptors.
+
+    Args:
+        most: where there are enough.
+        share: they may hold at most one of so many descriptors.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return most if limit == resource.RLIM_INFINITY else min(most, max(_LEAST, limit // share))
 
 
 class Acceptor:
@@ -59,7 +86,10 @@ class Acceptor:
     """
 
     def __init__(
-        self, listener: Listener, patience_s: float, open: Callable[[socket.socket, str], Incoming] = PlainIncoming
+        self,
+        listener: Listener | HandedConnections,
+        patience_s: float,
+        open: Callable[[socket.socket, str], Incoming] = PlainIncoming,
     ) -> None:
         self.listener, self._patience_s, self._open = listener, patience_s, open
         self._selector = selectors.DefaultSelector()
@@ -69,12 +99,15 @@ class Acceptor:
         self._deferred: deque[Arrival] = deque()
         self._is_listening = True
         self._listen_again = 0.0
-        self._selector.register(listener.sock, selectors.EVENT_READ)
+        self._warn_again = 0.0
+        self._most = room_for(_MAX_PENDING, _SHARE)
+        self._counting = threading.Lock()
+        self._selector.register(listener, selectors.EVENT_READ)
         self._selector.register(self._wake, selectors.EVENT_READ)
         self.rejected = 0
         """Connections that were not a migration's and were closed."""
         self.last_stranger = ""
-        """Who the last of them was that does not speak the wire at all, in words."""
+        """Who the last of them was that may not connect or does not speak the wire at all, in words."""
 
     def wait(self, timeout_s: float) -> Iterator[Arrival]:
         """Wait for at most `timeout_s` and give what came.
@@ -95,6 +128,7 @@ class Acceptor:
                     yield from self._identify(pending)  # what it starts with has mostly come with it
         oldest = time.monotonic() - self._patience_s
         for pending in [one for one in self._pending if one.since < oldest or one.incoming.is_late()]:
+            _LOG.info("%s: closed: it did not say what it is", pending.incoming.peer)
             self._drop(pending)
 
     def wake(self) -> None:
@@ -111,7 +145,7 @@ class Acceptor:
         if self._is_listening:
             self._is_listening = False
             if self._listen_again == 0.0:
-                self._selector.unregister(self.listener.sock)
+                self._selector.unregister(self.listener)
             self.listener.close()
             for pending in list(self._pending):
                 self._drop(pending)
@@ -124,13 +158,18 @@ class Acceptor:
     def defer(self, arrival: Arrival) -> None:
         """Take one back: it belongs to the migration after this one."""
         self._deferred.append(arrival)
-        if len(self._deferred) > _MAX_PENDING:
+        if len(self._deferred) > self._most:
             self.dismiss(self._deferred.popleft()[0])
 
     def dismiss(self, incoming: Incoming) -> None:
         """Close a connection that is not the migration's, and count it."""
         incoming.close()
-        self.rejected += 1
+        self.count()
+
+    def count(self) -> None:
+        """One that was not the migration's was closed. From any thread."""
+        with self._counting:
+            self.rejected += 1
 
     def close(self) -> None:
         """Close what nobody took; the listener stays as it is."""
@@ -145,24 +184,43 @@ class Acceptor:
 
     def _accept(self) -> Iterator[_Pending]:
         try:
-            while self._is_listening and (accepted := self.listener.accept()) is not None:
-                if len(self._pending) >= _MAX_PENDING:
-                    self._drop_oldest()
+            for _ in range(_MAX_ACCEPTS):
+                if not self._is_listening or (accepted := self.listener.accept()) is None:
+                    return
+                if not self._may_connect(*accepted):
+                    continue
+                if len(self._pending) >= self._most:
+                    self._make_room()
                 pending = _Pending(self._open(*accepted), time.monotonic())
                 self._selector.register(pending.incoming, selectors.EVENT_READ, pending)
                 self._pending.add(pending)
                 yield pending
         except Exhausted:
             # The connection goes on waiting, and would end every `select` at once.
-            self._selector.unregister(self.listener.sock)
+            self._selector.unregister(self.listener)
             self._listen_again = time.monotonic() + _EXHAUSTED_S
-            if self._pending:
-                self._drop_oldest()
+            self._make_room()
+
+    def _may_connect(self, sock: socket.socket, peer: str) -> bool:
+        level = logging.INFO
+        try:
+            objection = self.listener.objection(sock)
+            if objection and time.monotonic() >= self._warn_again:
+                self._warn_again = time.monotonic() + _REMIND_S
+                level = logging.WARNING
+        except OSError as e:
+            objection = f"a client that was gone at once ({e.strerror})"
+        if objection:
+            self.last_stranger = objection
+            _LOG.log(level, "%s: closed: %s", peer, objection)
+            sock.close()
+            self.count()
+        return not objection
 
     def _after_exhaustion(self) -> None:
         if self._is_listening and self._listen_again and time.monotonic() >= self._listen_again:
             self._listen_again = 0.0
-            self._selector.register(self.listener.sock, selectors.EVENT_READ)
+            self._selector.register(self.listener, selectors.EVENT_READ)
 
     def _identify(self, pending: _Pending) -> Iterator[Arrival]:
         """Read what a new connection starts with, as much of it as has come."""
@@ -188,29 +246,43 @@ class Acceptor:
             try:
                 init = InitPacket.decode(start)
             except RemoteWireError as e:
-                _LOG.warning("%s: closed, what it began a channel with cannot be: %s", incoming.peer, e)
+                _LOG.info("%s: closed, what it began a channel with cannot be: %s", incoming.peer, e)
                 self._drop(pending)
                 return
-            # A channel counts only once something follows its init packet, as on every real one at once: 64 bytes
-            # that anybody may have sent are not a channel.
-            follows = incoming.has_more()
-            if follows is False:
-                self._drop(pending)
-            if not follows:
-                return
+        # It counts only once something follows main's magic, or a channel's init packet, as on every real one at
+        # once: 4 or 64 bytes that anybody may have sent are neither.
+        pending.is_announced = True
+        follows = incoming.has_more()
+        if follows is False:
+            self._drop(pending)
+        if not follows:
+            return
         self._release(pending)
         yield incoming, incoming.peer, init
 
-    def _drop_oldest(self) -> None:
-        self._drop(min(self._pending, key=lambda pending: pending.since))
+    def _make_room(self) -> None:
+        """Drop an eighth of those that have not said what they are, the oldest of the many.
+
+        The many are, if most come from one place, those, and of them either who have begun as a migration's do or who
+        have not: whichever are more. So a flood of any kind displaces itself, not a source that is about to begin.
+        """
+        waiting = sorted(self._pending, key=lambda pending: pending.since)
+        origin, count = Counter(pending.origin for pending in waiting).most_common(1)[0] if waiting else ("", 0)
+        if 2 * count > len(waiting):
+            waiting = [pending for pending in waiting if pending.origin == origin]
+        announced = [pending for pending in waiting if pending.is_announced]
+        others = [pending for pending in waiting if not pending.is_announced]
+        for pending in max(announced, others, key=len)[: -(-len(self._pending) // 8)]:
+            _LOG.info("%s: closed: it has not said what it is, and others wait", pending.incoming.peer)
+            self._drop(pending)
 
     def _drop(self, pending: _Pending) -> None:
         self._release(pending)
         pending.incoming.close()
         if pending.incoming.trouble:
             self.last_stranger = f"{pending.incoming.peer}: {pending.incoming.trouble}"
-            _LOG.warning("%s", self.last_stranger)
-        self.rejected += 1
+            _LOG.info("%s", self.last_stranger)
+        self.count()
 
     def _release(self, pending: _Pending) -> None:
         self._selector.unregister(pending.incoming)

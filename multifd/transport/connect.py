@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 
 from multifd.errors import ChannelError, TlsError, UsageError
+from multifd.transport import handed
 from multifd.transport.address import Uri
 from multifd.transport.connection import Connection
 from multifd.transport.idle import IdleTimer
@@ -35,9 +36,10 @@ def connect(
     timeout_s: float,
     limit: RateLimit | None = None,
     retry: bool = False,
+    number: int = 0,
     tls: TlsClient | None = None,
 ) -> Connection:
-    """Connect to a listener.
+    """Connect to a listener, or take a connection that was handed over.
 
     Args:
         uri: of the listener. If its host has several addresses, each gets an equal share of the time that is left,
@@ -46,23 +48,27 @@ def connect(
         timeout_s: how long to try.
         limit: for what is sent.
         retry: go on while nobody listens yet, so that it does not matter which end starts first.
+        number: which of the migration's connections it is, 0 for main: the place of its descriptor in `uri`.
         tls: of an encrypted connection; the handshake has a time of its own.
 
     Raises:
         ChannelError: nobody answered in time, or the migration was aborted.
         TlsError: somebody answered, and TLS with him failed.
-        UsageError: the time cannot be meant.
+        UsageError: the time cannot be meant, or the descriptor is no connected socket.
     """
     if not timeout_s > 0:
         raise UsageError(f"connect timeout: got {timeout_s}, expected seconds above 0")
-    attempt = _Attempt(uri, idle, time.monotonic() + timeout_s)
-    try:
-        sock = attempt.run(retry=retry)
-    except OSError as e:
-        if isinstance(e, ChannelError):
-            raise
-        raise ChannelError(f"cannot connect to {uri} within {timeout_s:g} s: {attempt.describe(e)}") from e
-    return Connection(sock, idle, str(uri), limit) if tls is None else _encrypted(sock, idle, str(uri), limit, tls)
+    if uri.fds:
+        sock, peer = handed.take_connected(uri.fds[number]), f"fd:{uri.fds[number]}"
+    else:
+        attempt, peer = _Attempt(uri, idle, time.monotonic() + timeout_s), str(uri)
+        try:
+            sock = attempt.run(retry=retry)
+        except OSError as e:
+            if isinstance(e, ChannelError):
+                raise
+            raise ChannelError(f"cannot connect to {uri} within {timeout_s:g} s: {attempt.describe(e)}") from e
+    return Connection(sock, idle, peer, limit) if tls is None else _encrypted(sock, idle, peer, limit, tls)
 
 
 def _encrypted(
@@ -92,7 +98,7 @@ class _Attempt:
         Raises:
             OSError: the last address's failure.
         """
-        addresses: list[Address] = [(socket.AF_UNIX, self._uri.path)] if self._uri.path else self._resolve()
+        addresses = self._resolve()
         while True:
             failure: OSError = OSError(errno.ENOENT, "it has no address")
             hangs: list[Address] = []
@@ -129,6 +135,10 @@ class _Attempt:
         return _reason(error)
 
     def _resolve(self) -> list[Address]:
+        if self._uri.path:
+            return [(socket.AF_UNIX, self._uri.path)]
+        if self._uri.cid is not None:
+            return [(socket.AF_VSOCK, (self._uri.cid, self._uri.port))]
         return resolve(self._uri, self._left(), self._check)
 
     def _left(self) -> float:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from multifd.errors import Aborted, ChannelError, MultifdError, RamError
 from multifd.pages import Buffer, flat
+from multifd.transport.access import ip_address
 from multifd.transport.idle import IdleTimer
 from multifd.transport.limit import RateLimit
 
@@ -54,11 +55,25 @@ class Connection:
         slice_ = struct.pack("ll", 0, int(min(_SLICE_S, idle.timeout_s) * 1e6))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, slice_)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, slice_)
-        if sock.family != socket.AF_UNIX:
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for option, value in _KEEPALIVE:
                 sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+    @property
+    def is_exposed(self) -> bool:
+        """Whether it crosses a network: tcp to an address that is neither the loopback's nor this end's own.
+
+        A connection that is gone crosses none.
+        """
+        if self._sock.family not in (socket.AF_INET, socket.AF_INET6):
+            return False
+        try:
+            own, peer = ip_address(self._sock.getsockname()[0]), ip_address(self._sock.getpeername()[0])
+        except OSError:
+            return False
+        return not peer.is_loopback and peer != own
 
     @property
     def descriptor(self) -> int | None:

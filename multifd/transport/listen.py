@@ -11,7 +11,9 @@ import stat
 import time
 from collections.abc import Iterator
 
-from multifd.errors import ChannelError
+from multifd.errors import ChannelError, UsageError, about
+from multifd.transport import handed
+from multifd.transport.access import Access, ip_address, set_owner
 from multifd.transport.address import Uri
 from multifd.transport.resolve import resolve
 
@@ -38,36 +40,48 @@ class Listener:
     Without a host, and at ``[::]``, it listens on all addresses of IPv4 and IPv6, as QEMU does.
 
     Args:
-        uri: where; with port 0 the kernel chooses, and `uri` of this object says what.
+        uri: where; with tcp's port 0, and vsock's 4294967295, the kernel chooses, and `uri` of this object says what.
+            A descriptor is taken over and closed at the end; `uri` is its address then, if it has one.
+        access: who may connect.
 
     Raises:
         ChannelError: the address cannot be had.
+        UsageError: the descriptor is no listening socket, or `access` means nothing there.
     """
 
-    def __init__(self, uri: Uri) -> None:
+    def __init__(self, uri: Uri, access: Access | None = None) -> None:
+        self._access = access or Access()
+        self._access.check(uri)
         self._file: tuple[int, int] | None = None
         try:
-            if uri.path:
-                self.sock = _listen_unix(uri.path)
+            if uri.fds:
+                self.sock = _adopt(uri, self._access)
+            elif uri.path:
+                self.sock = _listen_unix(uri.path, self._access)
                 self._file = _identity(uri.path)
+            elif uri.cid is not None:
+                self.sock = _listen_vsock(uri.cid, uri.port)
             else:
                 self.sock = _listen_tcp(uri)
         except OSError as e:
             raise ChannelError(f"cannot listen on {uri}: {e.strerror or e}") from e
         self.sock.setblocking(False)
-        self.uri = uri if uri.path else Uri(host=uri.host, port=self.sock.getsockname()[1])
+        self.uri = _address_of(self.sock, uri)
 
     @classmethod
-    def adopt(cls, sock: socket.socket) -> Listener:
+    def adopt(cls, sock: socket.socket, access: Access | None = None) -> Listener:
         """A socket that listens already, such as one that systemd handed over; its file, if it has one, stays.
 
         Args:
             sock: taken over.
+            access: who may connect.
 
         Raises:
             ChannelError: it does not listen, or is neither TCP nor a unix stream socket.
+            UsageError: `access` means nothing there.
         """
         listener = cls.__new__(cls)
+        listener._access = access or Access()
         try:
             if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 raise ChannelError(f"descriptor {sock.fileno()} does not listen")
@@ -84,10 +98,35 @@ class Listener:
                 raise ChannelError(f"descriptor {sock.fileno()} is neither a TCP nor a unix socket")
         except OSError as e:
             raise e if isinstance(e, ChannelError) else ChannelError(f"cannot listen: {e.strerror}") from e
+        _check_kind(sock, str(listener.uri), listener._access)
         listener._file = None
         listener.sock = sock
         sock.setblocking(False)
         return listener
+
+    def check(self, access: Access) -> None:
+        """Raise unless others may be allowed from now on.
+
+        Raises:
+            UsageError: `access` means nothing here, or the file of the socket would have to change.
+        """
+        if (access.mode, access.group_id) != (self._access.mode, self._access.group_id):
+            raise about(
+                UsageError(f"the mode and group of {self.uri} stay as long as it is listened at"),
+                "socket_mode" if access.mode != self._access.mode else "socket_group",
+            )
+        if self._file is not None:
+            access.check(self.uri)
+        else:
+            _check_kind(self.sock, str(self.uri), access)
+
+    def reconfigure(self, access: Access) -> None:
+        """Allow others from now on. From any thread.
+
+        Args:
+            access: something that `check` takes.
+        """
+        self._access = access
 
     @property
     def is_local(self) -> bool:
@@ -95,7 +134,29 @@ class Listener:
 
         Not at a loopback address: whatever comes from another host through ssh or stunnel comes from there.
         """
-        return bool(self.uri.path)
+        return self.sock.family == socket.AF_UNIX
+
+    @property
+    def is_exposed(self) -> bool:
+        """Whether what arrives has crossed a network: at any address of tcp but the loopback's."""
+        if self.sock.family not in (socket.AF_INET, socket.AF_INET6):
+            return False
+        return not ip_address(self.sock.getsockname()[0]).is_loopback
+
+    def fileno(self) -> int:
+        """What is readable when somebody connects."""
+        return self.sock.fileno()
+
+    def objection(self, sock: socket.socket) -> str:
+        """Why who has connected may not, in words; empty if he may.
+
+        Args:
+            sock: from `accept`.
+
+        Raises:
+            OSError: the connection is gone.
+        """
+        return self._access.objection(sock)
 
     def accept(self) -> tuple[socket.socket, str] | None:
         """A connection and its peer's name, or None if none is waiting.
@@ -117,6 +178,8 @@ class Listener:
     def _name(self, address: object) -> str:
         if not isinstance(address, tuple):
             return str(self.uri)
+        if self.sock.family == socket.AF_VSOCK:
+            return f"vsock:{address[0]}:{address[1]}"
         host, port = address[0].removeprefix("::ffff:"), address[1]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -134,14 +197,105 @@ class Listener:
         self.sock.close()
 
 
-def _listen_unix(path: str) -> socket.socket:
+def origin_of(peer: str) -> str:
+    """Where a connection comes from: what the names of all connections of one source begin with.
+
+    Args:
+        peer: its name, as a listener gives it: the host's address without the port, vsock's machine; one for all at
+            a unix socket, and for all that were handed over.
+    """
+    return peer.rpartition(":")[0]
+
+
+def listen(uri: Uri, access: Access | None = None) -> Listener | handed.HandedConnections:
+    """Where one migration comes in: a `Listener`, or the connections themselves if their descriptors were handed over.
+
+    Args:
+        uri: a single descriptor is a listening socket.
+        access: who may connect; nobody can to connections that exist.
+
+    Raises:
+        ChannelError: the address cannot be had.
+        UsageError: the descriptors are something else, or `access` means nothing there.
+    """
+    if len(uri.fds) > 1:
+        if access not in (None, Access()):
+            raise UsageError(f"{uri}: who may connect is said of a listening socket; these are connected already")
+        return handed.HandedConnections(uri)
+    return Listener(uri, access)
+
+
+def _adopt(uri: Uri, access: Access) -> socket.socket:
+    if len(uri.fds) > 1:
+        raise UsageError(f"{uri}: connections that exist serve one migration; expected one listening socket")
+    sock = handed.take(uri.fds[0])
+    try:
+        _check_listens(sock, uri)
+        _check_kind(sock, str(uri), access)
+    except UsageError:
+        sock.detach()
+        raise
+    return sock
+
+
+def _check_listens(sock: socket.socket, uri: Uri) -> None:
+    if not handed.listens(sock):
+        raise UsageError(
+            f"{uri} does not listen. One connection is too few for a migration, which has main and its channels: hand "
+            "over a listening socket, or where one migration is received a connected one for each (fd:N,N,...)"
+        )
+
+
+def _check_kind(sock: socket.socket, name: str, access: Access) -> None:
+    """Raise `UsageError` if what is set can mean nothing at a socket that was made elsewhere."""
+    if access.socket_mode is not None or access.socket_group is not None:
+        raise about(
+            UsageError(f"that is for a unix socket made here, not for {name}"),
+            "socket_group" if access.socket_mode is None else "socket_mode",
+        )
+    if access.allow and sock.family not in (socket.AF_INET, socket.AF_INET6):
+        raise about(UsageError(f"networks say who may connect over tcp, which {name} is not"), "allow")
+    if access.uids and sock.family != socket.AF_UNIX:
+        raise about(UsageError(f"users may connect to a unix socket, which {name} is not"), "uids")
+
+
+def _address_of(sock: socket.socket, uri: Uri) -> Uri:
+    """Where it listens; what was asked for as far as that says it."""
+    name = sock.getsockname()
+    if uri.path:
+        return uri
+    if sock.family == socket.AF_UNIX:
+        return Uri(path=name) if isinstance(name, str) and name else uri
+    if sock.family == socket.AF_VSOCK:
+        return Uri(cid=name[0] if uri.fds else uri.cid, port=name[1])
+    return Uri(host=name[0] if uri.fds else uri.host, port=name[1])
+
+
+def _listen_vsock(cid: int, port: int) -> socket.socket:
+    sock = socket.socket(socket.AF_VSOCK)
+    try:
+        sock.bind((cid, port))
+        sock.listen(_BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _listen_unix(path: str, access: Access) -> socket.socket:
     with _folder_lock(path):
         _remove_stale(path)
         sock = socket.socket(socket.AF_UNIX)
         try:
             sock.bind(path)
+        except BaseException:
+            sock.close()
+            raise
+        try:
+            set_owner(path, access)  # before anybody can connect
             sock.listen(_BACKLOG)
         except BaseException:
+            os.unlink(path)
             sock.close()
             raise
         return sock

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from multifd.cli.arguments import FilePath, FolderPath, Link, MethodSpec, Seconds, Size, SourcePlace
+from multifd.cli.arguments import FilePath, FolderPath, Link, MethodSpec, Mode, Seconds, Size, SourcePlace, Uid
 from multifd.cli.main import main
 
 NEVER = {
@@ -46,12 +46,30 @@ NEVER = {
         "\x1b[2J",
         "[/x]",
     ],
+    Uid: ["", "-1", "x", "1.5", "0x10", "4294967295", "9" * 5000, "٣"],
+    Mode: ["", "9", "66", "0o660", "00660", "1000", "rw-rw----", "٣٣٣"],
     FilePath: ["", "x" * 5000, "a\0b", "."],
     FolderPath: ["", "x" * 5000, "a\0b", __file__],
     SourcePlace: ["", "x" * 5000, "a\0b", ".", "s3://" + "x" * 5000],
 }
 """By an argument's type: what no option or argument of it takes."""
-NEVER_URI = ["", "tcp", "tcp:", "tcp:h", "tcp:h:99999", "tcp:h:1e3", "unix:", "unix:" + "x" * 200, "x:y", "tcp:\0:1"]
+NEVER_URI = [
+    "",
+    "fd:",
+    "fd:3,3",
+    "vsock:3",
+    "tcp",
+    "tcp:",
+    "tcp:h",
+    "tcp:h:99999",
+    "tcp:h:1e3",
+    "unix:",
+    "unix:" + "x" * 200,
+    "x:y",
+    "tcp:\0:1",
+]
+NEVER_NETWORK = ["", "x", "10.0.0.1/8", "10.0.0.0/33", "1.2.3", "::/129", "\x1b[2J", "9" * 5000]
+NEVER_GROUP = ["", "no such group", "\x1b[2J", "a\0b", "4294967295"]
 NEVER_UUID = ["x", "1234", "\x1b[2J", "g" * 32, "f" * 31]
 COMMANDS = sorted(main.commands)
 
@@ -89,6 +107,10 @@ def bad_cases() -> Iterator[tuple[str, str, str]]:
             wrong = next((values for kind, values in NEVER.items() if type(param.type) is kind), [])
             if param.name in ("uri", "listen_uri", "to_uri"):
                 wrong = NEVER_URI
+            elif param.name == "allow":
+                wrong = NEVER_NETWORK
+            elif param.name == "socket_group":
+                wrong = NEVER_GROUP
             elif param.name == "uuid":
                 wrong = NEVER_UUID
             for value in wrong:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import socket
@@ -92,6 +93,12 @@ def is_closed(sock: socket.socket) -> bool:
     return True
 
 
+def start_of_main() -> bytes:
+    """As much as tells a source from a stranger."""
+    stream = peer.main_stream([(b"ram", BLOCK)])
+    return stream["header"] + stream["setup"]
+
+
 class Ends:
     """A scripted source and a scripted destination with a relay of one channel between them."""
 
@@ -146,6 +153,29 @@ class TestBetweenOurEnds:
         assert passed.bytes_in == sent.transferred_bytes
         assert passed.bytes_out == received.transferred_bytes
         assert (passed.normal_pages, passed.zero_pages) == (sent.normal_pages, sent.zero_pages)
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_same_passes_on_what_the_source_makes(self, relay, receiver, image, method):
+        memory = bytearray(len(image))
+        end = receiver(memory, methods=[method])
+        between = relay(end.uri, in_method=method, out_method="same")
+        sent = multifd.send(image, between.uri, method, channels=3)
+        received, passed = end.join(), between.join()
+        assert memory == image
+        assert (received.method, passed.in_method, passed.out_method) == (method, method, "same")
+        # Main has the answers alone besides: not a byte more or less went out.
+        assert passed.bytes_in == passed.bytes_out == sent.transferred_bytes
+        assert (passed.normal_pages, passed.zero_pages) == (sent.normal_pages, sent.zero_pages)
+
+    def test_same_and_a_method_that_may_not_be(self, relay, receiver, image):
+        end = receiver(bytearray(len(image)), timeout=30)
+        between = relay(end.uri, in_method="zlib", out_method="same", timeout=1)
+        with pytest.raises((ChannelError, OutcomeUnknown, PeerFailed)):
+            multifd.send(image, between.uri, "zstd")
+        with pytest.raises(PeerMismatch, match="'zstd', here only zlib may be"):
+            between.join()
+        with pytest.raises(ChannelError):
+            end.join()
 
     @pytest.mark.parametrize("between", ["lz4", "qpl", "zstd:level=5"])
     @pytest.mark.parametrize("dialect", ["9.0", "7.2"])
@@ -423,7 +453,7 @@ class TestFaults:
     def test_a_channel_more_than_told(self, relay, destination):
         between = relay(destination.uri, channels=2)
         with peer.Peer(between.uri) as source:
-            main = source.connect(peer.main_stream([(b"ram", BLOCK)])["header"])
+            main = source.connect(start_of_main())
             destination.accept()
             assert is_closed(source.connect(peer.init(2) + peer.sync()))
             main.close()
@@ -502,24 +532,80 @@ class TestFaults:
         between.main_out.close()
         self.check_sides(between, OutcomeUnknown, "without a confirmation")
 
+    def test_same_passes_a_method_that_nobody_here_knows(self, ends):
+        between = ends(out_method="same")
+        unknown = peer.packet([0, 4096], b"nobody knows", flags=0x0A) + peer.sync()
+        between.channel_in.sendall(unknown)
+        assert read(between.channel_out, len(unknown)) == unknown
+        assert between.init == peer.init(0)
+        passed = between.finish()
+        assert (passed.in_method, passed.out_method, passed.normal_pages) == ("", "same", 2)
+
+    @pytest.mark.parametrize(("out", "is_told"), [("zstd", True), ("none", False), ("same", False)])
+    def test_a_destination_that_may_speak_another_method(self, ends, out, is_told):
+        """As a QEMU's: its channels end once packets have come, and main stays open."""
+        between = ends(out_method=out, timeout=5)
+        between.channel_in.sendall(peer.packet([0], bytes(4096)))
+        assert between.channel_out.recv(1)
+        between.channel_out.close()
+        with pytest.raises(ChannelError) as caught:
+            between.relay.join()
+        notes = " ".join(getattr(caught.value, "__notes__", ()))
+        assert ("libvirt sets it alike at both ends" in notes) is is_told
+
     def test_nobody_listens(self, relay):
         with socket.create_server(("127.0.0.1", 0)) as free:
             uri = f"tcp:127.0.0.1:{free.getsockname()[1]}"
         between = relay(uri, connect_timeout=0.2)
         with peer.Peer(between.uri) as source:
-            main = source.connect(peer.main_stream([(b"ram", BLOCK)])["header"])
+            main = source.connect(start_of_main())
             with pytest.raises(ChannelError, match="cannot connect to"):
                 between.join()
             assert is_closed(main)
 
-    @pytest.mark.parametrize("first", [peer.init(0) + peer.sync(), peer.main_stream([(b"ram", BLOCK)])["header"]])
-    def test_the_rest_does_not_come(self, relay, destination, first):
+    @pytest.mark.parametrize("is_main", [False, True])
+    def test_a_channel_of_a_stranger_does_not_decide_what_a_migrations_are(self, relay, receiver, image, is_main):
+        """It came first, from elsewhere, and says nothing that could not be; so does a start of main."""
+        memory = bytearray(len(image))
+        end = receiver(memory)
+        between = relay(end.uri)
+        with contextlib.ExitStack() as stack:
+            for i in range(20):
+                stranger = stack.enter_context(socket.socket())
+                stranger.bind(("127.0.0.66", 0))
+                stranger.settimeout(DEADLINE_S)
+                stranger.connect(peer.address(between.uri))
+                head = peer.main_stream([(b"ram", BLOCK)])["header"]
+                stranger.sendall(head if is_main else peer.init(i, uuid=b"another guest   ") + peer.sync())
+            assert multifd.send(image, between.uri, "zlib", channels=3).status == "completed"
+        assert end.join().status == between.join().status == "completed"
+        assert memory == image
+
+    def test_channels_that_come_from_elsewhere_than_main(self, relay, destination, monkeypatch):
+        """Behind an address translation with several addresses: they are waited for a while, then taken."""
+        monkeypatch.setattr("multifd.engine.gathering._ELSEWHERE_S", 0.1)
+        between = relay(destination.uri, out_method="same")
+        with peer.Peer(between.uri) as source, socket.socket() as channel:
+            source.connect(start_of_main())
+            channel.bind(("127.0.0.66", 0))
+            channel.connect(peer.address(between.uri))
+            channel.sendall(peer.init(0) + peer.sync())
+            destination.accept()
+            assert read(destination.accept(), 64) == peer.init(0)
+            source.close()
+            channel.close()
+            assert between.is_over()
+
+    def test_the_rest_does_not_come(self, relay, destination):
+        """A channel to which no main comes is closed, and the relay goes on waiting; main alone ends a migration."""
         between = relay(destination.uri, timeout=0.5)
         with peer.Peer(between.uri) as source:
-            sock = source.connect(first)
-            with pytest.raises(ChannelError, match=r"no byte moved .*; main is (not )?connected, [01] channels are"):
+            assert is_closed(source.connect(peer.init(0) + peer.sync()))
+            main = source.connect(start_of_main())
+            with pytest.raises(ChannelError, match=r"no byte moved .*; main is connected, 0 channels are"):
                 between.join()
-            assert is_closed(sock)
+            assert is_closed(main)
+            assert between.error.result.rejected == 1
 
     def test_a_half_closed_end_has_a_deadline(self, ends):
         between = ends(timeout=0.5)
@@ -623,7 +709,7 @@ class TestCommand:
     def test_once_with_a_failure(self, cli):
         command = cli("relay", "tcp:127.0.0.1:0", "tcp:127.0.0.1:1", "--once", "--json", "--connect-timeout", "0.2")
         with peer.Peer(command.listening()) as source:
-            source.connect(peer.main_stream([(b"ram", BLOCK)])["header"])
+            source.connect(start_of_main())
             document = command.json(5)
         assert document["status"] == "failed"
         assert "cannot connect" in document["error"]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from multifd.errors import UsageError
 from multifd.service.config import read
+from multifd.transport.access import Access
 from multifd.transport.address import Uri
 
 GOOD = '[routes.a]\nlisten = "tcp:127.0.0.1:0"\nto = "unix:/x"\n'
@@ -29,10 +30,12 @@ def test_everything_that_a_route_may_say(tmp_path):
         write(
             tmp_path,
             '[routes."a.b-c_1"]\nlisten = "systemd:web"\nto = "tcp:[::1]:44"\nin = "zlib"\nout = "zstd:level=3"\n'
-            "channels = 255\nconnect-timeout = 1\ntimeout = 2.5\nmax-bandwidth = 1_000\n",
+            "channels = 255\nconnect-timeout = 1\ntimeout = 2.5\nmax-bandwidth = 1_000\n"
+            "allow = ['10.0.0.0/8', 'fd00::1']\nallow-uid = [107]\nsocket-mode = '0666'\nsocket-group = '0'\n",
         )
     )
     assert (route.name, route.listen) == ("a.b-c_1", "web")
+    assert route.access == Access(("10.0.0.0/8", "fd00::1"), (107,), 0o666, "0")
     config = route.relay
     assert (config.to, config.in_method, config.out_method) == (Uri(host="::1", port=44), "zlib", "zstd:level=3")
     assert (config.channels, config.connect_timeout_s, config.timeout_s, config.max_bandwidth) == (255, 1, 2.5, 1000)
@@ -77,6 +80,18 @@ def test_the_example_in_the_distribution():
         (GOOD + "max-bandwidth = '1G'", "route 'a': max-bandwidth: got '1G', expected a whole number"),
         (GOOD + "out = 'zstdd'", "route 'a': out: no method 'zstdd' is installed"),
         (GOOD + "in = 'zlib:level=99'", "route 'a': in: method 'zlib': option 'level'"),
+        (GOOD + "allow = '10.0.0.0/8'", "route 'a': allow: got '10.0.0.0/8', expected a list of texts"),
+        (GOOD + "allow = [3]", "route 'a': allow: got [3], expected a list of texts"),
+        (GOOD + "allow = ['10.0.0.1/8']", "route 'a': allow: network '10.0.0.1/8' has bits behind its length"),
+        (GOOD + "allow-uid = [true]", "route 'a': allow-uid: got [True], expected a list of whole numbers"),
+        (GOOD + "allow-uid = [7]", "route 'a': allow-uid: that is for a unix socket"),
+        (SAME + "allow-uid = [-1]", "route 'a': allow-uid: user -1, expected 0 to"),
+        (SAME + "allow = ['10.0.0.0/8']", "route 'a': allow: networks say who may connect over tcp"),
+        (SAME + "socket-mode = 0o660", "route 'a': socket-mode: got 432, expected text"),
+        (SAME + "socket-mode = '0o660'", "route 'a': socket-mode: got '0o660', expected octal digits"),
+        (SAME + "socket-mode = '0666'", "route 'a': socket-mode: mode 0666 opens the socket to others"),
+        (SAME + "socket-group = '0'", "route 'a': socket-group: a socket of a group: say which users"),
+        (GOOD + "in = 'same'", "route 'a': in: no method 'same' is installed"),
         (GOOD + "out = 3", "route 'a': out: got 3, expected text"),
         (GOOD.replace("unix:/x", "/x"), "URI '/x': expected tcp:HOST:PORT"),
         (GOOD.replace("tcp:127.0.0.1:0", "systemd:"), "expected systemd:NAME"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import stat
 import threading
 from uuid import UUID
 
@@ -329,6 +330,29 @@ class TestReload:
         Migration(f"unix:{tmp_path}/new", destination).finish()
         wait_for(lambda: len(service.ended) == 1)
         wait_for(lambda: service.sample("multifd_route_up", route="a") == 1)
+
+    def test_who_may_connect_changes_at_once(self, serve, destination, tmp_path):
+        """And the socket stays; what would need another one is refused."""
+        service = serve(route("a", "tcp:127.0.0.1:0", destination.uri, allow=["10.0.0.0/8"]))
+        uri = service.uri("a")
+        assert is_refused(uri)
+        self.accept(service, tmp_path, route("a", "tcp:127.0.0.1:0", destination.uri, allow=["127.0.0.0/8"]))
+        assert service.uri("a") == uri
+        Migration(uri, destination).finish()
+        wait_for(lambda: len(service.ended) == 1)
+        assert service.ended[0].result.status == "completed"
+        refused = route("a", "tcp:127.0.0.1:0", destination.uri, allow_uid=[7])
+        self.accept(service, tmp_path, refused, "refused")
+        Migration(uri, destination).finish()
+        wait_for(lambda: len(service.ended) == 2)
+
+    def test_the_file_of_a_socket_stays_as_it_is(self, serve, destination, tmp_path):
+        listen = f"unix:{tmp_path}/in"
+        service = serve(route("a", listen, destination.uri, allow_uid=[7], socket_mode="0666"))
+        assert stat.S_IMODE(os.stat(tmp_path / "in").st_mode) == 0o666
+        self.accept(service, tmp_path, route("a", listen, destination.uri, allow_uid=[8], socket_mode="0666"))
+        self.accept(service, tmp_path, route("a", listen, destination.uri), "refused")
+        assert stat.S_IMODE(os.stat(tmp_path / "in").st_mode) == 0o666
 
     @pytest.mark.parametrize("what", ["no TOML", "a bad value", "an address that is taken", "no file"])
     def test_what_cannot_be_meant_changes_nothing(self, serve, destination, tmp_path, what):

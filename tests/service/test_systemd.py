@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 import multifd.service
-from multifd.errors import ChannelError
+from multifd.errors import ChannelError, UsageError
 from multifd.service.systemd import Notifier, listening
+from multifd.transport.access import Access
 from multifd.transport.listen import Listener
 
 SHARE = Path(multifd.service.__file__).parent / "share"
@@ -119,6 +120,23 @@ class TestAdoptedListeners:
             listener = Listener.adopt(sock.dup())
             assert (listener.uri.path, listener.is_local) == (f"@multifd-adopt-{os.getpid()}", True)
             listener.close()
+
+    def test_who_may_connect(self, tmp_path):
+        """Its file is not made here, so nothing is said of that."""
+        with socket.socket(socket.AF_UNIX) as sock, socket.create_server(("127.0.0.1", 0)) as tcp:
+            sock.bind(str(tmp_path / "s"))
+            sock.listen()
+            listener = Listener.adopt(sock.dup(), Access(uids=(7,)))
+            assert listener.uri.path == f"{tmp_path}/s"
+            listener.close()
+            for where, access, setting in (
+                (sock, Access(allow=("10.0.0.0/8",)), "allow"),
+                (sock, Access(uids=(7,), socket_mode=0o660), "socket_mode"),
+                (tcp, Access(uids=(7,)), "uids"),
+            ):
+                with pytest.raises(UsageError) as caught, where.dup() as copy:
+                    Listener.adopt(copy, access)
+                assert caught.value.setting == setting
 
     def test_what_does_not_listen(self):
         with socket.socket() as sock, pytest.raises(ChannelError, match=r"descriptor \d+ does not listen"):

@@ -22,6 +22,7 @@ from multifd.wire import stream
 from multifd.wire.packet import INIT_BYTES, InitPacket
 
 DEADLINE_S = 30
+MAIN = stream.MAGIC_BYTES + b"version"
 INIT = InitPacket(3, b"\1" * 16, 4, 1, "zstd").encode()
 
 
@@ -79,8 +80,9 @@ def test_main_and_a_channel_in_any_pieces(door: Door) -> None:
         channel.sendall(INIT[i : i + 1])
         if i < 4:
             main.sendall(stream.MAGIC_BYTES[i : i + 1])
+        assert not door.arrivals  # neither main's magic nor an init packet is enough
         door.arrivals += door.acceptor.wait(0)
-    assert all(init is None for _, _, init in door.arrivals)  # an init packet alone is not a channel
+    main.sendall(b"version")
     channel.sendall(b"packet")
     door.serve(lambda: len(door.arrivals) == 2)
     inits = [init for _, _, init in door.arrivals]
@@ -110,7 +112,7 @@ def test_a_strangers_bytes_are_no_error(door: Door, bad: str) -> None:
     stranger = door.knock(BAD[bad].ljust(64, b"\xff"))
     door.serve(lambda: door.acceptor.rejected == 1)
     assert is_closed(stranger)
-    door.knock(stream.MAGIC_BYTES)
+    door.knock(MAIN)
     door.serve(lambda: door.arrivals)
     assert door.acceptor.rejected == 1
 
@@ -136,15 +138,16 @@ def test_who_says_nothing_is_closed(tmp_path: Path) -> None:
 
 
 def test_more_than_can_wait(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("multifd.transport.accept._MAX_PENDING", 4)
+    monkeypatch.setattr(door.acceptor, "_most", 4)
     for i in range(10):
         door.knock(b"QE")
         door.serve(lambda i=i: door.acceptor.rejected == max(0, i - 3))
         door.arrivals += door.acceptor.wait(0.01)
 
 
-def test_an_init_packet_that_nothing_follows_is_a_stranger(door: Door) -> None:
-    client = door.knock(INIT)
+@pytest.mark.parametrize("start", [INIT, stream.MAGIC_BYTES])
+def test_a_start_that_nothing_follows_is_a_stranger(door: Door, start: bytes) -> None:
+    client = door.knock(start)
     door.arrivals += door.acceptor.wait(0.05)
     client.close()
     door.serve(lambda: door.acceptor.rejected == 1)
@@ -197,7 +200,7 @@ def test_no_descriptor_left(door: Door, monkeypatch: pytest.MonkeyPatch, code: i
     silent = door.knock(b"QE")
     door.arrivals += door.acceptor.wait(0.05)
     monkeypatch.setattr(socket.socket, "accept", failing(fails))
-    door.knock(stream.MAGIC_BYTES)
+    door.knock(MAIN)
     door.serve(lambda: door.acceptor.rejected == 1)
     assert silent.recv(1) == b""  # the oldest that has not said what it is makes room
     assert list(door.acceptor.wait(0)) == []
@@ -208,7 +211,7 @@ def test_no_descriptor_left(door: Door, monkeypatch: pytest.MonkeyPatch, code: i
 def test_a_connection_that_went_away_is_no_error(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     fails = [errno.ECONNABORTED]
     monkeypatch.setattr(socket.socket, "accept", failing(fails))
-    door.knock(stream.MAGIC_BYTES)
+    door.knock(MAIN)
     assert list(door.acceptor.wait(DEADLINE_S)) == []
     fails.clear()
     door.serve(lambda: door.arrivals)
@@ -249,4 +252,50 @@ def test_an_encrypted_twin(tmp_path: Path) -> None:
     client.sendall(bytes(byte ^ 0x55 for byte in INIT + b"packet"))
     door.serve(lambda: door.arrivals)
     assert door.arrivals[0][2] == InitPacket.decode(INIT)
+    door.close()
+
+
+class Crowded(Door):
+    """A door whose visitors come from where they say, and at which eight may wait."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.acceptor._most = 8
+        self.origin = "there"
+        self.listener.accept = self._accept  # type: ignore[method-assign]
+
+    def _accept(self) -> tuple[socket.socket, str] | None:
+        accepted = Listener.accept(self.listener)
+        return accepted and (accepted[0], f"{self.origin}:1")
+
+    def come(self, data: bytes, origin: str = "there", count: int = 1) -> list[socket.socket]:
+        """So many connect, say it and wait; the acceptor has seen them."""
+        self.origin = origin
+        clients = []
+        for _ in range(count):
+            clients.append(self.knock(data))
+            self.arrivals += self.acceptor.wait(DEADLINE_S)
+        return clients
+
+
+@pytest.mark.parametrize("flood", [b"Q", INIT, stream.MAGIC_BYTES, INIT[:32]])
+@pytest.mark.parametrize("start", [b"", b"QE", INIT, stream.MAGIC_BYTES])
+def test_a_flood_from_elsewhere_displaces_itself(tmp_path: Path, flood: bytes, start: bytes) -> None:
+    door = Crowded(tmp_path)
+    (source,) = door.come(start, "here")
+    door.come(flood, count=30)
+    source.sendall((INIT if start == INIT else MAIN)[len(start) :] + b"more")
+    door.serve(lambda: door.arrivals)
+    door.close()
+
+
+@pytest.mark.parametrize("flood", [INIT, stream.MAGIC_BYTES])
+def test_who_has_begun_leaves_room_for_newcomers_from_the_same_place(tmp_path: Path, flood: bytes) -> None:
+    """They fill it all, but the next newcomer is not the one who goes."""
+    door = Crowded(tmp_path)
+    door.come(flood, count=30)
+    (source,) = door.come(b"")
+    door.come(flood, count=3)
+    source.sendall(MAIN)
+    door.serve(lambda: door.arrivals)
     door.close()

@@ -35,6 +35,10 @@ from multifd.transport.listen import Listener
         ("tcp:[fe80::1%eth0]:80", Uri(host="fe80::1%eth0", port=80)),
         ("unix:/run/a b:c", Uri(path="/run/a b:c")),
         ("unix:relative", Uri(path="relative")),
+        ("vsock:3:1024", Uri(cid=3, port=1024)),
+        ("vsock:4294967295:4294967295", Uri(cid=4294967295, port=4294967295)),
+        ("fd:3", Uri(fds=(3,))),
+        ("fd:5,4,17", Uri(fds=(5, 4, 17))),
     ],
 )
 def test_uri(text: str, uri: Uri) -> None:
@@ -45,7 +49,10 @@ def test_uri(text: str, uri: Uri) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "tcp", "tcp:", "tcp:host", "tcp:host:", "tcp:host:x", "tcp:host:65536", "tcp:host:-1", "tcp:host:+1",
-     "tcp:host:1 ", "tcp:::1:80", "tcp:[::1]", "tcp:host:\u0661", "unix:", "unix", "fd:3", "exec:cat",
+     "tcp:host:1 ", "tcp:::1:80", "tcp:[::1]", "tcp:host:\u0661", "unix:", "unix", "fd:", "fd:x", "fd:3,", "fd:3,3",
+     "fd:-1",
+     "fd:1234567890", "fd:" + ",".join(map(str, range(257))), "vsock:3", "vsock:3:", "vsock::3", "vsock:-1:3",
+     "vsock:4294967296:3", "vsock:3:4294967296", "vsock:3:\u0661", "exec:cat",
      "TCP:host:1", "unix:" + "x" * 108, "unix:a\0b", "tcp:a\0b:1", "tcp:a..b:1",
      "tcp:" + "x" * 64 + ":1"],
 )  # fmt: skip

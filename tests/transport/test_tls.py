@@ -400,7 +400,7 @@ def test_a_handshake_in_single_bytes(door: Callable[..., Door], credentials: Fol
         here.arrivals += here.acceptor.wait(0.02)
         with contextlib.suppress(BlockingIOError):
             client.feed(sock.recv(1 << 16, socket.MSG_DONTWAIT))
-    for byte in client.outgoing() + client.encrypt(stream.MAGIC_BYTES):
+    for byte in client.outgoing() + client.encrypt(stream.MAGIC_BYTES + b"version"):
         sock.sendall(bytes([byte]))
         here.arrivals += here.acceptor.wait(0)
     here.serve(lambda: here.arrivals)
@@ -416,7 +416,7 @@ def test_stalled_handshakes_hold_nobody_up(door: Callable[..., Door], credential
             hello.shake_hands()
             data = hello.outgoing()
             sock.sendall(data if i % 3 == 1 else data[:40])
-    here.connect(Tls(credentials.good), stream.MAGIC_BYTES)
+    here.connect(Tls(credentials.good), stream.MAGIC_BYTES + b"version")
     here.serve(lambda: here.arrivals)
     assert here.acceptor.rejected == 0
 
@@ -487,7 +487,7 @@ def test_a_client_that_may_not(
 def test_without_certificates(door: Callable[..., Door], credentials: Folders) -> None:
     """Both ends switched it off: encrypted, and nobody knows with whom."""
     here = door(verify_peer=False)
-    here.connect(Tls(credentials.other, verify_peer=False), stream.MAGIC_BYTES)
+    here.connect(Tls(credentials.other, verify_peer=False), stream.MAGIC_BYTES + b"version")
     here.serve(lambda: here.arrivals)
 
 
@@ -498,7 +498,7 @@ DENIED = ["CN=clien", "CN=client,O=x", "CN=client.example", "DNS:client", "IP:12
 @pytest.mark.parametrize("rule", [*ALLOWED, *DENIED])
 def test_authz(door: Callable[..., Door], credentials: Folders, rule: str) -> None:
     here = door(authz=["CN=nobody", rule])
-    here.connect(Tls(credentials.good), stream.MAGIC_BYTES)
+    here.connect(Tls(credentials.good), stream.MAGIC_BYTES + b"version")
     here.serve(lambda: here.arrivals or here.acceptor.rejected)
     assert bool(here.arrivals) == (rule in ALLOWED)
     if rule in DENIED:
@@ -533,7 +533,7 @@ def test_a_server_that_is_another(
 @pytest.mark.parametrize("hostname", ["", "vm.example", "localhost"])
 def test_names_that_fit(door: Callable[..., Door], credentials: Folders, hostname: str) -> None:
     here = door()
-    here.connect(Tls(credentials.good, hostname=hostname), stream.MAGIC_BYTES)
+    here.connect(Tls(credentials.good, hostname=hostname), stream.MAGIC_BYTES + b"version")
     here.serve(lambda: here.arrivals)
 
 
@@ -654,14 +654,14 @@ def test_certificates_that_are_renewed(
     for name in ("ca-cert.pem", "server-cert.pem", "server-key.pem"):
         (folder / name).write_bytes((credentials.other / name).read_bytes())
     here.server.reload()
-    here.connect(Tls(credentials.other), stream.MAGIC_BYTES)
+    here.connect(Tls(credentials.other), stream.MAGIC_BYTES + b"version")
     here.serve(lambda: len(here.arrivals) == 2)
     with pytest.raises(TlsError):
         here.connect(Tls(credentials.good))
     (folder / "server-key.pem").unlink()
     with pytest.raises(UsageError):
         here.server.reload()
-    here.connect(Tls(credentials.other), stream.MAGIC_BYTES)
+    here.connect(Tls(credentials.other), stream.MAGIC_BYTES + b"version")
     here.serve(lambda: len(here.arrivals) == 3)
     taken = here.arrivals[0][0].take(IdleTimer(DEADLINE_S), "x")
     old.send([b"b"])
@@ -757,7 +757,7 @@ def test_keys(tmp_path: Path, user: str) -> None:
     text = f"# ours\nqemu:{KEY}\nother:{'00' * 16}\n"
     here = Door(Tls(psk_folder(tmp_path / "psk", text)))
     try:
-        here.connect(Tls(tmp_path / "psk", username=user), stream.MAGIC_BYTES)
+        here.connect(Tls(tmp_path / "psk", username=user), stream.MAGIC_BYTES + b"version")
         here.serve(lambda: here.arrivals)
         with pytest.raises(TlsError):
             here.connect(Tls(psk_folder(tmp_path / "wrong", f"qemu:{'01' * 16}\n")))
