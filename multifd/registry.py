@@ -52,19 +52,19 @@ class _Plugins(NamedExtensionManager[Any]):
     """stevedore's manager for our group, with its traps guarded; each is pinned by a test in test_registry.py.
 
     * Its list comes from a cache on disk that misses what was installed in the last two minutes and has lost the
-      distributions: `list_entry_points` asks importlib.metadata instead.
+      distributions: `entry_points` asks importlib.metadata instead.
     * Of two plugins with one name it loads both and keeps one: `_find` counts them before it loads any.
-    * A manager imports every plugin of its group unless it is told names: this one is always told, and for listing it
-      is told none.
+    * A manager imports every plugin of its group unless it is told names: this one is told one.
     * It logs and drops what does not load, and lets an AssertionError or SystemExit through: `fail` raises instead, and
       `_guarded` takes all of them.
 
     Args:
-        names: the plugins to import.
+        entry_point: the plugin to import.
     """
 
-    def __init__(self, names: Sequence[str] = ()) -> None:
-        super().__init__(GROUP, list(names), on_load_failure_callback=self.fail)
+    def __init__(self, entry_point: EntryPoint) -> None:
+        self._entry_point = entry_point
+        super().__init__(GROUP, [entry_point.name], on_load_failure_callback=self.fail)
 
     @staticmethod
     def fail(_manager: Any, _entry_point: EntryPoint, error: BaseException) -> None:
@@ -72,24 +72,33 @@ class _Plugins(NamedExtensionManager[Any]):
         raise error
 
     def list_entry_points(self) -> list[EntryPoint]:
-        """The entry points of the group as they are now; nothing is imported."""
-        return list(importlib.metadata.entry_points(group=GROUP))
+        """The one that was asked for: to look through all distributions again takes milliseconds."""
+        return [self._entry_point]
+
+
+def entry_points() -> list[EntryPoint]:
+    """All entry points of the group as they are now, with duplicates; nothing is imported."""
+    return list(importlib.metadata.entry_points(group=GROUP))
 
 
 def installed() -> list[str]:
     """The names of all installed methods, sorted; nothing is imported."""
-    return sorted({ep.name for ep in _entry_points()})
+    return sorted({ep.name for ep in entry_points()})
 
 
-def find(name: str) -> type[MultifdMethods]:
+def find(name: str, among: Sequence[EntryPoint] | None = None) -> type[MultifdMethods]:
     """The class of a method; its module is imported now.
+
+    Args:
+        name: the method's.
+        among: what `entry_points` gave; None looks now.
 
     Raises:
         MethodNotFound: nobody provides the name.
         MethodUnavailable: its module cannot be imported.
         MethodIncompatible: two distributions provide it, or it is not a method of this API.
     """
-    return _find(name, _entry_points())
+    return _find(name, entry_points() if among is None else among)
 
 
 def _find(name: str, entry_points: Sequence[EntryPoint]) -> type[MultifdMethods]:
@@ -105,15 +114,19 @@ def _find(name: str, entry_points: Sequence[EntryPoint]) -> type[MultifdMethods]
     return _check(name, candidates[0], _load(candidates[0]))
 
 
-def load_method(spec: str) -> MultifdMethods:
+def load_method(spec: str, among: Sequence[EntryPoint] | None = None) -> MultifdMethods:
     """A method ready for one migration, from ``NAME`` or ``NAME:key=value,key=value``.
+
+    Args:
+        spec: the text.
+        among: what `entry_points` gave; None looks now.
 
     Raises:
         MethodError: as `find`; OptionError for the options; MethodUnavailable if it cannot run here.
         UsageError: the text has another form.
     """
     name, texts = parse_spec(spec)
-    cls = find(name)
+    cls = find(name, among)
     try:
         options = _guarded(f"method {name!r}: its options", lambda: cls.Options.parse(texts))
     except OptionError as e:
@@ -151,18 +164,22 @@ def methods_of_code(wire_code: int) -> Iterator[str]:
 
     Each is loaded only when it is its turn: who takes the first does not wait for the others.
     """
-    entry_points = _entry_points()
-    own = {ep.name for ep in entry_points if _distribution(ep)[0] == "multifd"}
-    for name in sorted({ep.name for ep in entry_points}, key=lambda name: (name not in own, name)):
-        info = _describe(name, entry_points)
+    found = entry_points()
+    own = {ep.name for ep in found if _distribution(ep)[0] == "multifd"}
+    for name in sorted({ep.name for ep in found}, key=lambda name: (name not in own, name)):
+        info = _describe(name, found)
         if info.status == "ok" and info.wire_code == wire_code:
             yield name
 
 
-def describe() -> list[MethodInfo]:
-    """All installed methods, sorted by name; one that does not load says why."""
-    entry_points = _entry_points()
-    return [_describe(name, entry_points) for name in sorted({ep.name for ep in entry_points})]
+def describe(among: Sequence[EntryPoint] | None = None) -> list[MethodInfo]:
+    """All installed methods, sorted by name; one that does not load says why.
+
+    Args:
+        among: what `entry_points` gave; None looks now.
+    """
+    found = entry_points() if among is None else among
+    return [_describe(name, found) for name in sorted({ep.name for ep in found})]
 
 
 def _describe(name: str, entry_points: Sequence[EntryPoint]) -> MethodInfo:
@@ -191,11 +208,6 @@ def _promises(cls: type[MultifdMethods]) -> list[str]:
     return sorted(name for name, holds in held.items() if holds)
 
 
-def _entry_points() -> list[EntryPoint]:
-    """All entry points of the group, with duplicates; nothing is imported."""
-    return _Plugins().list_entry_points()
-
-
 def _guarded(what: str, call: Callable[[], Any]) -> Any:
     """Run plugin code that may raise anything at all; only Ctrl-C passes."""
     try:
@@ -208,7 +220,7 @@ def _guarded(what: str, call: Callable[[], Any]) -> Any:
 
 def _load(ep: EntryPoint) -> Any:
     what = f"method {ep.name!r}: {ep.value} of {_owner(ep)} does not load"
-    return _guarded(what, lambda: _Plugins([ep.name])[ep.name].plugin)
+    return _guarded(what, lambda: _Plugins(ep)[ep.name].plugin)
 
 
 def _check(name: str, ep: EntryPoint, cls: Any) -> type[MultifdMethods]:

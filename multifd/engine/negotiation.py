@@ -57,7 +57,9 @@ class Negotiation:
             registry.load_method(spec)
         self._channels, self._is_local = channels, is_local
         self._unannounced, self._setting = unannounced, setting
-        self._installed = {info.name: info for info in registry.describe()}
+        # Looked up once, before anybody connects: it takes milliseconds.
+        self._entry_points = registry.entry_points()
+        self._installed = {info.name: info for info in registry.describe(self._entry_points)}
         self._lock = threading.Lock()
         self._first: InitPacket | None = None
         self.method: MultifdMethods | None = None
@@ -113,7 +115,7 @@ class Negotiation:
                 ),
                 self._setting,
             )
-        version = registry.find(name).wire_version
+        version = registry.find(name, self._entry_points).wire_version
         if version != init.wire_version:
             return PeerMismatch(
                 f"method {name!r}: the sender has wire version {init.wire_version}, here it is {version}; "
@@ -130,7 +132,7 @@ class Negotiation:
         self._first = init
         info = self._installed.get(init.method)
         if info is not None and info.status == "ok":
-            self.method = registry.load_method(self._specs.get(init.method, init.method))
+            self.method = registry.load_method(self._specs.get(init.method, init.method), self._entry_points)
 
     def method_of(self, code: int) -> MultifdMethods:
         """The method of a packet with this code; the first call settles it (channel threads).
@@ -157,7 +159,7 @@ class Negotiation:
         ]
         for name in names:
             if not self._specs or name in self._specs:
-                return registry.load_method(self._specs.get(name, name))
+                return registry.load_method(self._specs.get(name, name), self._entry_points)
         announced = self._first.method if self._first else ""
         if announced and announced not in self._installed:
             raise MethodNotFound(

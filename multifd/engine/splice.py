@@ -100,6 +100,8 @@ class Splice:
         self._source.received(figures.bytes_in)
         self._destination.sent(figures.bytes_out)
         if stop is Stop.WAIT:
+            if self._window.sent < self._window.due:
+                self._destination.stalls += 1
             self._source.check_idle()
         elif stop is Stop.BROKEN and figures.has_failed_out:
             raise self._destination.sending_failed(figures.error)

@@ -479,5 +479,6 @@ def test_nothing_grows_over_migrations_that_break_off(serve, destination, tmp_pa
     before = held()
     for turn in range(1, 9):
         one(turn)
-    wait_for(lambda: held() == before)
+    # What the first one had may not all have been gone yet when it was counted.
+    wait_for(lambda: all(now <= then for now, then in zip(held(), before, strict=True)))
     assert [e.result.status for e in service.ended] == ["completed", "failed"] * 4 + ["completed"]
