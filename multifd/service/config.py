@@ -171,7 +171,12 @@ def _is_a(value: Any, kind: type) -> bool:
 def _listen(text: str) -> Uri | str:
     name = text.removeprefix(SYSTEMD)
     if name == text:
-        return Uri.parse(text)
+        uri = Uri.parse(text)
+        if uri.fds:
+            raise about(
+                UsageError(f"a route may have to listen anew, {uri} is gone then; expected systemd:NAME"), "listen"
+            )
+        return uri
     if not name:
         raise UsageError(f"listen: got {text!r}, expected systemd:NAME, where NAME is the socket's FileDescriptorName=")
     return name

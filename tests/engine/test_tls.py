@@ -122,6 +122,7 @@ FAILURES: dict[str, tuple[str, str, dict[str, Any], str, str]] = {
 @pytest.mark.parametrize(("there", "here", "options", "said", "heard"), FAILURES.values(), ids=FAILURES)
 def test_who_does_not_fit(image, credentials: Folders, tmp_path, caplog, there, here, options, said, heard):
     """In words on both ends, in time; nothing is written there, the source is intact."""
+    caplog.set_level("INFO")
     folders = [Tls(getattr(credentials, there), **options), Tls(getattr(credentials, here))]
     (tmp_path / "out").mkdir()
     attempt = Attempt(tmp_path / "out" / "ram", image, *folders, caplog)
@@ -130,6 +131,7 @@ def test_who_does_not_fit(image, credentials: Folders, tmp_path, caplog, there, 
 
 
 def test_plain_to_tls(image, credentials: Folders, tmp_path, caplog):
+    caplog.set_level("INFO")
     (tmp_path / "out").mkdir()
     attempt = Attempt(tmp_path / "out" / "ram", image, Tls(credentials.good), None, caplog)
     assert "expects TLS (its tls-creds), tls-creds is missing here" in attempt.said
