@@ -12,7 +12,7 @@ import pytest
 
 from multifd.service import log
 
-EVIL = "a\nb\x1b[2J\u202e\ud800"
+EVIL = "a\nb\x1b[2J\u202e"
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_text(start):
     assert stream.getvalue().splitlines() == [
         "multifd: nobody's",
         "multifd: warning: [web 12ab] words",
-        r"multifd: [web 12ab] a\nb\x1b[2J\u202e\ud800",
+        r"multifd: [web 12ab] a\nb\x1b[2J\u202e",
     ]
 
 

@@ -38,7 +38,9 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize(("first", "kind", "words"), KINDS, ids=lambda v: ascii(v)[:20])
+@pytest.mark.parametrize(
+    ("first", "kind", "words"), KINDS, ids=[f"{kind.name}-{i}" for i, (_, kind, _) in enumerate(KINDS)]
+)
 def test_who_it_is(first, kind, words):
     greeting = classify(first)
     assert greeting.kind is kind
@@ -46,7 +48,9 @@ def test_who_it_is(first, kind, words):
     assert bool(greeting.words) == (kind is Kind.STRANGER)
 
 
-@pytest.mark.parametrize(("first", "kind", "words"), KINDS, ids=lambda v: ascii(v)[:20])
+@pytest.mark.parametrize(
+    ("first", "kind", "words"), KINDS, ids=[f"{kind.name}-{i}" for i, (_, kind, _) in enumerate(KINDS)]
+)
 def test_byte_by_byte_it_is_the_same(first, kind, words):
     seen = [classify(first[:n]) for n in range(1, 5)]
     decided = next(greeting for greeting in seen if greeting.kind is not Kind.UNDECIDED)
