@@ -6,17 +6,19 @@ expected. A file is taken whole or not at all.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from multifd.engine.config import RelayConfig
 from multifd.errors import MultifdError, UsageError
 from multifd.transport.address import Uri
+from multifd.transport.tls import Tls, TlsClient, TlsServer
 
 _MOST_BYTES = 1 << 20
 """Of a file; a route takes a few hundred."""
@@ -26,7 +28,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 """A route's; a label of metrics, a part of log lines, and a name that systemd's FileDescriptorName= takes."""
 SYSTEMD = "systemd:"
 
-_WORDS = {str: "text", int: "a whole number", float: "a number"}
+_WORDS = {
+    str: "text", int: "a whole number", float: "a number", bool: "true or false", list: "a list of texts",
+    dict: "a table",
+}  # fmt: skip
 _KEYS: Mapping[str, type] = {
     "listen": str,
     "to": str,
@@ -36,8 +41,16 @@ _KEYS: Mapping[str, type] = {
     "connect-timeout": float,
     "timeout": float,
     "max-bandwidth": int,
+    "in-tls": dict,
+    "out-tls": dict,
 }
-"""What a route may say, with the type of each value; `_relay_config` hands them on."""
+"""What a route may say, with the type of each value; `_relay_config` and `_in_tls` hand them on."""
+_BOTH_TLS: Mapping[str, type] = {"creds": str, "verify-peer": bool, "handshake-timeout": float}
+_TLS_KEYS: Mapping[str, Mapping[str, type]] = {
+    "in-tls": {**_BOTH_TLS, "authz": list},
+    "out-tls": {**_BOTH_TLS, "hostname": str, "username": str},
+}
+"""What the TLS of a side may say, as the command's options --in-tls-... and --out-tls-... are named; `Tls` has it."""
 _NEEDED = ("listen", "to")
 _SETTINGS = {"in_method": "in", "out_method": "out"}
 """Arguments of the library's calls whose key here has another name."""
@@ -51,10 +64,12 @@ class RouteSettings:
     listen: Uri | str
     """Where sources connect: a URI, or the name of a socket that systemd hands over."""
     relay: RelayConfig
+    in_tls: TlsServer | None = None
+    """For who connects; None: in clear. That towards the destination is in `relay`."""
 
 
 def read(path: str | os.PathLike[str]) -> tuple[RouteSettings, ...]:
-    """Read and check a file, with all that it names: methods are loaded.
+    """Read and check a file, with all that it names: methods are loaded, certificates and keys read.
 
     Args:
         path: of a TOML file of at most 1 MiB.
@@ -115,10 +130,17 @@ def _route(name: str, table: Any) -> RouteSettings:
         if key not in table:
             raise UsageError(f"{where}{key!r} is missing")
     values = {key: _value(f"{where}{key}: ", value, _KEYS[key]) for key, value in table.items()}
+    with _said_of(where):
+        return RouteSettings(name, _listen(values["listen"]), _relay_config(values), _in_tls(values))
+
+
+@contextlib.contextmanager
+def _said_of(where: str) -> Iterator[None]:
+    """What is wrong meanwhile is said with its place before it, and the key if it is about one."""
     try:
-        return RouteSettings(name, _listen(values["listen"]), _relay_config(values))
+        yield
     except MultifdError as e:
-        setting = getattr(e, "setting", "")
+        setting = e.setting.removeprefix("tls_")
         key = _SETTINGS.get(setting, setting.replace("_", "-"))
         raise UsageError(f"{where}{f'{key}: ' if key else ''}{e}") from e
 
@@ -132,8 +154,8 @@ def _check_keys(where: str, table: Mapping[str, Any], known: Iterable[str]) -> N
 
 
 def _value(where: str, value: Any, kind: type) -> Any:
-    is_right = isinstance(value, int | float if kind is float else kind) and not isinstance(value, bool)
-    if not is_right:
+    is_right = isinstance(value, int | float if kind is float else kind) and isinstance(value, bool) == (kind is bool)
+    if not is_right or (kind is list and not all(isinstance(one, str) for one in value)):
         raise UsageError(f"{where}got {value!r}, expected {_WORDS[kind]}")
     return value
 
@@ -147,13 +169,41 @@ def _listen(text: str) -> Uri | str:
     return name
 
 
+def _tls(side: str, table: Mapping[str, Any]) -> Tls:
+    where, keys = f"{side}: ", _TLS_KEYS[side]
+    _check_keys(where, table, keys)
+    if "creds" not in table:
+        raise UsageError(f"{where}'creds' is missing")
+    given = {key: _value(f"{where}{key}: ", value, keys[key]) for key, value in table.items()}
+    with _said_of(where):
+        return Tls(**{key.replace("-", "_"): value for key, value in given.items()})
+
+
+def _in_tls(values: Mapping[str, Any]) -> TlsServer | None:
+    if "in-tls" not in values:
+        return None
+    tls = _tls("in-tls", values["in-tls"])
+    with _said_of("in-tls: "):
+        return TlsServer(tls)
+
+
+def _out_tls(values: Mapping[str, Any], to: Uri) -> TlsClient | None:
+    if "out-tls" not in values:
+        return None
+    tls = _tls("out-tls", values["out-tls"])
+    with _said_of("out-tls: "):
+        return TlsClient(tls, to)
+
+
 def _relay_config(values: Mapping[str, Any]) -> RelayConfig:
+    to = Uri.parse(values["to"])
     return RelayConfig(
-        Uri.parse(values["to"]),
+        to,
         values.get("in"),
         values.get("out", "none"),
         values.get("channels"),
         values.get("connect-timeout", 10.0),
         values.get("timeout", 60.0),
         values.get("max-bandwidth", 0),
+        _out_tls(values, to),
     )
