@@ -111,6 +111,8 @@ class RelayResult:
     """How often a connection to the destination took nothing for a quarter of a second, summed over all."""
     rejected: int = 0
     """Connections that were not a migration's and were closed."""
+    tls_failures: int = 0
+    """Those of them that did not get through the TLS handshake, or were not authorised."""
     in_stats: dict[str, int] = field(default_factory=dict)
     out_stats: dict[str, int] = field(default_factory=dict)
     """The methods' own counters, summed over channels."""

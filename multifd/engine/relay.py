@@ -93,7 +93,7 @@ class Relay:
     ) -> None:
         self._config, self._acceptor, self._on_progress = config, acceptor, on_progress
         self._canceller = canceller or Canceller()
-        self._rejected_before = acceptor.rejected
+        self._rejected_before, self._tls_failures_before = acceptor.rejected, acceptor.tls_failures
         self._out = _out_method(config)
         self._negotiation = self._new_negotiation()
         self._idle = IdleTimer(config.timeout_s, self._describe_connections)
@@ -215,6 +215,7 @@ class Relay:
             sync_points=main.sync_points if main else 0,
             stalls=sum(connection.stalls for connection in self._outs()),
             rejected=self._acceptor.rejected - self._rejected_before,
+            tls_failures=self._acceptor.tls_failures - self._tls_failures_before,
             in_stats=_sum(link.figures.in_counters for link in channels),
             out_stats=_sum(link.figures.out_counters for link in channels),
             error=self._error or None,

@@ -6,11 +6,12 @@ expected. A file is taken whole or not at all.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import GenericAlias
 from typing import Any
@@ -19,6 +20,7 @@ from multifd.engine.config import RelayConfig
 from multifd.errors import MultifdError, UsageError, about
 from multifd.transport.access import Access
 from multifd.transport.address import Uri
+from multifd.transport.tls import Tls, TlsClient, TlsServer
 
 _MOST_BYTES = 1 << 20
 """Of a file; a route takes a few hundred."""
@@ -33,6 +35,8 @@ _WORDS = {
     str: "text",
     int: "a whole number",
     float: "a number",
+    bool: "true or false",
+    dict: "a table",
     list[str]: "a list of texts",
     list[int]: "a list of whole numbers",
 }
@@ -49,8 +53,16 @@ _KEYS: Mapping[str, Any] = {
     "allow-uid": list[int],
     "socket-mode": str,
     "socket-group": str,
+    "in-tls": dict,
+    "out-tls": dict,
 }
-"""What a route may say, with the type of each value; `_relay_config` and `_access` hand them on."""
+"""What a route may say, with the type of each value; `_relay_config`, `_access` and `_in_tls` hand them on."""
+_BOTH_TLS: Mapping[str, Any] = {"creds": str, "verify-peer": bool, "handshake-timeout": float}
+_TLS_KEYS: Mapping[str, Mapping[str, Any]] = {
+    "in-tls": {**_BOTH_TLS, "authz": list[str]},
+    "out-tls": {**_BOTH_TLS, "hostname": str, "username": str},
+}
+"""What the TLS of a side may say, as the command's options --in-tls-... and --out-tls-... are named; `Tls` has it."""
 _NEEDED = ("listen", "to")
 _SETTINGS = {"in_method": "in", "out_method": "out", "uids": "allow-uid"}
 """Arguments of the library's calls whose key here has another name."""
@@ -66,10 +78,12 @@ class RouteSettings:
     relay: RelayConfig
     access: Access
     """Who may connect there."""
+    in_tls: TlsServer | None = None
+    """For who connects; None: in clear. That towards the destination is in `relay`."""
 
 
 def read(path: str | os.PathLike[str]) -> tuple[RouteSettings, ...]:
-    """Read and check a file, with all that it names: methods are loaded.
+    """Read and check a file, with all that it names: methods are loaded, certificates and keys read.
 
     Args:
         path: of a TOML file of at most 1 MiB.
@@ -130,20 +144,31 @@ def _route(name: str, table: Any) -> RouteSettings:
         if key not in table:
             raise UsageError(f"{where}{key!r} is missing")
     values = {key: _value(f"{where}{key}: ", value, _KEYS[key]) for key, value in table.items()}
-    try:
+    with _said_of(where):
         listen, access = _listen(values["listen"]), _access(values)
         if isinstance(listen, Uri):
             access.check(listen)
-        return RouteSettings(name, listen, _relay_config(values), access)
+        return RouteSettings(name, listen, _relay_config(values), access, _in_tls(values))
+
+
+@contextlib.contextmanager
+def _said_of(where: str) -> Iterator[None]:
+    """What is wrong meanwhile is said with its place before it, and the key if it is about one."""
+    try:
+        yield
     except MultifdError as e:
-        raise of_route(name, e) from e
+        raise _told(where, e) from e
 
 
 def of_route(name: str, error: MultifdError) -> UsageError:
     """An error of the library's calls, as one of a route's key."""
-    setting = getattr(error, "setting", "")
+    return _told(f"route {name!r}: ", error)
+
+
+def _told(where: str, error: MultifdError) -> UsageError:
+    setting = error.setting.removeprefix("tls_")
     key = _SETTINGS.get(setting, setting.replace("_", "-"))
-    return UsageError(f"route {name!r}: {f'{key}: ' if key else ''}{error}")
+    return UsageError(f"{where}{f'{key}: ' if key else ''}{error}")
 
 
 def _check_keys(where: str, table: Mapping[str, Any], known: Iterable[str]) -> None:
@@ -165,7 +190,7 @@ def _value(where: str, value: Any, kind: Any) -> Any:
 
 
 def _is_a(value: Any, kind: type) -> bool:
-    return isinstance(value, int | float if kind is float else kind) and not isinstance(value, bool)
+    return isinstance(value, int | float if kind is float else kind) and isinstance(value, bool) == (kind is bool)
 
 
 def _listen(text: str) -> Uri | str:
@@ -194,13 +219,41 @@ def _access(values: Mapping[str, Any]) -> Access:
     )
 
 
+def _tls(side: str, table: Mapping[str, Any]) -> Tls:
+    where, keys = f"{side}: ", _TLS_KEYS[side]
+    _check_keys(where, table, keys)
+    if "creds" not in table:
+        raise UsageError(f"{where}'creds' is missing")
+    given = {key: _value(f"{where}{key}: ", value, keys[key]) for key, value in table.items()}
+    with _said_of(where):
+        return Tls(**{key.replace("-", "_"): value for key, value in given.items()})
+
+
+def _in_tls(values: Mapping[str, Any]) -> TlsServer | None:
+    if "in-tls" not in values:
+        return None
+    tls = _tls("in-tls", values["in-tls"])
+    with _said_of("in-tls: "):
+        return TlsServer(tls)
+
+
+def _out_tls(values: Mapping[str, Any], to: Uri) -> TlsClient | None:
+    if "out-tls" not in values:
+        return None
+    tls = _tls("out-tls", values["out-tls"])
+    with _said_of("out-tls: "):
+        return TlsClient(tls, to)
+
+
 def _relay_config(values: Mapping[str, Any]) -> RelayConfig:
+    to = Uri.parse(values["to"])
     return RelayConfig(
-        Uri.parse(values["to"]),
+        to,
         values.get("in"),
         values.get("out", "none"),
         values.get("channels"),
         values.get("connect-timeout", 10.0),
         values.get("timeout", 60.0),
         values.get("max-bandwidth", 0),
+        _out_tls(values, to),
     )

@@ -54,6 +54,9 @@ TABLE: Mapping[str, Metric] = {
         "Counter", "What methods count themselves.", ("route", "side", "method", "figure")
     ),
     "multifd_strangers_total": Metric("Counter", "Connections that were no migration's and were closed."),
+    "multifd_tls_failures_total": Metric(
+        "Counter", "Strangers that did not get through the TLS handshake, or were not authorised."
+    ),
     "multifd_route_up": Metric("Gauge", "Whether sources can connect: 1 or 0."),
     "multifd_draining": Metric("Gauge", "Whether the service ends and takes no migration any more: 1 or 0.", ()),
     "multifd_config_reloads_total": Metric(
@@ -212,6 +215,7 @@ def _figures(result: RelayResult | Result) -> dict[tuple[str, ...], float]:
         figures["multifd_sync_points_total",] = result.sync_points
         figures["multifd_channel_stalls_total",] = result.stalls
         figures["multifd_strangers_total",] = result.rejected
+        figures["multifd_tls_failures_total",] = result.tls_failures
         sides = [("in", result.in_method, result.in_stats), ("out", result.out_method, result.out_stats)]
     for side, method, stats in sides:
         for figure, value in stats.items():

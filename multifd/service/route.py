@@ -8,6 +8,7 @@ between. Only `run` and what it calls run in the route's thread; everything else
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 import time
 import uuid
@@ -23,6 +24,7 @@ from multifd.service.metrics import UNOBSERVED, Observer
 from multifd.stats import RelayResult
 from multifd.transport import clear
 from multifd.transport.accept import Acceptor
+from multifd.transport.incoming import Incoming, PlainIncoming
 from multifd.transport.listen import Listener
 
 _PAUSES_S = (1.0, 2.0, 5.0, 10.0)
@@ -140,6 +142,9 @@ class Route:
     def reconfigure(self, settings: RouteSettings, open_listener: Callable[[], Listener]) -> None:
         """Go by other settings from the next migration on, and for who may connect from now on; where it listens stays.
 
+        Who connects is asked for TLS by the new ones at once, so that a certificate that was revoked opens no
+        connection any more; one that is there stays as it began.
+
         Args:
             settings: something that `check` takes.
             open_listener: as in the constructor.
@@ -242,7 +247,7 @@ class Route:
         if self._listener is None:
             self._listener = self._open_listener()
         if self._acceptor is None:
-            self._acceptor = Acceptor(self._listener, self.settings.relay.timeout_s)
+            self._acceptor = Acceptor(self._listener, self.settings.relay.timeout_s, self._receive)
         with self._lock:
             self._relay = relay = Relay(self._acceptor, self.settings.relay, self._canceller, self._progress)
             if self._is_draining.is_set():
@@ -250,6 +255,11 @@ class Route:
         self._has_failed = self._has_told = False
         self._observer.up(True)
         return relay
+
+    def _receive(self, sock: socket.socket, peer: str) -> Incoming:
+        """What a new connection is read through, by the settings that hold when it comes."""
+        tls = self.settings.in_tls
+        return PlainIncoming(sock, peer) if tls is None else tls.open(sock, peer)
 
     def _progress(self, result: RelayResult) -> None:
         self._beat = time.monotonic()

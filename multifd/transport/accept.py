@@ -106,6 +106,8 @@ class Acceptor:
         self._selector.register(self._wake, selectors.EVENT_READ)
         self.rejected = 0
         """Connections that were not a migration's and were closed."""
+        self.tls_failures = 0
+        """Those of them that did not get through the handshake, or were not authorised."""
         self.last_stranger = ""
         """Who the last of them was that may not connect or does not speak the wire at all, in words."""
 
@@ -280,6 +282,7 @@ class Acceptor:
         self._release(pending)
         pending.incoming.close()
         if pending.incoming.trouble:
+            self.tls_failures += 1
             self.last_stranger = f"{pending.incoming.peer}: {pending.incoming.trouble}"
             _LOG.info("%s", self.last_stranger)
         self.count()
