@@ -116,7 +116,7 @@ class Route:
                 "listening", f"listening on {listener.uri if listener else '?'}, on to {self.settings.relay.to}",
                 listen=str(listener.uri) if listener else "", to=str(self.settings.relay.to),
             )  # fmt: skip
-            if listener is not None:
+            if listener is not None and self.settings.in_tls is None:
                 clear.warn_arriving(listener, self.settings.access)
         self._thread.start()
 
