@@ -18,7 +18,7 @@ import numpy.typing as npt
 from multifd.engine.fate import Fate
 from multifd.engine.session import SendSession
 from multifd.engine.source_main import SourceMain
-from multifd.engine.sync import Packet, Rounds
+from multifd.engine.sync import Rounds
 from multifd.errors import RamError
 from multifd.pages import Buffer, Geometry, Offsets
 from multifd.pump.extent import Extent
@@ -59,7 +59,7 @@ class SendChannel:
     ) -> None:
         self._connection, self._session, self._main, self._rounds = connection, session, main, rounds
         self._dialect, self._figures, self._fate = dialect, figures, fate
-        self._encoder = PacketEncoder(geometry)
+        self._encoder, self._page_count = PacketEncoder(geometry), geometry.page_count
         self._pump: SendPump | None = None
         self._appetite = 1  # packets: what one call of the pump sends in its time
 
@@ -76,35 +76,38 @@ class SendChannel:
                     if not self._rounds.wait_next(number):
                         self._connection.finish()
                         return
-                    while (batch := self._rounds.take(self._appetite))[1]:
-                        self._send_batch(*batch)
-                    self._connection.send([self._encoder.sync(batch[0])])
+                    packet_num, portion = self._rounds.take(self._appetite)
+                    while portion is not None:
+                        self._send_portion(packet_num, *portion)
+                        packet_num, portion = self._rounds.take(self._appetite)
+                    self._connection.send([self._encoder.sync(packet_num)])
                     self._rounds.synced()
         except BaseException:
             # The other channels must not finish a round that lacks this one's pages.
             self._rounds.cut()
             raise
 
-    def _send_batch(self, packet_num: int, packets: Sequence[Packet]) -> None:
-        """Send packets, those whose pages lie in the same place by one call."""
-        places = [(block.idstr, self._extent(block, offsets)) for block, offsets in packets]
-        first = 0
-        for (_, extent), group in itertools.groupby(places):
-            end = first + len(list(group))
-            if extent is None or self._pump is None:
-                for i in range(first, end):
-                    self._send(packet_num + i, *packets[i])
-            else:
-                self._pump_out(self._pump, packet_num + first, packets[first:end], extent)
-            first = end
+    def _send_portion(self, packet_num: int, block: SourceBlock, offsets: Offsets) -> None:
+        pump, extent = self._pump, None
+        if pump is not None:
+            try:
+                extent = block.extent_of(offsets, is_verbatim=self._session.is_verbatim)
+            except RamError:
+                self._fate.source_failed()
+                raise
+        if pump is not None and extent is not None:
+            self._pump_out(pump, packet_num, block, offsets, extent)
+            return
+        for i in range(-(-len(offsets) // self._page_count)):
+            self._send(packet_num + i, block, self._packet(offsets, i))
 
-    def _extent(self, block: SourceBlock, offsets: Offsets) -> Extent | None:
-        return block.extent_of(offsets, is_verbatim=self._session.is_verbatim) if self._pump is not None else None
+    def _packet(self, offsets: Offsets, number: int) -> Offsets:
+        return offsets[number * self._page_count : (number + 1) * self._page_count]
 
-    def _pump_out(self, pump: SendPump, packet_num: int, packets: Sequence[Packet], extent: Extent) -> None:
-        connection, block, figures = self._connection, packets[0][0], pump.figures
+    def _pump_out(self, pump: SendPump, packet_num: int, block: SourceBlock, offsets: Offsets, extent: Extent) -> None:
+        connection, figures = self._connection, pump.figures
         start = time.monotonic_ns()
-        pump.load(packet_num, block.idstr, extent, [offsets for _, offsets in packets])
+        pump.load(packet_num, block.idstr, extent, offsets)
         stop = Stop.BOUND
         while stop is not Stop.DONE:
             stop = pump.run(connection.grant())
@@ -122,7 +125,7 @@ class SendChannel:
                         self._fate.source_failed()
                     raise error
                 case Stop.DECLINED:
-                    self._send(packet_num + figures.packet, *packets[figures.packet])
+                    self._send(packet_num + figures.packet, block, self._packet(offsets, figures.packet))
                     pump.skip()
                 case Stop.FAILED:
                     raise self._session.native_error(figures.hook_result)

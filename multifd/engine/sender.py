@@ -21,7 +21,7 @@ from multifd.engine.refusal import Evidence, Seen, explain
 from multifd.engine.send_channel import SendChannel
 from multifd.engine.session import SendSession
 from multifd.engine.source_main import SourceMain
-from multifd.engine.sync import Packet, Rounds
+from multifd.engine.sync import Portion, Rounds
 from multifd.errors import (
     Aborted,
     Cancelled,
@@ -61,7 +61,7 @@ class Sender:
 
         with Sender(source, method, config) as sender:
             sender.open()
-            sender.round(packets)
+            sender.round(portions)
             sender.switch_over()
             sender.finish(())
         sender.result
@@ -91,7 +91,7 @@ class Sender:
         self._idle = IdleTimer(config.timeout_s)
         self._limit = RateLimit(config.max_bandwidth, self._idle.abort) if config.max_bandwidth else None
         self._crew = Crew(self._idle)
-        self._rounds = Rounds(config.channels)
+        self._rounds = Rounds(config.channels, Geometry.of(source.machine.page_size).page_count)
         self._main: SourceMain | None = None
         self._connections: list[Connection] = []
         self._give_up_at = float("inf")
@@ -123,14 +123,14 @@ class Sender:
         self._round(())
         self.stats.setup_done(time.monotonic())
 
-    def round(self, packets: Iterable[Packet]) -> None:
-        """Send packets, each page at most once, while the source may run.
+    def round(self, portions: Iterable[Portion]) -> None:
+        """Send pages, each at most once, while the source may run.
 
         Raises:
             MultifdError: what went wrong; the round's end is not announced then.
         """
         self._write(writer.encode_ram_next(stream.PART, self._source.machine.ram_section_id))
-        self._round(packets)
+        self._round(portions)
 
     def confirm(self) -> None:
         """Return when the destination has everything of the rounds so far in place: a PING, and its PONG.
@@ -154,11 +154,11 @@ class Sender:
         if self._limit is not None:
             self._limit.lift()
 
-    def finish(self, left: Iterable[Packet] | None = None) -> None:
+    def finish(self, left: Iterable[Portion] | None = None) -> None:
         """Send what is left, and the devices' state, and wait until the destination has everything.
 
         Args:
-            left: packets; None if there are none.
+            left: pages; None if there are none.
 
         Raises:
             OutcomeUnknown: on leaving the context; the destination may have it.
@@ -223,9 +223,9 @@ class Sender:
     def _write(self, data: bytes) -> None:
         self._opened().write(data)
 
-    def _round(self, packets: Iterable[Packet]) -> None:
-        """Hand out the packets, wait until every channel has synced, end the section."""
-        self._rounds.start(packets)
+    def _round(self, portions: Iterable[Portion]) -> None:
+        """Hand out the pages, wait until every channel has synced, end the section."""
+        self._rounds.start(portions)
         while not self._rounds.wait_synced(_POLL_S):
             self._watch()
         # A round that was cut short has raised: only a complete one gets its end.

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Iterable, Iterator
 
 from multifd.errors import Aborted, ChannelError
 from multifd.pages import Geometry, Offsets
+from multifd.pump.sending import MOST_PACKETS
 from multifd.ram.block import SourceBlock
 
-Packet = tuple[SourceBlock, Offsets]
+Portion = tuple[SourceBlock, Offsets]
+"""Pages of one block for up to `MOST_PACKETS` packets, `page_count` in each, what is left in the last: so many together
+that nothing need be done for each packet in Python."""
 
 
-def all_pages(blocks: Iterable[SourceBlock], geometry: Geometry) -> Iterator[Packet]:
-    """Every page of every block, a packet at a time."""
+def all_pages(blocks: Iterable[SourceBlock], geometry: Geometry) -> Iterator[Portion]:
+    """Every page of every block."""
     for block in blocks:
-        for offsets in block.portions(geometry.page_count):
+        for offsets in block.portions(MOST_PACKETS * geometry.page_count):
             yield block, offsets
 
 
@@ -30,20 +32,23 @@ class Rounds:
 
     Args:
         channels: how many there are.
+        page_count: pages of a full packet.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, page_count: int) -> None:
         self._changed = threading.Condition()
         self._taking = threading.Lock()
         self._channels = channels
         self._number = 0
-        self._packets: Iterator[Packet] = iter(())
+        self._page_count = page_count
+        self._portions: Iterator[Portion] = iter(())
+        self._rest: Portion | None = None
         self._packet_num = 1
         self._synced = channels
         self._is_cut = False
         self._is_over = False
 
-    def start(self, packets: Iterable[Packet]) -> None:
+    def start(self, portions: Iterable[Portion]) -> None:
         """Begin a round (caller's thread); the one before must be synced.
 
         Raises:
@@ -51,7 +56,7 @@ class Rounds:
         """
         with self._changed:
             self._check()
-            self._packets, self._synced = iter(packets), 0
+            self._portions, self._rest, self._synced = iter(portions), None, 0
             self._number += 1
             self._changed.notify_all()
 
@@ -89,11 +94,11 @@ class Rounds:
             self._check()
             return self._number >= number
 
-    def take(self, most: int) -> tuple[int, list[Packet]]:
-        """The round's next packets, at most `most`, and the number of the first (channel threads).
+    def take(self, most: int) -> tuple[int, Portion | None]:
+        """The round's next pages, at most `most` packets of them, and the number of the first (channel threads).
 
         Returns:
-            No packets when the round is used up; the number then is the SYNC's.
+            No pages when the round is used up; the number then is the SYNC's.
 
         Raises:
             Aborted: the round was cut short.
@@ -101,10 +106,14 @@ class Rounds:
         with self._taking:
             if self._is_cut:
                 self._check()
-            packets = list(itertools.islice(self._packets, most))
-            first = self._packet_num
-            self._packet_num += max(len(packets), 1)
-            return first, packets
+            first, portion = self._packet_num, self._rest or next(self._portions, None)
+            if portion is None:
+                self._packet_num += 1
+                return first, None
+            (block, offsets), pages = portion, most * self._page_count
+            self._rest = (block, offsets[pages:]) if len(offsets) > pages else None
+            self._packet_num += -(-min(len(offsets), pages) // self._page_count)
+            return first, (block, offsets[:pages])
 
     def synced(self) -> None:
         """This channel wrote its SYNC (channel threads)."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from multifd.engine.fate import Custody
 from multifd.engine.sender import Sender
-from multifd.engine.sync import Packet
+from multifd.engine.sync import Portion
 from multifd.errors import NotConverged
 from multifd.live import ranges
 from multifd.live.arena import Arena
@@ -24,6 +24,7 @@ from multifd.live.precopy import Decision, Limits, Precopy
 from multifd.live.ranges import Ranges
 from multifd.pages import Geometry, Offsets, Pages
 from multifd.pump.extent import Extent, Kind
+from multifd.pump.sending import MOST_PACKETS
 from multifd.ram.block import MappedPages, SourceBlock, Staging, in_order
 from multifd.stats import Result
 from multifd.wire.stream import Block, Machine
@@ -129,7 +130,7 @@ class LiveDriver:
                 self._controls.pause()
                 dirty = self._look(dirty)
                 sender.stats.live["dirty_pages"] = sum(map(ranges.count, dirty))
-                sender.finish(self._packets(dirty))
+                sender.finish(self._portions(dirty))
             except BaseException as error:
                 self._recover(sender.settle(error))
                 raise
@@ -142,10 +143,10 @@ class LiveDriver:
         used = self._tracker.arm()
         sender.stats.dirty_sync_count += 1
         precopy = Precopy(self._geometry.page_size, self._limits, time.monotonic())
-        packets = self._everything(used)
+        portions = self._everything(used)
         while True:
             sent_before, start = self._normal_pages(), time.monotonic()
-            sender.round(packets)
+            sender.round(portions)
             sender.confirm()
             scan_start = time.monotonic()
             precopy.sent(self._normal_pages() - sent_before, scan_start - start)
@@ -162,7 +163,7 @@ class LiveDriver:
                         "faster method"
                     )
             self._slow_down(precopy.throttle_percent)
-            packets = self._packets(dirty)
+            portions = self._portions(dirty)
 
     def _look(self, before: Sequence[Ranges] = ()) -> list[Ranges]:
         """What was written since the last look, and what was dirty `before`."""
@@ -208,15 +209,15 @@ class LiveDriver:
     def _normal_pages(self) -> int:
         return sum(channel.normal_pages for channel in self._sender.stats.channels)
 
-    def _everything(self, used: Sequence[Ranges]) -> Iterator[Packet]:
-        yield from self._packets(used)
-        page_size, count = self._geometry.page_size, self._geometry.page_count
+    def _everything(self, used: Sequence[Ranges]) -> Iterator[Portion]:
+        yield from self._portions(used)
+        page_size, count = self._geometry.page_size, MOST_PACKETS * self._geometry.page_count
         for block, pages in zip(self._tracker.blocks, used, strict=True):
             untouched = _Untouched(block, page_size)
             for numbers in ranges.packets(ranges.complement(pages, block.used_length // page_size), count):
                 yield untouched, numbers * page_size
 
-    def _packets(self, dirty: Sequence[Ranges]) -> Iterator[Packet]:
+    def _portions(self, dirty: Sequence[Ranges]) -> Iterator[Portion]:
         for block, pages in zip(self._tracker.blocks, dirty, strict=True):
-            for numbers in ranges.packets(pages, self._geometry.page_count):
+            for numbers in ranges.packets(pages, MOST_PACKETS * self._geometry.page_count):
                 yield block, numbers * self._geometry.page_size

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -72,14 +71,14 @@ class SendPump:
         if hook is not None:
             s.hook, s.hook_state = ffi.cast("multifd_native_send", hook.function), ffi.cast("void *", hook.state)
 
-    def load(self, packet_num: int, idstr: str, extent: Extent, packets: Sequence[Offsets]) -> None:
+    def load(self, packet_num: int, idstr: str, extent: Extent, offsets: Offsets) -> None:
         """Take a batch; the one before must be done.
 
         Args:
-            packet_num: the first one's; the others' follow.
-            idstr: the name of the block that all are of, ASCII, at most 255 bytes.
+            packet_num: the first packet's; the others' follow.
+            idstr: the name of the block that all pages are of, ASCII, at most 255 bytes.
             extent: where it lies.
-            packets: 1 to `MOST_PACKETS` packets' offsets, int64, each 1 to `page_count` pages.
+            offsets: int64, of 1 to `MOST_PACKETS` packets: each has `page_count` pages, the last what is left.
         """
         ffi, s = self._ffi, self._s
         if (idstr, extent) not in self._blocks:
@@ -87,11 +86,13 @@ class SendPump:
             fill_block(block, name, 0, extent)
             self._blocks[idstr, extent] = block, name
         self._extent = extent
-        self._offsets = np.ascontiguousarray(packets[0] if len(packets) == 1 else np.concatenate(packets), np.int64)
-        self._counts[: len(packets)] = [len(offsets) for offsets in packets]
+        self._offsets, pages, full = np.ascontiguousarray(offsets, np.int64), len(offsets), s.page_count
+        packets = -(-pages // full)
+        self._counts[:packets] = full
+        self._counts[packets - 1] = pages - (packets - 1) * full
         self._told = 0
         s.block, s.offsets = self._blocks[idstr, extent][0], ffi.cast("int64_t *", address_of(self._offsets))
-        s.packets, s.packet_num, s.packet, s.first_page = len(packets), packet_num, 0, 0
+        s.packets, s.packet_num, s.packet, s.first_page = packets, packet_num, 0, 0
 
     def run(self, budget: int) -> Stop:
         """Send the batch on. `bytes`, `normal_pages`, `zero_pages` count this call.

@@ -153,7 +153,7 @@ def send(
 
     reader = threading.Thread(target=read)
     reader.start()
-    figures, main, fate, queue = ChannelStats(), _Main(), Fate(SENDER), Rounds(1)
+    figures, main, fate, queue = ChannelStats(), _Main(), Fate(SENDER), Rounds(1, geometry.page_count)
     session = SendSession(method, 0, geometry, idle, figures.counters)
     channel: Any = SendChannel(connection, session, main, queue, geometry, DIALECTS[dialect], figures, fate)  # type: ignore[arg-type]
     seen = Seen()
