@@ -662,9 +662,9 @@ class SharesOptions(Good):
         p.iov.append(bytes([self.options.key]) + encode(_keyed(bytes(page), self.last) for page in p.pages))
 
     def recv(self, p: RecvParams) -> None:
-        if not p.payload:
-            raise CodecError("empty")
-        decode(p.payload[1:], p.pages)
+        if len(p.payload) < 8:
+            raise CodecError("too short")
+        decode(p.payload[8:], p.pages)
         for page in p.pages:
             page[:] = _keyed(bytes(page), p.payload[0])
 
@@ -769,8 +769,8 @@ class DependsOnHashSeed(Good):
     """Says in the payload what its process's hashes made it do."""
 
     def send_prepare(self, p: SendParams) -> None:
-        key = _seeded("page") ^ _seeded("payload") ^ 1
-        p.iov.append(bytes([key]) + encode(_keyed(bytes(page), key) for page in p.pages))
+        seed = hash("page").to_bytes(8, "big", signed=True)  # so wide that two processes never have the same
+        p.iov.append(seed + encode(_keyed(bytes(page), seed[0]) for page in p.pages))
 
     def recv(self, p: RecvParams) -> None:
         if not p.payload:
