@@ -662,9 +662,9 @@ class SharesOptions(Good):
         p.iov.append(bytes([self.options.key]) + encode(_keyed(bytes(page), self.last) for page in p.pages))
 
     def recv(self, p: RecvParams) -> None:
-        if len(p.payload) < 8:
-            raise CodecError("too short")
-        decode(p.payload[8:], p.pages)
+        if not p.payload:
+            raise CodecError("empty")
+        decode(p.payload[1:], p.pages)
         for page in p.pages:
             page[:] = _keyed(bytes(page), p.payload[0])
 
@@ -773,9 +773,9 @@ class DependsOnHashSeed(Good):
         p.iov.append(seed + encode(_keyed(bytes(page), seed[0]) for page in p.pages))
 
     def recv(self, p: RecvParams) -> None:
-        if not p.payload:
-            raise CodecError("empty")
-        decode(p.payload[1:], p.pages)
+        if len(p.payload) < 8:
+            raise CodecError("too short")
+        decode(p.payload[8:], p.pages)
         for page in p.pages:
             page[:] = _keyed(bytes(page), p.payload[0])
 
