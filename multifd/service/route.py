@@ -7,6 +7,7 @@ between. Only `run` and what it calls run in the route's thread; everything else
 
 from __future__ import annotations
 
+import gc
 import logging
 import socket
 import threading
@@ -236,6 +237,11 @@ class Route:
             self._tell(Ended(self.name, migration, result))
             if result.status != "completed":
                 relay.turn_away_late()
+        # What is over refers to itself in circles, with its buffers: a service does not wait until somebody looks.
+        with self._lock:
+            self._relay = None
+        del relay
+        gc.collect()
         return True
 
     def _prepare(self) -> Relay:
