@@ -53,12 +53,12 @@ class Negotiation:
         setting: str = "methods",
     ) -> None:
         self._specs = {registry.parse_spec(spec)[0]: spec for spec in specs}
-        for spec in specs:
-            registry.load_method(spec)
-        self._channels, self._is_local = channels, is_local
-        self._unannounced, self._setting = unannounced, setting
         # Looked up once, before anybody connects: it takes milliseconds.
         self._entry_points = registry.entry_points()
+        for spec in specs:
+            registry.load_method(spec, self._entry_points)
+        self._channels, self._is_local = channels, is_local
+        self._unannounced, self._setting = unannounced, setting
         self._installed = {info.name: info for info in registry.describe(self._entry_points)}
         self._lock = threading.Lock()
         self._first: InitPacket | None = None
