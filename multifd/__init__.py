@@ -1,9 +1,9 @@
 """Move guest memory between hosts in pages, over many connections, by a method chosen by name.
 
-`send` and `receive` are the two ends of a migration on QEMU's own multifd wire. What is sent is an `Image` in a
-file, a `MemoryImage` in a buffer, or `Live` memory, an `Arena` that is written meanwhile. `Tls` says how connections
-are encrypted, `Access` who may connect; a `Canceller` cancels; `load_method` gives a method by name; a method of your
-own is a subclass of `multifd.method.MultifdMethods`.
+`send` and `receive` are the two ends of a migration on QEMU's own multifd wire, `relay` stands between two. What is
+sent is an `Image` in a file, a `MemoryImage` in a buffer, or `Live` memory, an `Arena` that is written meanwhile.
+`Tls` says how connections are encrypted, `Access` who may connect; a `Canceller` cancels; `load_method` gives a method
+by name; a method of your own is a subclass of `multifd.method.MultifdMethods`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from multifd._version import __version__
 
 if TYPE_CHECKING:
-    from multifd.api import Image, Live, MemoryImage, receive, send
+    from multifd.api import Image, Live, MemoryImage, receive, relay, send
     from multifd.engine.canceller import Canceller
     from multifd.live.arena import Arena
     from multifd.registry import load_method
@@ -32,6 +32,7 @@ __all__ = [
     "__version__",
     "load_method",
     "receive",
+    "relay",
     "send",
 ]
 
@@ -47,6 +48,7 @@ _HOMES = {
     "Tls": "multifd.transport.tls",
     "load_method": "multifd.registry",
     "receive": "multifd.api",
+    "relay": "multifd.api",
     "send": "multifd.api",
 }
 

@@ -22,7 +22,7 @@ from multifd.engine.sync import Rounds
 from multifd.errors import RamError
 from multifd.pages import Buffer, Geometry, Offsets
 from multifd.pump.extent import Extent
-from multifd.pump.library import PATIENCE_NS, Stop
+from multifd.pump.library import Stop
 from multifd.pump.sending import MOST_PACKETS, SendPump
 from multifd.ram.block import SourceBlock
 from multifd.stats import ChannelStats
@@ -30,6 +30,9 @@ from multifd.transport.connection import Connection
 from multifd.wire.dialect import Dialect
 from multifd.wire.packet import NO_OFFSETS, PacketEncoder
 from multifd.wire.writer import encode_zero_pages
+
+_SHARE_NS = 5_000_000
+"""What a batch of packets should take: a channel that has just taken one ends a round so much later than the others."""
 
 
 class SendChannel:
@@ -133,9 +136,9 @@ class SendChannel:
 
     def _adapt(self, took_ns: int) -> None:
         """Few packets at a time where they take long, so that channels end a round together."""
-        if took_ns > PATIENCE_NS:
+        if took_ns > _SHARE_NS:
             self._appetite = max(self._appetite // 2, 1)
-        elif took_ns < PATIENCE_NS // 2:
+        elif took_ns < _SHARE_NS // 2:
             self._appetite = min(self._appetite * 2, MOST_PACKETS)
 
     def _send(self, packet_num: int, block: SourceBlock, offsets: Offsets) -> None:
