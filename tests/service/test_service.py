@@ -88,16 +88,16 @@ def test_a_defect_ends_one_migration(serve, receiver, image, tmp_path, monkeypat
     """Whatever an engine raises, the route goes on, and it is counted."""
     from multifd.engine.relay import Relay
 
-    elect = Relay._elect
+    begin = Relay._begin
     broken = [True]
 
     def fail_once(self, main):
-        elect(self, main)
+        begin(self, main)
         if broken:
             broken.pop()
             raise RuntimeError("a defect")
 
-    monkeypatch.setattr(Relay, "_elect", fail_once)
+    monkeypatch.setattr(Relay, "_begin", fail_once)
     service = serve(route("a", f"unix:{tmp_path}/in", f"unix:{tmp_path}/out"))
     with pytest.raises(multifd.errors.MultifdError):
         multifd.send(image, service.uri("a"), timeout=20)
@@ -156,8 +156,8 @@ class TestWhatAFailedMigrationLeavesBehind:
     """A channel of it that comes late, and whose end cannot be seen: it is full of pages that nobody reads."""
 
     def test_a_late_channel_is_not_the_next_migrations(self, serve, destination, tmp_path, monkeypatch):
-        monkeypatch.setattr("multifd.engine.relay._LATE_S", DEADLINE_S)
-        monkeypatch.setattr("multifd.engine.relay._ALONE_S", 10 * DEADLINE_S)
+        monkeypatch.setattr("multifd.engine.relay_muster._LATE_S", DEADLINE_S)
+        monkeypatch.setattr("multifd.engine.relay_muster._ALONE_S", 10 * DEADLINE_S)
         service = serve(route("a", f"unix:{tmp_path}/in", destination.uri))
         first = Migration(service.uri("a"), destination, GUEST)
         late = first.connect(peer.init(1, uuid=GUEST)[:60])
@@ -177,7 +177,7 @@ class TestWhatAFailedMigrationLeavesBehind:
 
     def test_the_next_migration_may_be_the_same_guests(self, serve, destination, tmp_path, monkeypatch):
         """Its main comes first, and ends the time in which its channels would be turned away."""
-        monkeypatch.setattr("multifd.engine.relay._LATE_S", DEADLINE_S)
+        monkeypatch.setattr("multifd.engine.relay_muster._LATE_S", DEADLINE_S)
         service = serve(route("a", f"unix:{tmp_path}/in", destination.uri))
         first = Migration(service.uri("a"), destination, GUEST)
         for sock in destination.sockets:
@@ -189,7 +189,7 @@ class TestWhatAFailedMigrationLeavesBehind:
         first.break_off()
 
     def test_a_channel_without_a_main_is_not_kept(self, serve, destination, tmp_path, monkeypatch):
-        monkeypatch.setattr("multifd.engine.relay._ALONE_S", 0.1)
+        monkeypatch.setattr("multifd.engine.relay_muster._ALONE_S", 0.1)
         service = serve(route("a", f"unix:{tmp_path}/in", destination.uri))
         with socket.socket(socket.AF_UNIX) as alone:
             alone.settimeout(DEADLINE_S)
@@ -202,7 +202,7 @@ class TestWhatAFailedMigrationLeavesBehind:
         assert service.sample("multifd_strangers_total", route="a") == 1
 
     def test_a_drain_does_not_wait_for_late_channels(self, serve, destination, tmp_path, monkeypatch):
-        monkeypatch.setattr("multifd.engine.relay._LATE_S", 3600)
+        monkeypatch.setattr("multifd.engine.relay_muster._LATE_S", 3600)
         service = serve(route("a", f"unix:{tmp_path}/in", destination.uri))
         first = Migration(service.uri("a"), destination, GUEST)
         wait_for(lambda: service.state("a") == "active")
