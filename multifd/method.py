@@ -56,7 +56,7 @@ import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self, get_type_hints
+from typing import Any, ClassVar, Literal, Self, get_args, get_type_hints
 
 from multifd.errors import Aborted, CodecError, HookError, MethodUnavailable, MultifdError, OptionError
 from multifd.pages import PACKET_BYTES, Buffer, Geometry, Memory, Pages
@@ -152,8 +152,20 @@ def option(
     return field(default=default, metadata=metadata)
 
 
-def _allowed(info: dataclasses.Field[Any], kind: type) -> str:
+def _kind(hint: Any) -> tuple[type, tuple[str, ...]]:
+    """The type of a field, and the words that stand beside its numbers: ``int | Literal["auto"]``."""
+    kinds = [part for part in get_args(hint) if isinstance(part, type)]
+    words = tuple(word for part in get_args(hint) for word in get_args(part))
+    return (kinds[0], words) if kinds else (hint, ())
+
+
+def _allowed(info: dataclasses.Field[Any], hint: Any) -> str:
     """What a field accepts, in words."""
+    kind, words = _kind(hint)
+    return ", or ".join((_allowed_values(info, kind), *words))
+
+
+def _allowed_values(info: dataclasses.Field[Any], kind: type) -> str:
     choices, low, high = (info.metadata.get(k) for k in ("choices", "low", "high"))
     if choices:
         return "one of " + ", ".join(choices)
@@ -171,6 +183,7 @@ def _allowed(info: dataclasses.Field[Any], kind: type) -> str:
 class MethodOptions:
     """Base of a method's options: a frozen dataclass of `option` fields (bool, int, float, str).
 
+    A number may have words beside it: ``level: int | Literal["auto"] = option(1, ...)``.
     Building one checks every value and raises `OptionError`, so a method never sees a bad one.
     """
 
@@ -178,15 +191,17 @@ class MethodOptions:
     """Options that users will expect but this method cannot have, with the reason."""
 
     def __post_init__(self) -> None:
-        kinds = get_type_hints(type(self))
+        hints = get_type_hints(type(self))
         for info in dataclasses.fields(self):
-            value, kind = getattr(self, info.name), kinds[info.name]
+            value, (kind, words) = getattr(self, info.name), _kind(hints[info.name])
+            if type(value) is str and value in words:
+                continue
             choices, low, high = (info.metadata.get(k) for k in ("choices", "low", "high"))
             good = type(value) is kind or (kind is float and type(value) is int)
             good = good and (choices is None or value in choices)
             good = good and (low is None or value >= low) and (high is None or value <= high)
             if not good:
-                raise OptionError(info.name, value, "expected " + _allowed(info, kind))
+                raise OptionError(info.name, value, "expected " + _allowed(info, hints[info.name]))
 
     @classmethod
     def parse(cls, texts: Mapping[str, str]) -> Self:
@@ -195,7 +210,7 @@ class MethodOptions:
         Raises:
             OptionError: unknown name, or a text that its field does not allow.
         """
-        kinds = get_type_hints(cls)
+        hints = get_type_hints(cls)
         infos = {info.name: info for info in dataclasses.fields(cls)}
         values: dict[str, Any] = {}
         for name, text in texts.items():
@@ -204,29 +219,32 @@ class MethodOptions:
             if name not in infos:
                 known = ", ".join(infos) or "it has none"
                 raise OptionError(name, text, f"no such option (options: {known})")
-            kind = kinds[name]
+            kind, words = _kind(hints[name])
             try:
-                if kind is bool:
+                if text in words:
+                    values[name] = text
+                elif kind is bool:
                     values[name] = {"on": True, "off": False}[text]
                 else:
                     values[name] = kind(text)
             except (ValueError, KeyError):
-                raise OptionError(name, text, "expected " + _allowed(infos[name], kind)) from None
+                raise OptionError(name, text, "expected " + _allowed(infos[name], hints[name])) from None
         return cls(**values)
 
     @classmethod
     def describe(cls) -> list[dict[str, Any]]:
-        """One dict for each option: name, type, default, allowed (words), low, high, choices, help."""
-        kinds = get_type_hints(cls)
+        """One dict for each option: name, type, default, allowed (in words), low, high, choices, words, help."""
+        hints = get_type_hints(cls)
         return [
             {
                 "name": info.name,
-                "type": kinds[info.name].__name__,
+                "type": _kind(hints[info.name])[0].__name__,
                 "default": info.default,
-                "allowed": _allowed(info, kinds[info.name]),
+                "allowed": _allowed(info, hints[info.name]),
                 "low": info.metadata.get("low"),
                 "high": info.metadata.get("high"),
                 "choices": info.metadata.get("choices"),
+                "words": _kind(hints[info.name])[1],
                 "help": info.metadata.get("help", ""),
             }
             for info in dataclasses.fields(cls)
@@ -325,7 +343,8 @@ class MultifdMethods(ABC):
     other share one. None: a private payload format, found by name only."""
     wire_version: ClassVar[int] = 1
     """Version of the private payload format, 0..255; both ends must agree."""
-    capabilities: ClassVar[Capabilities] = Capabilities()
+    capabilities: Capabilities = Capabilities()
+    """The class's for its default options; an instance whose options allow less sets its own when it is built."""
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     """Its options: ``zstd:level=3`` on the command line. Each end has its own: the receiver builds the method that the
     sender names with what its own command line says, or with the defaults."""

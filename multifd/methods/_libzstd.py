@@ -7,7 +7,7 @@ cffi calls release the GIL. The public API has no way to give an endless frame a
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -81,39 +81,53 @@ class Compressor:
     such history is slower (level 1: 7 % of the time to encode; two cores of an EPYC, zstd 1.5.7, real bytes).
 
     Args:
-        level: zstd's.
+        highest: zstd's level that asks for the most history of those that will be asked for.
         window_log: the most history, as a power of two.
         packet_bytes: the most input of one `compress`.
     """
 
-    def __init__(self, level: int, window_log: int, packet_bytes: int) -> None:
+    def __init__(self, highest: int, window_log: int, packet_bytes: int) -> None:
         self._context = c = _Context("ZSTD_createCCtx", "ZSTD_freeCCtx")
-        parameters = c.ffi.new("ZSTD_parameters *")  # no size, no checksum
-        parameters.cParams = c.lib.ZSTD_getCParams(level, 0, 0)  # size and dictionary: unknown, none
-        if parameters.cParams.windowLog > window_log:
-            parameters.cParams.windowLog = window_log
-            parameters.cParams = c.lib.ZSTD_adjustCParams(parameters.cParams, 0, 0)
-        parameters.fParams.noDictIDFlag = 1
-        self._check(c.lib.ZSTD_compressBegin_advanced(c.pointer, c.ffi.NULL, 0, parameters[0], _UNKNOWN_SIZE))
-        # Three packets beside the window: with fewer the slow match finder has more to do, with more than that the
-        # processor's cache has (measured: 1, 2, 4, 8 MiB at level 1, of which 2 to 4 are best).
-        self._ring = c.ffi.new("uint8_t[]", (1 << parameters.cParams.windowLog) + 3 * packet_bytes)
-        self._ring_array = np.frombuffer(c.ffi.buffer(self._ring), np.uint8)
-        self._at = c.ffi.new("uint64_t *")
+        self._window_log, self._packet_bytes = window_log, packet_bytes
+        self._ring = c.ffi.new("uint8_t[]", self._room(self._parameters(highest)))
+        self._ring_view = memoryview(c.ffi.buffer(self._ring))
+        self._ring_array = np.frombuffer(self._ring_view, np.uint8)
+        self._ring_bytes, self._at = c.ffi.new("uint64_t *"), c.ffi.new("uint64_t *")
         # ZSTD_compressBound, zstd.h: input + input / 256, and 64 bytes for small inputs
         self._out = c.ffi.new("uint8_t[]", packet_bytes + packet_bytes // 256 + 1024)
         self._out_view = memoryview(c.ffi.buffer(self._out))
+
+    def open(self, level: int) -> None:
+        """Begin a frame at a level; one that is open is forgotten."""
+        c, parameters = self._context, self._parameters(level)
+        self._check(c.lib.ZSTD_compressBegin_advanced(c.pointer, c.ffi.NULL, 0, parameters[0], _UNKNOWN_SIZE))
+        self._ring_bytes[0], self._at[0] = self._room(parameters), 0
+
+    def _parameters(self, level: int) -> Any:
+        c = self._context
+        parameters = c.ffi.new("ZSTD_parameters *")  # no size, no checksum
+        parameters.cParams = c.lib.ZSTD_getCParams(level, 0, 0)  # size and dictionary: unknown, none
+        if parameters.cParams.windowLog > self._window_log:
+            parameters.cParams.windowLog = self._window_log
+            parameters.cParams = c.lib.ZSTD_adjustCParams(parameters.cParams, 0, 0)
+        parameters.fParams.noDictIDFlag = 1
+        return parameters
+
+    def _room(self, parameters: Any) -> int:
+        # Three packets beside the window: with fewer the slow match finder has more to do, with more than that the
+        # processor's cache has (measured: 1, 2, 4, 8 MiB at level 1, of which 2 to 4 are best).
+        return int(1 << parameters.cParams.windowLog) + 3 * self._packet_bytes
 
     def _check(self, code: int) -> int:
         if message := self._context.error(code):
             raise ValueError(f"libzstd: {message}")
         return code
 
-    def compress(self, runs: Sequence[memoryview]) -> memoryview:
-        """The pages' bytes in whole blocks; the result is valid until the next call."""
+    def compress(self, runs: Sequence[memoryview]) -> list[Buffer]:
+        """The pages' bytes in whole blocks, in buffers that are valid until the next call."""
         c, at, ring = self._context, self._at, self._ring_array
         nbytes = sum(map(len, runs))
-        if nbytes > len(ring) - at[0]:
+        if nbytes > self._ring_bytes[0] - at[0]:
             at[0] = 0
         start = end = at[0]
         for run in runs:
@@ -121,15 +135,29 @@ class Compressor:
             np.copyto(ring[end - len(run) : end], np.frombuffer(run, np.uint8))  # without the GIL
         at[0] = end
         made = c.lib.ZSTD_compressContinue(c.pointer, self._out, len(self._out), self._ring + start, nbytes)
-        return self._out_view[: self._check(made)]
+        return [self._out_view[: self._check(made)]]
 
     def native_hook(self, page_size: int) -> NativeHook | None:
         """`compress` in native code, on the same frame; None if that was not built."""
+        return _native_zstd.send_hook(self._native_frame(page_size), library_message=self._context.error)
+
+    def adaptive_hook(self, page_size: int, settle: Callable[[memoryview], None]) -> tuple[NativeHook, Any] | None:
+        """``multifd_zstd_adapt`` on the same frames and its state; None if that was not built.
+
+        Args:
+            page_size: bytes.
+            settle: called after each call of the pump with the ring.
+        """
+        return _native_zstd.adaptive_hook(
+            self._native_frame(page_size), library_message=self._context.error, settle=lambda: settle(self._ring_view)
+        )
+
+    def _native_frame(self, page_size: int) -> _native_zstd.Frame:
         c = self._context
-        return _native_zstd.send_hook(
+        return _native_zstd.Frame(
             function=c.function("ZSTD_compressContinue"), is_error=c.function("ZSTD_isError"),
-            context=c.address(c.pointer), ring=c.address(self._ring), ring_bytes=len(self._ring),
-            at=c.address(self._at), page_size=page_size, library_message=c.error, keep=self,
+            context=c.address(c.pointer), ring=c.address(self._ring), ring_bytes=c.address(self._ring_bytes),
+            at=c.address(self._at), page_size=page_size, keep=self,
         )  # fmt: skip
 
 

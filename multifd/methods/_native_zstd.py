@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from multifd.method import CodecError, NativeHook
@@ -25,41 +26,67 @@ def undecodable(message: str) -> CodecError:
     return CodecError(f"zstd payload: {message}")
 
 
-def send_hook(
-    *,
-    function: int,
-    is_error: int,
-    context: int,
-    ring: int,
-    ring_bytes: int,
-    at: int,
-    page_size: int,
-    library_message: Callable[[int], str],
-    keep: object,
-) -> NativeHook | None:
-    """``multifd_zstd_send`` on a context that Python compresses with, too; None if it was not built.
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A context that Python compresses with, too, and its ring; addresses, as in ``zstd_sender`` (multifd/pump/zstd.h).
 
     Args:
-        function, is_error, context, ring, at: addresses, as in ``zstd_sender`` (multifd/pump/zstd.h).
-        ring_bytes: of the ring.
+        function, is_error, context, ring, ring_bytes, at: addresses.
         page_size: bytes.
-        library_message: libzstd's words for its code.
         keep: what holds all of that.
+    """
+
+    function: int
+    is_error: int
+    context: int
+    ring: int
+    ring_bytes: int
+    at: int
+    page_size: int
+    keep: object
+
+
+def send_hook(frame: Frame, *, library_message: Callable[[int], str]) -> NativeHook | None:
+    """``multifd_zstd_send``; None if it was not built.
+
+    Args:
+        frame: kept.
+        library_message: libzstd's words for its code.
     """
     module = _module()
     if module is None:
         return None
     ffi, lib = module.ffi, module.lib
     state = ffi.new("zstd_sender *")
-    state.compress = ffi.cast("size_t(*)(void *, void *, size_t, const void *, size_t)", function)
-    state.is_error = ffi.cast("unsigned(*)(size_t)", is_error)
-    state.context, state.ring, state.ring_bytes = ffi.cast("void *", context), ffi.cast("uint8_t *", ring), ring_bytes
-    state.at, state.page_size = ffi.cast("uint64_t *", at), page_size
+    _fill(ffi, state, frame)
+    return _hook(ffi, ffi.addressof(lib, "multifd_zstd_send"), state, _compressing_error(lib, library_message), frame)
 
-    def explain(result: int) -> Exception:
-        return ValueError(f"libzstd: {library_message(_library_code(lib, result))}")
 
-    return _hook(ffi, ffi.addressof(lib, "multifd_zstd_send"), state, explain, keep)
+def adaptive_hook(
+    frame: Frame, *, library_message: Callable[[int], str], settle: Callable[[], None]
+) -> tuple[NativeHook, Any] | None:
+    """``multifd_zstd_adapt`` and its ``zstd_adaptive``; None if it was not built. Arguments as `send_hook`."""
+    module = _module()
+    if module is None:
+        return None
+    ffi, lib = module.ffi, module.lib
+    state = ffi.new("zstd_adaptive *")
+    _fill(ffi, state.frame, frame)
+    explain = _compressing_error(lib, library_message)
+    hook = _hook(ffi, ffi.addressof(lib, "multifd_zstd_adapt"), state, explain, frame)
+    return replace(hook, settle=settle), state
+
+
+def _fill(ffi: Any, state: Any, frame: Frame) -> None:
+    state.compress = ffi.cast("size_t(*)(void *, void *, size_t, const void *, size_t)", frame.function)
+    state.is_error = ffi.cast("unsigned(*)(size_t)", frame.is_error)
+    state.context, state.ring = ffi.cast("void *", frame.context), ffi.cast("uint8_t *", frame.ring)
+    state.ring_bytes, state.at = ffi.cast("uint64_t *", frame.ring_bytes), ffi.cast("uint64_t *", frame.at)
+    state.page_size = frame.page_size
+
+
+def _compressing_error(lib: Any, library_message: Callable[[int], str]) -> Callable[[int], Exception]:
+    return lambda result: ValueError(f"libzstd: {library_message(_library_code(lib, result))}")
 
 
 def recv_hook(
@@ -71,7 +98,14 @@ def recv_hook(
     library_message: Callable[[int], str],
     keep: object,
 ) -> NativeHook | None:
-    """``multifd_zstd_recv`` on a context that Python decompresses with, too; arguments as `send_hook`."""
+    """``multifd_zstd_recv`` on a context that Python decompresses with, too; None if it was not built.
+
+    Args:
+        function, is_error, context: addresses, as in ``zstd_receiver`` (multifd/pump/zstd.h).
+        page_size: bytes.
+        library_message: libzstd's words for its code.
+        keep: what holds all of that.
+    """
     module = _module()
     if module is None:
         return None
@@ -97,7 +131,7 @@ def _module() -> Any:
         module: Any = importlib.import_module("multifd._pump")
     except ImportError:
         return None
-    return module if hasattr(module.lib, "multifd_zstd_recv") else None
+    return module if hasattr(module.lib, "multifd_zstd_adapt") else None
 
 
 def _library_code(lib: Any, result: int) -> int:

@@ -11,27 +11,34 @@ from typing import IO, cast
 
 import zstandard
 
-from multifd.method import PACKET_BYTES, CodecError
+from multifd.method import PACKET_BYTES, Buffer, CodecError
 
 
 class Compressor:
     """An endless frame; arguments as `multifd.methods._libzstd.Compressor`."""
 
-    def __init__(self, level: int, window_log: int, packet_bytes: int) -> None:
-        limit = {"window_log": window_log} if level >= 20 else {}
+    def __init__(self, highest: int, window_log: int, packet_bytes: int) -> None:
+        self._window_log = window_log
+
+    def open(self, level: int) -> None:
+        """Begin a frame at a level; one that is open is forgotten."""
+        limit = {"window_log": self._window_log} if level >= 20 else {}
         parameters = zstandard.ZstdCompressionParameters.from_level(
             level, write_content_size=False, write_checksum=False, **limit
         )
         self._frame = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
 
-    def compress(self, runs: Sequence[memoryview]) -> bytes:
+    def compress(self, runs: Sequence[memoryview]) -> list[Buffer]:
         """The pages' bytes and a block flush."""
-        pieces = [self._frame.compress(run) for run in runs]
+        pieces: list[Buffer] = [self._frame.compress(run) for run in runs]
         pieces.append(self._frame.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
-        return b"".join(pieces)
+        return pieces
 
     def native_hook(self, page_size: int) -> None:
         """There is none: the public API has no functions to call from native code."""
+
+    def adaptive_hook(self, page_size: int, settle: object) -> None:
+        """There is none."""
 
 
 class _Filler:

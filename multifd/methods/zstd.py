@@ -6,8 +6,8 @@ also takes complete frames in a packet, and so do we.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 from multifd.method import (
     Availability,
@@ -28,7 +28,13 @@ WINDOW_LOG = 25
 class ZstdOptions(MethodOptions):
     """Options of zstd."""
 
-    level: int = option(1, "-7 is fastest, 22 is smallest, 0 is zstd's default (multifd-zstd-level)", low=-7, high=22)
+    level: int | Literal["auto"] = option(
+        1,
+        "-7 is fastest, 22 is smallest, 0 is zstd's default (multifd-zstd-level); "
+        "auto: each channel follows the link, the processors and its pages",
+        low=-7,
+        high=22,
+    )
     engine: str = option(
         "auto",
         "libzstd: into preallocated buffers, through the zstandard package's cffi module; "
@@ -47,6 +53,11 @@ class ZstdMethod(MultifdMethods):
     Options = ZstdOptions
     options: ZstdOptions
 
+    def __init__(self, options: MethodOptions | None = None) -> None:
+        super().__init__(options)
+        if self.options.level == "auto":
+            self.capabilities = replace(self.capabilities, deterministic=False)
+
     @classmethod
     def availability(cls, options: MethodOptions) -> Availability:
         """Which way to libzstd there is."""
@@ -59,16 +70,23 @@ class ZstdMethod(MultifdMethods):
         return Availability(True, "libzstd")
 
     def send_setup(self, p: SendParams) -> None:
-        """One frame for the channel's whole life."""
+        """One frame for the channel's whole life, or for as long as its level rests."""
         if self.availability(self.options).engine == "libzstd":
             from multifd.methods._libzstd import Compressor
         else:
             from multifd.methods._zstandard import Compressor  # type: ignore[assignment]
-        p.state = Compressor(self.options.level, WINDOW_LOG, p.geometry.page_size * p.geometry.page_count)
+        level, packet_bytes = self.options.level, p.geometry.page_size * p.geometry.page_count
+        if level == "auto":
+            from multifd.methods._adaptive_zstd import TOP, Adaptive
+
+            p.state = Adaptive(Compressor(TOP, WINDOW_LOG, packet_bytes), p.counters)
+        else:
+            p.state = Compressor(level, WINDOW_LOG, packet_bytes)
+            p.state.open(level)
 
     def send_prepare(self, p: SendParams) -> None:
         """All pages, in whole blocks, from a private copy: libzstd looks back into it."""
-        p.iov.append(p.state.compress(p.pages.runs()))
+        p.iov.extend(p.state.compress(p.pages.runs()))
 
     def native_send(self, p: SendParams) -> NativeHook | None:
         """The same on the same frame, with libzstd and what was compiled at installation."""

@@ -133,9 +133,25 @@ typedef struct {
     unsigned (*is_error)(size_t);
     void *context;
     uint8_t *ring;
-    uint64_t ring_bytes, *at;
+    uint64_t *ring_bytes, *at;
     uint32_t page_size;
 } zstd_sender;
+
+#define ZSTD_CHANGING ...
+#define ZSTD_FRAME ...
+#define ZSTD_RAW ...
+
+typedef struct {
+    int64_t left_ns, left_cpu_ns, hook_ns, hook_cpu_ns, gap_ns, gap_cpu_ns;
+    uint64_t packets, page_bytes, payload_bytes;
+} zstd_meter;
+
+typedef struct {
+    zstd_sender frame;
+    zstd_meter meter;
+    uint8_t stage, is_changing;
+    uint32_t sample_bytes;
+} zstd_adaptive;
 
 typedef struct {
     size_t (*decompress)(void *, zstd_out *, zstd_in *);
@@ -146,6 +162,7 @@ typedef struct {
 } zstd_receiver;
 
 int64_t multifd_zstd_send(void *, const uint8_t *const *, uint32_t, uint8_t *, uint64_t);
+int64_t multifd_zstd_adapt(void *, const uint8_t *const *, uint32_t, uint8_t *, uint64_t);
 int64_t multifd_zstd_recv(void *, const uint8_t *, uint64_t, uint8_t *const *, uint32_t);
 """)
 

@@ -1,7 +1,9 @@
 /* zstd's hooks: pages into the channel's endless frame, and out of it. */
+#define _GNU_SOURCE
 #include "zstd.h"
 
 #include <string.h>
+#include <time.h>
 
 #include "native.h"
 
@@ -24,9 +26,9 @@ int64_t multifd_zstd_send(void *state, const uint8_t *const *pages, uint32_t cou
 {
     zstd_sender *s = state;
     size_t bytes = (size_t)count * s->page_size;
-    if (bytes > s->ring_bytes)
+    if (bytes > *s->ring_bytes)
         return MULTIFD_NATIVE_DECLINED;
-    if (bytes > s->ring_bytes - *s->at)
+    if (bytes > *s->ring_bytes - *s->at)
         *s->at = 0;
     uint8_t *start = s->ring + *s->at, *to = start;
     for (uint32_t i = 0; i < count;) {
@@ -38,6 +40,79 @@ int64_t multifd_zstd_send(void *state, const uint8_t *const *pages, uint32_t cou
     *s->at += bytes;
     size_t made = s->compress(s->context, out, (size_t)capacity, start, bytes);
     return s->is_error(made) ? library_error(made) : (int64_t)made;
+}
+
+static int64_t now_ns(clockid_t clock)
+{
+    struct timespec t;
+    clock_gettime(clock, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/* RFC 8878: magic, a descriptor that promises nothing, a window of 128 KiB; and of a block's three bytes, the bit of the
+ * last. Type 0 is raw. */
+static const uint8_t raw_header[] = {0x28, 0xb5, 0x2f, 0xfd, 0x00, 0x38};
+static const uint8_t end_block[] = {1, 0, 0};
+enum { MOST_BLOCK = 128 * 1024 };
+
+static void put_block_header(uint8_t *at, size_t bytes, int is_last)
+{
+    at[0] = (uint8_t)(bytes << 3 | (unsigned)is_last), at[1] = (uint8_t)(bytes >> 5), at[2] = (uint8_t)(bytes >> 13);
+}
+
+/* A frame of the pages as they are: neighbours that fit share a block. */
+static int64_t raw_frame(zstd_adaptive *s, const uint8_t *const *pages, uint32_t count, uint8_t *out, uint64_t capacity)
+{
+    uint32_t page_size = s->frame.page_size, in_block = MOST_BLOCK / page_size;
+    uint64_t blocks = (count + in_block - 1) / in_block;
+    if (sizeof raw_header + blocks * sizeof end_block + (uint64_t)count * page_size > capacity)
+        return MULTIFD_NATIVE_DECLINED;
+    uint8_t *to = out;
+    memcpy(to, raw_header, sizeof raw_header);
+    to += sizeof raw_header;
+    for (uint32_t i = 0; i < count; i++) {
+        if (i % in_block == 0) {
+            uint32_t here = count - i < in_block ? count - i : in_block;
+            put_block_header(to, (size_t)here * page_size, i + here == count);
+            to += sizeof end_block;
+        }
+        memcpy(to, pages[i], page_size);
+        to += page_size;
+    }
+    for (uint32_t i = 0; i < count && (uint64_t)(i + 1) * page_size <= s->sample_bytes; i++)
+        memcpy(s->frame.ring + (size_t)i * page_size, pages[i], page_size);
+    return to - out;
+}
+
+int64_t multifd_zstd_adapt(void *state, const uint8_t *const *pages, uint32_t count, uint8_t *out, uint64_t capacity)
+{
+    zstd_adaptive *s = state;
+    zstd_meter *m = &s->meter;
+    if (s->stage == ZSTD_CHANGING || capacity < sizeof end_block)
+        return MULTIFD_NATIVE_DECLINED;
+    int64_t start = now_ns(CLOCK_MONOTONIC), start_cpu = now_ns(CLOCK_THREAD_CPUTIME_ID);
+    int64_t made = s->stage == ZSTD_RAW
+                       ? raw_frame(s, pages, count, out, capacity)
+                       : multifd_zstd_send(&s->frame, pages, count, out, capacity - sizeof end_block);
+    if (made < 0)
+        return made;
+    if (s->stage == ZSTD_FRAME && s->is_changing) {
+        memcpy(out + made, end_block, sizeof end_block);
+        made += (int64_t)sizeof end_block;
+        s->stage = ZSTD_CHANGING;
+    }
+    int64_t end = now_ns(CLOCK_MONOTONIC), end_cpu = now_ns(CLOCK_THREAD_CPUTIME_ID);
+    if (m->left_ns) {
+        m->gap_ns += start - m->left_ns;
+        m->gap_cpu_ns += start_cpu - m->left_cpu_ns;
+    }
+    m->hook_ns += end - start;
+    m->hook_cpu_ns += end_cpu - start_cpu;
+    m->left_ns = end, m->left_cpu_ns = end_cpu;
+    m->packets++;
+    m->page_bytes += (uint64_t)count * s->frame.page_size;
+    m->payload_bytes += (uint64_t)made;
+    return made;
 }
 
 int64_t multifd_zstd_recv(void *state, const uint8_t *payload, uint64_t length, uint8_t *const *pages, uint32_t count)

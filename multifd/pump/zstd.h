@@ -32,10 +32,32 @@ typedef struct {
     size_t (*compress)(void *context, void *out, size_t capacity, const void *pages, size_t bytes);
     unsigned (*is_error)(size_t code);
     void *context;
-    uint8_t *ring; /* of `ring_bytes`: what the channel sent last, private; at `*at` the next packet goes in */
-    uint64_t ring_bytes, *at;
+    uint8_t *ring; /* of `*ring_bytes`: what the channel sent last, private; at `*at` the next packet goes in */
+    uint64_t *ring_bytes, *at;
     uint32_t page_size;
 } zstd_sender;
+
+/* What the packets of one level took, until `settle` takes it: nanoseconds and bytes. */
+typedef struct {
+    int64_t left_ns, left_cpu_ns; /* when the last hook returned, by the clock and of the thread; 0: none has */
+    int64_t hook_ns, hook_cpu_ns, gap_ns, gap_cpu_ns;
+    uint64_t packets, page_bytes, payload_bytes;
+} zstd_meter;
+
+enum {
+    ZSTD_CHANGING, /* the Python hook opens what comes next: every packet is declined */
+    ZSTD_FRAME,    /* in an endless frame */
+    ZSTD_RAW       /* each packet is a frame of its own, of blocks that are not compressed */
+};
+
+/* A channel whose level is chosen while it goes: between calls of the pump, by multifd/methods/_adaptive_zstd.py. */
+typedef struct {
+    zstd_sender frame;
+    zstd_meter meter;
+    uint8_t stage;       /* one of the above */
+    uint8_t is_changing; /* the next packet ends the frame: it may end only inside of one */
+    uint32_t sample_bytes; /* of the next raw packet's first pages, which are kept in the ring */
+} zstd_adaptive;
 
 typedef struct {
     size_t (*decompress)(void *context, zstd_out *out, zstd_in *in);
@@ -46,6 +68,7 @@ typedef struct {
 } zstd_receiver;
 
 int64_t multifd_zstd_send(void *state, const uint8_t *const *pages, uint32_t count, uint8_t *out, uint64_t capacity);
+int64_t multifd_zstd_adapt(void *state, const uint8_t *const *pages, uint32_t count, uint8_t *out, uint64_t capacity);
 int64_t multifd_zstd_recv(void *state, const uint8_t *payload, uint64_t length, uint8_t *const *pages, uint32_t count);
 
 #endif

@@ -59,7 +59,19 @@ def _zlib_decoder() -> Callable[[bytes], bytes]:
 def _zstd_decoder() -> Callable[[bytes], bytes]:
     import zstandard
 
-    return zstandard.ZstdDecompressor().decompressobj().decompress
+    frame = zstandard.ZstdDecompressor().decompressobj()
+
+    def decode(payload: bytes) -> bytes:
+        nonlocal frame
+        pages = b""
+        while payload:
+            if frame.eof:
+                frame = zstandard.ZstdDecompressor().decompressobj()
+            pages += frame.decompress(payload)
+            payload = frame.unused_data if frame.eof else b""
+        return pages
+
+    return decode
 
 
 def _qpl_decoder() -> Callable[[bytes], bytes]:

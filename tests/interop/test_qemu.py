@@ -5,11 +5,16 @@
 
 from __future__ import annotations
 
+import itertools
 import mmap
+from collections.abc import Sequence
 
 import pytest
 
 import multifd
+from multifd.methods import _adaptive_zstd
+from multifd.methods.adapt import Rung, Spent
+from multifd.pump import library
 
 MIB = 8
 
@@ -39,6 +44,42 @@ def test_multifd_to_qemu(qemu, image, tmp_path, method):
     result = multifd.send(image, uri, method, channels=2, dialect=dialect)
     assert result.status == "completed"
     assert machine.ram() == image
+
+
+class Restless:
+    """A policy that goes up its ladder and down again, however little was spent."""
+
+    wants_look = True
+
+    def __init__(self, ladder: Sequence[Rung], start: int) -> None:
+        self._places = itertools.cycle([*range(len(ladder)), *reversed(range(len(ladder)))])
+        self.place = start
+
+    def note(self, spent: Spent) -> None:
+        self.place = next(self._places)
+
+    def look(self, *figures: float) -> None:
+        pass
+
+
+@pytest.mark.parametrize("release", ["system", "newer"])
+@pytest.mark.parametrize("path", ["native", "libzstd", "zstandard"])
+def test_every_level_in_one_migration_to_qemu(qemu, image, tmp_path, monkeypatch, release, path):
+    """A stock destination takes frames that end in the packet of their last page, and frames of raw blocks."""
+    monkeypatch.setattr(_adaptive_zstd, "Policy", Restless)
+    monkeypatch.setattr(_adaptive_zstd, "TOLD_S", 0.0)
+    if path != "native":
+        monkeypatch.setattr(library, "unavailable_reason", lambda: "not wanted")
+    machine = qemu("destination", MIB, release, machine="none", is_incoming=True)
+    machine.multifd("zstd", 2)
+    uri = machine.listen(f"unix:{tmp_path}/in")
+    dialect = "7.2" if machine.release.version <= (8, 0) else "9.0"
+    method = f"zstd:level=auto,engine={'zstandard' if path == 'zstandard' else 'libzstd'}"
+    result = multifd.send(image, uri, method, channels=2, dialect=dialect)
+    assert result.status == "completed"
+    assert machine.ram() == image
+    assert result.method_stats["zstd.changes"] > 4
+    assert result.method_stats["zstd.raw_packets"]
 
 
 @pytest.mark.parametrize("method", ["none", "zstd"])

@@ -2,4 +2,4 @@
 
 from multifd.testing.suite import *  # noqa: F403
 
-METHODS = ["none", "zlib", "zlib:engine=zlib", "zstd", "zstd:engine=zstandard"]
+METHODS = ["none", "zlib", "zlib:engine=zlib", "zstd", "zstd:engine=zstandard", "zstd:level=auto"]

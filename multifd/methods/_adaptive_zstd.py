@@ -1,0 +1,233 @@
+"""``zstd:level=auto``: a channel whose level a `Policy` chooses while it goes.
+
+The wire's rule, measured on QEMU 7.2.22 and 10.0.2: a frame may end only inside the packet that carries its last page.
+One that is ended at the start of the next, or left for a new one, hangs the destination. So while a level rests its
+frame is endless, as with a fixed level; a packet that is the level's last is followed, in its payload, by an empty last
+block. Pages as they are go as a frame of raw blocks, whole in each packet.
+
+The hook in native code (multifd/pump/zstd.c) does what rests; every change goes through the hook in Python.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from multifd.method import Buffer, NativeHook
+from multifd.methods.adapt import Policy, Rung, Spent
+
+LADDER = (
+    Rung(None, 0.10e-9, 0.0),
+    Rung(-20, 1.25e-9, 0.310),
+    Rung(-7, 1.8e-9, 0.437),
+    Rung(-3, 2.45e-9, 0.526),
+    Rung(-1, 2.65e-9, 0.586),
+    Rung(1, 3.0e-9, 0.635),
+    Rung(2, 4.7e-9, 0.668),
+    Rung(3, 5.5e-9, 0.687),
+    Rung(5, 9.5e-9, 0.699),
+    Rung(6, 13.5e-9, 0.707),
+    Rung(7, 17.5e-9, 0.710),
+    Rung(9, 22e-9, 0.720),
+    Rung(10, 31e-9, 0.721),
+    Rung(12, 56e-9, 0.722),
+)
+"""zstd 1.5.7 on 32 MiB of programs and documents, two cores of an EPYC, seconds of a processor. The levels between took
+as long as one beside them, or gained nothing."""
+START = next(place for place, rung in enumerate(LADDER) if rung.level == 1)
+TOP = max(rung.level for rung in LADDER if rung.level is not None)
+END_BLOCK = b"\x01\x00\x00"
+"""RFC 8878: the last block of a frame, raw, of no bytes."""
+RAW_HEADER = b"\x28\xb5\x2f\xfd\x00\x38"
+"""RFC 8878: magic, a descriptor that promises nothing, a window of 128 KiB, as large as a block may be."""
+MOST_BLOCK = 128 * 1024
+SAMPLE_BYTES = 64 * 1024
+"""Of a raw packet's pages, for a look."""
+TOLD_S = 1e-3
+"""Seconds that the policy is told of at once, at least: more often would cost more than it could gain."""
+CHANGING, FRAME, RAW = range(3)
+"""Stages; zstd.h has the same."""
+
+
+class Encoder(Protocol):
+    """An engine."""
+
+    def open(self, level: int) -> None:
+        """Begin a frame; one that is open is forgotten."""
+        ...
+
+    def compress(self, runs: Sequence[memoryview]) -> list[Buffer]:
+        """All bytes of a packet's pages in whole blocks, in buffers that are valid until the next call."""
+        ...
+
+    def adaptive_hook(self, page_size: int, settle: Callable[[memoryview], None]) -> tuple[NativeHook, Any] | None:
+        """A hook in native code, and its ``zstd_adaptive``; None if there is none."""
+        ...
+
+
+@dataclass(slots=True)
+class _Meter:
+    """``zstd_meter``, where there is no native code."""
+
+    left_ns: int = 0
+    left_cpu_ns: int = 0
+    hook_ns: int = 0
+    hook_cpu_ns: int = 0
+    gap_ns: int = 0
+    gap_cpu_ns: int = 0
+    packets: int = 0
+    page_bytes: int = 0
+    payload_bytes: int = 0
+
+
+@dataclass(slots=True)
+class _Shared:
+    """``zstd_adaptive``, where there is no native code."""
+
+    stage: int = CHANGING
+    is_changing: int = 0
+    sample_bytes: int = 0
+    meter: _Meter = field(default_factory=_Meter)
+
+
+def raw_frame(runs: Sequence[memoryview]) -> list[Buffer]:
+    """A frame of the bytes as they are; the views go into it."""
+    pieces = [run[at : at + MOST_BLOCK] for run in runs for at in range(0, len(run), MOST_BLOCK)]
+    frame: list[Buffer] = [RAW_HEADER]
+    for number, piece in enumerate(pieces, 1):
+        frame += ((len(piece) << 3 | (number == len(pieces))).to_bytes(3, "little"), piece)
+    return frame
+
+
+class Adaptive:
+    """One channel's frames.
+
+    Args:
+        encoder: not open yet.
+        counters: the channel's.
+    """
+
+    def __init__(self, encoder: Encoder, counters: dict[str, int]) -> None:
+        self._encoder, self._counters = encoder, counters
+        self._policy = Policy(LADDER, START)
+        self._place = START
+        self._shared: Any = _Shared()
+        self._spent, self._hook_ns, self._gap_ns = Spent(), 0, 0
+        names = [name for rung in LADDER for name in _names(rung.level)]
+        counters.update(dict.fromkeys([*names, "zstd.changes", "zstd.encode_us", "zstd.between_us"], 0))
+
+    def compress(self, runs: Sequence[memoryview]) -> list[Buffer]:
+        """A packet's payload; views of the pages may be in it."""
+        shared, meter = self._shared, self._shared.meter
+        start, start_cpu = time.monotonic_ns(), time.thread_time_ns()
+        gap_ns, gap_cpu_ns = _since(meter.left_ns, start), _since(meter.left_cpu_ns, start_cpu)
+        self._drain()
+        if shared.stage == CHANGING:
+            self._open()
+        payload: list[Buffer] = raw_frame(runs) if shared.stage == RAW else self._encoder.compress(runs)
+        hook_ns, hook_cpu_ns = time.monotonic_ns() - start, time.thread_time_ns() - start_cpu
+        page_bytes, payload_bytes = sum(map(len, runs)), sum(map(len, payload))
+        self._count(1, hook_ns, hook_cpu_ns, gap_ns, gap_cpu_ns, page_bytes, payload_bytes)
+        self._tell(lambda: runs[0][:SAMPLE_BYTES])
+        if shared.is_changing:
+            payload.append(END_BLOCK)
+            shared.stage = CHANGING
+        meter.left_ns, meter.left_cpu_ns = time.monotonic_ns(), time.thread_time_ns()
+        return payload
+
+    def settle(self, ring: memoryview) -> None:
+        """After a call of the pump.
+
+        Args:
+            ring: where the pages of a sample lie.
+        """
+        meter = self._shared.meter
+        meter.gap_ns += _since(meter.left_ns, time.monotonic_ns())
+        meter.gap_cpu_ns += _since(meter.left_cpu_ns, time.thread_time_ns())
+        self._drain()
+        self._tell(lambda: ring[:SAMPLE_BYTES])
+        meter.left_ns, meter.left_cpu_ns = time.monotonic_ns(), time.thread_time_ns()
+
+    def _drain(self) -> None:
+        """Take what the hook in native code has counted."""
+        m = self._shared.meter
+        if m.packets or m.gap_ns:
+            self._count(m.packets, m.hook_ns, m.hook_cpu_ns, m.gap_ns, m.gap_cpu_ns, m.page_bytes, m.payload_bytes)
+            m.packets = m.hook_ns = m.hook_cpu_ns = m.gap_ns = m.gap_cpu_ns = m.page_bytes = m.payload_bytes = 0
+
+    def _count(
+        self,
+        packets: int,
+        hook_ns: int,
+        hook_cpu_ns: int,
+        gap_ns: int,
+        gap_cpu_ns: int,
+        page_bytes: int,
+        payload_bytes: int,
+    ) -> None:
+        self._spent.add(
+            Spent(hook_ns / 1e9, hook_cpu_ns / 1e9, gap_ns / 1e9, gap_cpu_ns / 1e9, page_bytes, payload_bytes)
+        )
+        counters, (packets_name, bytes_name) = self._counters, _names(LADDER[self._place].level)
+        counters[packets_name] += packets
+        counters[bytes_name] += payload_bytes
+        self._hook_ns += hook_ns
+        self._gap_ns += gap_ns
+        counters["zstd.encode_us"], counters["zstd.between_us"] = self._hook_ns // 1000, self._gap_ns // 1000
+
+    def _tell(self, sample: Callable[[], memoryview]) -> None:
+        """Tell the policy what was spent, and let the next packets know what it chose."""
+        shared, policy, spent = self._shared, self._policy, self._spent
+        if not spent.page_bytes or spent.hook_s + spent.gap_s < TOLD_S:
+            return
+        policy.note(spent)
+        self._spent = Spent()
+        if shared.stage == RAW and shared.sample_bytes:
+            self._look(sample())
+        is_other = policy.place != self._place
+        if shared.stage == RAW and is_other:
+            shared.stage = CHANGING
+        shared.is_changing = shared.stage == FRAME and is_other
+        shared.sample_bytes = SAMPLE_BYTES if policy.wants_look else 0
+
+    def _open(self) -> None:
+        shared, self._place = self._shared, self._policy.place
+        level = LADDER[self._place].level
+        shared.is_changing = 0
+        self._counters["zstd.changes"] += 1
+        if level is None:
+            shared.stage = RAW
+        else:
+            self._encoder.open(level)
+            shared.stage = FRAME
+
+    def _look(self, sample: memoryview) -> None:
+        """Compress a few pages, to see what pages now cost and save; not while a frame is open."""
+        rung = LADDER[START]
+        assert rung.level is not None
+        self._encoder.open(rung.level)
+        start = time.thread_time_ns()
+        payload = self._encoder.compress([sample])
+        took_ns = time.thread_time_ns() - start
+        self._policy.look(START, took_ns / 1e9, len(sample), sum(map(len, payload)))
+
+    def native_hook(self, page_size: int) -> NativeHook | None:
+        """`compress` in native code, on the same frames; None if that was not built."""
+        offer = self._encoder.adaptive_hook(page_size, self.settle)
+        if offer is None:
+            return None
+        hook, self._shared = offer
+        return hook
+
+
+def _since(left_ns: int, now_ns: int) -> int:
+    """Nanoseconds since a hook returned; 0 if none has."""
+    return now_ns - left_ns if left_ns else 0
+
+
+def _names(level: int | None) -> tuple[str, str]:
+    """Of the counters of packets and payload bytes."""
+    word = "raw" if level is None else f"level_{level}"
+    return f"zstd.{word}_packets", f"zstd.{word}_bytes"
