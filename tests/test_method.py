@@ -96,7 +96,7 @@ def test_describe() -> None:
     assert list(rows) == ["level", "ratio", "ceiling", "fast", "engine", "path"]
     assert rows["level"] == {
         "name": "level", "type": "int", "default": 3, "allowed": "a whole number from 0 to 9", "low": 0, "high": 9,
-        "choices": None, "help": "how hard",
+        "choices": None, "words": (), "help": "how hard",
     }  # fmt: skip
     assert rows["engine"]["choices"] == ("auto", "soft")
     assert MethodOptions.describe() == []

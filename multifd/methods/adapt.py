@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _MIB = 1 << 20
 LINK_MEMORY = 3 * _MIB
@@ -28,7 +28,9 @@ LINK_MEMORY = 3 * _MIB
 told of the link comes in jumps, and is added up over more than one."""
 PAGE_MEMORY = 4 * _MIB
 """Bytes of pages whose cost and saving are remembered."""
-REST = 2 * _MIB
+JUMP = 1.5 * _MIB
+"""Payload bytes that went without a wait: more than one jump's, so what was before is over."""
+REST = 1 * _MIB
 """Bytes of pages for which a level is kept, unless another is far better: a change costs the history."""
 GAIN, FAR_BETTER = 0.97, 0.8
 """The time at another level over that at the present one: worth a change; worth one at once."""
@@ -37,9 +39,13 @@ SHARPNESS = 6.0
 alone. At 6 two equal ones take 12 % longer than one, so neither is chosen to be just as long as the other."""
 WAITING = 0.08
 """Share of its time that a channel waits in between hooks if the link holds it up; less may be the scheduler's."""
-SLACK, MOST_SLACK = 0.75 * _MIB, 32 * _MIB
+SLACK, MOST_SLACK = 1.0 * _MIB, 32 * _MIB
 """Payload bytes sent without waiting after which the guess of a wire byte's time has sunk to 1/e. A buffer hides so
 much; small at first, since buffers grow with the connection, doubled whenever the guess was too low."""
+SINKING_S = 0.4
+"""Seconds after which it has sunk so far, too, however little was sent; longer as the slack is larger."""
+THRIFT = 0.05
+"""What a second of compressing counts beside the time it takes: of two levels that are as fast, the cheaper."""
 LOOK_SHARE = 0.015
 """Of all time, what looks may take."""
 TRIAL_PACE = 4e-9
@@ -104,6 +110,8 @@ class Policy:
         self._pages_known = 0.0
         self._recent = Spent()
         self._wire_s: float | None = None  # a payload byte's time, of payloads as they are now
+        self._is_held_up = False  # it waits for the link, or for the receiver
+        self._free = Spent()  # since it waited last
         self._slack = SLACK
         self._sunk = 1.0
         self._elapsed_s = 0.0
@@ -120,13 +128,15 @@ class Policy:
 
     def note(self, spent: Spent) -> None:
         """Learn from packets that went by `place`, at least one, and choose anew."""
-        self._elapsed_s += spent.hook_s + spent.gap_s
+        spent_s = spent.hook_s + spent.gap_s
+        self._elapsed_s += spent_s
+        self._receiver = 1 + (self._receiver - 1) * math.exp(-spent_s / (2 * self._trial_wait_s))
         self._rested += spent.page_bytes
         self._recent.add(spent, math.exp(-spent.payload_bytes / LINK_MEMORY))
         if self.place:
             cost, ratio = spent.hook_cpu_s / spent.page_bytes, spent.payload_bytes / spent.page_bytes
             self._weigh(self.place, cost, ratio, spent.page_bytes)
-        self._note_wire(spent.payload_bytes)
+        self._note_wire(spent)
         if self._trial is None or self._is_over(self._trial, spent.payload_bytes):
             self._choose()
 
@@ -157,23 +167,35 @@ class Policy:
         self._dearer += (cost / rung.cost - self._dearer) * new
         self._keener += (saving / rung.saving - self._keener) * new
 
-    def _note_wire(self, payload_bytes: float) -> None:
+    def _note_wire(self, spent: Spent) -> None:
+        if self._waits(spent):
+            self._free = Spent()
+        else:
+            self._free.add(spent)
+            if self._free.payload_bytes > JUMP:
+                self._recent = replace(self._free)
         recent = self._recent
         elapsed = recent.hook_s + recent.gap_s
         if elapsed <= 0:
             return
         most = elapsed / recent.payload_bytes
-        waited = recent.gap_s - self._contention * recent.gap_cpu_s
-        if waited >= WAITING * elapsed:
+        self._is_held_up = self._waits(recent)
+        if self._is_held_up:
             if self._sunk < 0.7:  # it was thought of as faster than it is
                 self._slack = min(2 * self._slack, MOST_SLACK)
             self._wire_s, self._sunk = most, 1.0
             return
-        sinks = math.exp(-payload_bytes / self._slack)
+        spent_s = spent.hook_s + spent.gap_s
+        sinks = math.exp(-(spent.payload_bytes + spent_s / SINKING_S * SLACK) / self._slack)
         self._sunk *= sinks
         if self._sunk < 0.1:
             self._slack, self._sunk = SLACK, 1.0
         self._wire_s = most if self._wire_s is None else min(self._wire_s * sinks, most)
+
+    def _waits(self, spent: Spent) -> bool:
+        """Whether the link, or the receiver, held up what was spent."""
+        waited = spent.gap_s - self._contention * spent.gap_cpu_s
+        return waited >= WAITING * (spent.hook_s + spent.gap_s)
 
     @property
     def _contention(self) -> float:
@@ -193,7 +215,7 @@ class Policy:
             wire *= self._receiver
         send = recent.gap_cpu_s / recent.payload_bytes if recent.payload_bytes else 0.0
         work = self._contention * (cost + send * left)
-        return float((work**SHARPNESS + (wire * left) ** SHARPNESS) ** (1 / SHARPNESS))
+        return float((work**SHARPNESS + (wire * left) ** SHARPNESS) ** (1 / SHARPNESS) + THRIFT * work)
 
     def _choose(self) -> None:
         paces = [self._pace(place) for place in range(len(self._ladder))]
@@ -202,7 +224,8 @@ class Policy:
         if gain < FAR_BETTER or (gain < GAIN and self._rested >= REST):
             self._change(best)
         elif self.place and self._is_trial_due():
-            self._trial = _Trial(self._wire_s or 0.0, self.place, TRIAL_BYTES)
+            longest_s = 2 * TRIAL_BYTES * paces[self.place]
+            self._trial = _Trial(self._wire_s or 0.0, self.place, TRIAL_BYTES, self._elapsed_s + longest_s)
             self._change(0)
 
     def _change(self, place: int) -> None:
@@ -214,7 +237,8 @@ class Policy:
         recent = self._recent
         pace = (recent.hook_s + recent.gap_s) / recent.page_bytes
         return (
-            self._elapsed_s >= self._next_trial_s
+            self._is_held_up
+            and self._elapsed_s >= self._next_trial_s
             and self._rested >= REST
             and pace < TRIAL_PACE * self._contention
             and self._contention * (self._ladder[0].cost + recent.gap_cpu_s / recent.payload_bytes) < 0.7 * pace
@@ -226,11 +250,12 @@ class Policy:
         trial.left -= payload_bytes
         if half and trial.left <= TRIAL_BYTES / 2:
             self._recent = Spent()
-        if trial.left > 0:
+        if trial.left > 0 and self._elapsed_s < trial.until_s:
             return False
         recent, self._trial = self._recent, None
-        self._wire_s = (recent.hook_s + recent.gap_s) / recent.payload_bytes
-        self._receiver = max(1.0, trial.wire_s / self._wire_s)
+        if recent.payload_bytes:
+            self._wire_s = (recent.hook_s + recent.gap_s) / recent.payload_bytes
+            self._receiver = max(1.0, trial.wire_s / self._wire_s)
         pays = self._pace(0) < GAIN * self._pace(trial.place)
         self._trial_wait_s = TRIAL_WAIT_S if pays else self._trial_wait_s * TRIAL_BACKOFF
         self._next_trial_s = self._elapsed_s + self._trial_wait_s
@@ -245,8 +270,10 @@ class _Trial:
         wire_s: what a payload byte took before.
         place: what they went by before.
         left: payload bytes until it is over.
+        until_s: when it is over although some are left: it does not pay.
     """
 
     wire_s: float
     place: int
     left: float
+    until_s: float
