@@ -28,6 +28,13 @@ _KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_
 """A dead peer host is noticed after 40 s, within the default timeout."""
 _IOV_MAX = 1024  # <limits.h>, Linux
 _UNLIMITED = 1 << 62
+_UNSENT = 256 << 10
+"""Bytes that the kernel takes before it has sent those before them (tcp(7), TCP_NOTSENT_LOWAT): enough that a link is
+never idle, few enough that a wait tells of the link as it is now. What is on its way is not counted, however long."""
+_LOCAL_SEND_BUFFER = 192 << 10
+"""Bytes that wait in a connection to this host, twice as many by the kernel's count (socket(7)): few enough to be read
+while they are in the processors' caches. Left to itself the kernel lets 4 MiB wait (tcp_wmem), for links that are long:
+with 2 to 8 channels of `none` that takes a tenth more CPU (1 GiB, 2 cores, 2026-11-29)."""
 
 
 class Connection:
@@ -60,6 +67,9 @@ class Connection:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for option, value in _KEEPALIVE:
                 sock.setsockopt(socket.IPPROTO_TCP, option, value)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
+            if not self.is_exposed:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LOCAL_SEND_BUFFER)
 
     @property
     def is_exposed(self) -> bool:
