@@ -97,6 +97,12 @@ class ShapedLink:
         """Change the rate, from now on; from any thread."""
         self._qdisc("change", bits_per_s)
 
+    def limit_send_buffers(self, nbytes: int) -> None:
+        """How much a socket at the source takes before it waits, from the next connection on: what Linux lets grow to
+        4 MiB hides a slow link from whoever sends no more than that."""
+        with self.source(), open("/proc/sys/net/ipv4/tcp_wmem", "w") as setting:
+            setting.write(f"4096 16384 {nbytes}")
+
     def _qdisc(self, verb: str, bits_per_s: int) -> None:
         # A packet that the kernel has not cut up yet must fit the bucket; 2 ms of the rate are lost to no timer.
         burst = 2 * _GSO_BYTES + bits_per_s // 8 // 500

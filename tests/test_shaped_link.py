@@ -7,25 +7,12 @@ import os
 import re
 import socket
 import subprocess
-from collections.abc import Iterator
 
-import pytest
-from shaped_link import Changes, LinkUnavailable, Phase, ShapedLink
+from shaped_link import Changes, Phase, ShapedLink
 
 import multifd
 
 MEGABIT = 10**6
-
-
-@pytest.fixture
-def link() -> Iterator[ShapedLink]:
-    """Of 100 Mbit/s."""
-    try:
-        made = ShapedLink(100 * MEGABIT)
-    except LinkUnavailable as e:
-        pytest.skip(f"no link can be shaped here: {e}")
-    with made:
-        yield made
 
 
 def qdisc(link: ShapedLink) -> str:
