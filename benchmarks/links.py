@@ -87,8 +87,10 @@ SWEPT = ("1Gbit", "loopback")
 def write_images(folder: Path, mib: int, kinds: list[str], seed: int) -> dict[str, Path]:
     """Of `mib` MiB each, by kind."""
     real, mixed, noise = (folder / kind for kind in IMAGES)
-    write_image(real, mib * MIB, "files", seed)
-    write_image(noise, mib * MIB, "noise", seed)
+    if {"real", "mixed"} & set(kinds):
+        write_image(real, mib * MIB, "files", seed)
+    if {"noise", "mixed"} & set(kinds):
+        write_image(noise, mib * MIB, "noise", seed)
     if "mixed" in kinds:
         _mix(mixed, [real, noise], mib, random.Random(seed))
     return {kind: folder / kind for kind in kinds}
