@@ -40,8 +40,9 @@ START = next(place for place, rung in enumerate(LADDER) if rung.level == 1)
 TOP = max(rung.level for rung in LADDER if rung.level is not None)
 END_BLOCK = b"\x01\x00\x00"
 """RFC 8878: the last block of a frame, raw, of no bytes."""
-RAW_HEADER = b"\x28\xb5\x2f\xfd\x00\x38"
-"""RFC 8878: magic, a descriptor that promises nothing, a window of 128 KiB, as large as a block may be."""
+RAW_HEADER = b"\x28\xb5\x2f\xfd\xa0"
+"""RFC 8878: magic, a descriptor that promises a single segment of four bytes' size, which follows: libzstd then writes
+straight into a buffer that holds it."""
 MOST_BLOCK = 128 * 1024
 SAMPLE_BYTES = 64 * 1024
 """Of a raw packet's pages, for a look."""
@@ -95,7 +96,7 @@ class _Shared:
 def raw_frame(runs: Sequence[memoryview]) -> list[Buffer]:
     """A frame of the bytes as they are; the views go into it."""
     pieces = [run[at : at + MOST_BLOCK] for run in runs for at in range(0, len(run), MOST_BLOCK)]
-    frame: list[Buffer] = [RAW_HEADER]
+    frame: list[Buffer] = [RAW_HEADER + sum(map(len, runs)).to_bytes(4, "little")]
     for number, piece in enumerate(pieces, 1):
         frame += ((len(piece) << 3 | (number == len(pieces))).to_bytes(3, "little"), piece)
     return frame
