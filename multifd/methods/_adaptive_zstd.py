@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from multifd.method import Buffer, NativeHook
+from multifd.methods._run_delay import RunDelay
 from multifd.methods.adapt import Policy, Rung, Spent
 
 LADDER = (
@@ -116,6 +117,7 @@ class Adaptive:
         self._place = START
         self._shared: Any = _Shared()
         self._spent, self._hook_ns, self._gap_ns = Spent(), 0, 0
+        self._run_delay = RunDelay()
         names = [name for rung in LADDER for name in _names(rung.level)]
         counters.update(dict.fromkeys([*names, "zstd.changes", "zstd.encode_us", "zstd.between_us"], 0))
 
@@ -183,6 +185,7 @@ class Adaptive:
         shared, policy, spent = self._shared, self._policy, self._spent
         if not spent.page_bytes or spent.hook_s + spent.gap_s < TOLD_S:
             return
+        spent.gap_queue_s = self._gap_queue_s(spent)
         policy.note(spent)
         self._spent = Spent()
         if shared.stage == RAW and shared.sample_bytes:
@@ -192,6 +195,13 @@ class Adaptive:
             shared.stage = CHANGING
         shared.is_changing = shared.stage == FRAME and is_other
         shared.sample_bytes = SAMPLE_BYTES if policy.wants_look else 0
+
+    def _gap_queue_s(self, spent: Spent) -> float:
+        """Of the time in gaps, what passed while others had the processors: told by the kernel, or guessed."""
+        queue_s, in_hooks_s = self._run_delay.since_last_s(), spent.hook_s - spent.hook_cpu_s
+        if queue_s is None:
+            return spent.gap_cpu_s * in_hooks_s / spent.hook_cpu_s if spent.hook_cpu_s else 0.0
+        return min(max(queue_s - in_hooks_s, 0.0), max(spent.gap_s - spent.gap_cpu_s, 0.0))
 
     def _open(self) -> None:
         shared, self._place = self._shared, self._policy.place
