@@ -29,15 +29,16 @@ import statistics
 import sys
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from interop.qemu import Qemu, QemuMissing, Release, newer_release
+from shaped_link import Ends, Loopback
 
 import multifd
 from multifd.cli.demo import write_image
@@ -56,6 +57,7 @@ class Figures:
     time_s: float
     cpu_s: float
     wire_bytes: int
+    method_stats: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -166,13 +168,13 @@ def _own_cpu_s() -> float:
 def _receive(bed: Bed, pipe: Connection) -> None:
     """The destination's process: a migration for each message."""
     while True:
-        spec = pipe.recv()
+        address, spec = pipe.recv()
         gc.collect()  # the memory before, which what is left of its migration may hold
         memory = _memory(bed.size)
         if bed.is_touched:
             np.frombuffer(memory, np.uint8)[::PAGE] = 0
         before = _own_cpu_s()
-        multifd.receive("tcp:127.0.0.1:0", memory, methods=[spec], on_listening=pipe.send)
+        multifd.receive(f"tcp:{address}:0", memory, methods=[spec], on_listening=pipe.send)
         pipe.send((_own_cpu_s() - before, zlib.crc32(memory)))
         del memory
 
@@ -185,26 +187,31 @@ def _send(bed: Bed, pipe: Connection) -> None:
             file.readinto(view[at : at + PIECE])
     pipe.send(None)
     while True:
-        uri, spec, channels = pipe.recv()
+        uri, spec, channels, max_bandwidth = pipe.recv()
         before = _own_cpu_s()
-        result = multifd.send(memory, uri, spec, channels=channels)
-        pipe.send((result.total_time_ms / 1e3, _own_cpu_s() - before, result.transferred_bytes))
+        result = multifd.send(memory, uri, spec, channels=channels, max_bandwidth=max_bandwidth)
+        cpu = _own_cpu_s() - before
+        pipe.send((result.total_time_ms / 1e3, cpu, result.transferred_bytes, result.method_stats))
 
 
 class Processes:
     """Two processes with multifd imported, for all migrations."""
 
-    def __init__(self, bed: Bed) -> None:
+    def __init__(self, bed: Bed, ends: Ends | None = None) -> None:
         self._checksum = bed.checksum
+        self._ends = ends or Loopback()
         context = multiprocessing.get_context("spawn")
         self._source, source = context.Pipe()
         self._destination, destination = context.Pipe()
-        self._processes = [
-            context.Process(target=target, args=(bed, pipe), daemon=True)
-            for target, pipe in ((_send, source), (_receive, destination))
-        ]
-        for process in self._processes:
-            process.start()
+        self._processes = []
+        for place, target, pipe in (
+            (self._ends.source, _send, source),
+            (self._ends.destination, _receive, destination),
+        ):
+            process = context.Process(target=target, args=(bed, pipe), daemon=True)
+            with place():
+                process.start()
+            self._processes.append(process)
         source.close()  # so that the end of either process ends a wait for its word
         destination.close()
         self._hear(self._source)
@@ -214,15 +221,15 @@ class Processes:
             raise SystemExit(f"multifd says nothing for {TIMEOUT_S} s")
         return pipe.recv()
 
-    def migrate(self, spec: str, channels: int) -> Figures:
-        """Once, into new memory."""
-        self._destination.send(spec)
-        self._source.send((self._hear(self._destination), spec, channels))
-        time_s, cpu, wire_bytes = self._hear(self._source)
+    def migrate(self, spec: str, channels: int, max_bandwidth: int = 0) -> Figures:
+        """Once, into new memory; `max_bandwidth` in bytes a second, 0 is unlimited."""
+        self._destination.send((self._ends.address, spec))
+        self._source.send((self._hear(self._destination), spec, channels, max_bandwidth))
+        time_s, cpu, wire_bytes, method_stats = self._hear(self._source)
         cpu_there, found = self._hear(self._destination)
         if found != self._checksum:
             raise DifferenceError(f"multifd to multifd by {spec}")
-        return Figures(time_s, cpu + cpu_there, wire_bytes)
+        return Figures(time_s, cpu + cpu_there, wire_bytes, method_stats)
 
     def stop(self) -> None:
         """End both."""

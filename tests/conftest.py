@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from certificates import Folders
+from shaped_link import LinkUnavailable, ShapedLink
 
 import multifd
 from multifd.stats import Result
@@ -164,6 +165,17 @@ def cli() -> Iterator[Callable[..., Cli]]:
 def credentials(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     """Folders with certificates, good ones and others."""
     return Folders(tmp_path_factory.mktemp("credentials"))
+
+
+@pytest.fixture
+def link() -> Iterator[ShapedLink]:
+    """Of 100 Mbit/s, whose rate may be changed."""
+    try:
+        made = ShapedLink(10**8)
+    except LinkUnavailable as e:
+        pytest.skip(f"no link can be shaped here: {e}")
+    with made:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -134,6 +134,7 @@ class _Migration:
                     else:
                         c.spent.gap_s += step
                         c.spent.gap_cpu_s += step * speed
+                        c.spent.gap_queue_s += step * (1 - speed)
                 elif c.stage == "fill":
                     c.spent.gap_s += step
             for c in decoding:

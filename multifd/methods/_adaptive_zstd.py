@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from multifd.method import Buffer, NativeHook
+from multifd.methods._run_delay import RunDelay
 from multifd.methods.adapt import Policy, Rung, Spent
 
 LADDER = (
@@ -40,8 +41,9 @@ START = next(place for place, rung in enumerate(LADDER) if rung.level == 1)
 TOP = max(rung.level for rung in LADDER if rung.level is not None)
 END_BLOCK = b"\x01\x00\x00"
 """RFC 8878: the last block of a frame, raw, of no bytes."""
-RAW_HEADER = b"\x28\xb5\x2f\xfd\x00\x38"
-"""RFC 8878: magic, a descriptor that promises nothing, a window of 128 KiB, as large as a block may be."""
+RAW_HEADER = b"\x28\xb5\x2f\xfd\xa0"
+"""RFC 8878: magic, a descriptor that promises a single segment of four bytes' size, which follows: libzstd then writes
+straight into a buffer that holds it."""
 MOST_BLOCK = 128 * 1024
 SAMPLE_BYTES = 64 * 1024
 """Of a raw packet's pages, for a look."""
@@ -95,7 +97,7 @@ class _Shared:
 def raw_frame(runs: Sequence[memoryview]) -> list[Buffer]:
     """A frame of the bytes as they are; the views go into it."""
     pieces = [run[at : at + MOST_BLOCK] for run in runs for at in range(0, len(run), MOST_BLOCK)]
-    frame: list[Buffer] = [RAW_HEADER]
+    frame: list[Buffer] = [RAW_HEADER + sum(map(len, runs)).to_bytes(4, "little")]
     for number, piece in enumerate(pieces, 1):
         frame += ((len(piece) << 3 | (number == len(pieces))).to_bytes(3, "little"), piece)
     return frame
@@ -115,6 +117,7 @@ class Adaptive:
         self._place = START
         self._shared: Any = _Shared()
         self._spent, self._hook_ns, self._gap_ns = Spent(), 0, 0
+        self._run_delay = RunDelay()
         names = [name for rung in LADDER for name in _names(rung.level)]
         counters.update(dict.fromkeys([*names, "zstd.changes", "zstd.encode_us", "zstd.between_us"], 0))
 
@@ -182,6 +185,7 @@ class Adaptive:
         shared, policy, spent = self._shared, self._policy, self._spent
         if not spent.page_bytes or spent.hook_s + spent.gap_s < TOLD_S:
             return
+        spent.gap_queue_s = self._gap_queue_s(spent)
         policy.note(spent)
         self._spent = Spent()
         if shared.stage == RAW and shared.sample_bytes:
@@ -191,6 +195,13 @@ class Adaptive:
             shared.stage = CHANGING
         shared.is_changing = shared.stage == FRAME and is_other
         shared.sample_bytes = SAMPLE_BYTES if policy.wants_look else 0
+
+    def _gap_queue_s(self, spent: Spent) -> float:
+        """Of the time in gaps, what passed while others had the processors: told by the kernel, or guessed."""
+        queue_s, in_hooks_s = self._run_delay.since_last_s(), spent.hook_s - spent.hook_cpu_s
+        if queue_s is None:
+            return spent.gap_cpu_s * in_hooks_s / spent.hook_cpu_s if spent.hook_cpu_s else 0.0
+        return min(max(queue_s - in_hooks_s, 0.0), max(spent.gap_s - spent.gap_cpu_s, 0.0))
 
     def _open(self) -> None:
         shared, self._place = self._shared, self._policy.place

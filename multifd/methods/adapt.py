@@ -78,6 +78,7 @@ class Spent:
     Args:
         hook_s, hook_cpu_s: in the method's hook, by the clock and of a processor.
         gap_s, gap_cpu_s: from one hook to the next: sending, and whatever the engine does.
+        gap_queue_s: of the gaps, what passed while others had the processors.
         page_bytes, payload_bytes: in and out.
     """
 
@@ -87,6 +88,7 @@ class Spent:
     gap_cpu_s: float = 0.0
     page_bytes: float = 0.0
     payload_bytes: float = 0.0
+    gap_queue_s: float = 0.0
 
     def add(self, news: Spent, keep: float = 1.0) -> None:
         """Add the news to so much of what is here."""
@@ -194,7 +196,7 @@ class Policy:
 
     def _waits(self, spent: Spent) -> bool:
         """Whether the link, or the receiver, held up what was spent."""
-        waited = spent.gap_s - self._contention * spent.gap_cpu_s
+        waited = spent.gap_s - spent.gap_cpu_s - spent.gap_queue_s
         return waited >= WAITING * (spent.hook_s + spent.gap_s)
 
     @property

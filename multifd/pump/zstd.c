@@ -49,9 +49,9 @@ static int64_t now_ns(clockid_t clock)
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-/* RFC 8878: magic, a descriptor that promises nothing, a window of 128 KiB; and of a block's three bytes, the bit of the
- * last. Type 0 is raw. */
-static const uint8_t raw_header[] = {0x28, 0xb5, 0x2f, 0xfd, 0x00, 0x38};
+/* RFC 8878: magic, a descriptor that promises a single segment of four bytes' size, which follows: libzstd then writes
+ * straight into a buffer that holds it; and of a block's three bytes, the bit of the last. Type 0 is raw. */
+static const uint8_t raw_header[] = {0x28, 0xb5, 0x2f, 0xfd, 0xa0, 0, 0, 0, 0};
 static const uint8_t end_block[] = {1, 0, 0};
 enum { MOST_BLOCK = 128 * 1024 };
 
@@ -60,7 +60,13 @@ static void put_block_header(uint8_t *at, size_t bytes, int is_last)
     at[0] = (uint8_t)(bytes << 3 | (unsigned)is_last), at[1] = (uint8_t)(bytes >> 5), at[2] = (uint8_t)(bytes >> 13);
 }
 
-/* A frame of the pages as they are: neighbours that fit share a block. */
+static void put_content_size(uint8_t *header, uint32_t bytes)
+{
+    for (int i = 0; i < 4; i++)
+        header[5 + i] = (uint8_t)(bytes >> 8 * i);
+}
+
+/* A frame of the pages as they are: as many as fit share a block. */
 static int64_t raw_frame(zstd_adaptive *s, const uint8_t *const *pages, uint32_t count, uint8_t *out, uint64_t capacity)
 {
     uint32_t page_size = s->frame.page_size, in_block = MOST_BLOCK / page_size;
@@ -69,15 +75,18 @@ static int64_t raw_frame(zstd_adaptive *s, const uint8_t *const *pages, uint32_t
         return MULTIFD_NATIVE_DECLINED;
     uint8_t *to = out;
     memcpy(to, raw_header, sizeof raw_header);
+    put_content_size(to, count * page_size);
     to += sizeof raw_header;
-    for (uint32_t i = 0; i < count; i++) {
-        if (i % in_block == 0) {
-            uint32_t here = count - i < in_block ? count - i : in_block;
-            put_block_header(to, (size_t)here * page_size, i + here == count);
-            to += sizeof end_block;
+    for (uint32_t i = 0; i < count;) {
+        uint32_t here = count - i < in_block ? count - i : in_block;
+        put_block_header(to, (size_t)here * page_size, i + here == count);
+        to += sizeof end_block;
+        for (uint32_t end = i + here; i < end;) {
+            uint32_t run = run_length(pages, i, end, page_size);
+            memcpy(to, pages[i], (size_t)run * page_size);
+            to += (size_t)run * page_size;
+            i += run;
         }
-        memcpy(to, pages[i], page_size);
-        to += page_size;
     }
     for (uint32_t i = 0; i < count && (uint64_t)(i + 1) * page_size <= s->sample_bytes; i++)
         memcpy(s->frame.ring + (size_t)i * page_size, pages[i], page_size);
