@@ -40,7 +40,7 @@ class Progress:
         self._what = what
         self._bar: Any = None
         self._task: Any = None
-        self._last_line = 0.0
+        self._start, self._last_line = time.monotonic(), 0.0
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty():
@@ -67,6 +67,15 @@ class Progress:
             self._bar.console.print(cell(text), highlight=False)
         else:
             remark(text)
+
+    def compared(self, done: int, total: int) -> None:
+        """Bytes that were digested; nothing is shown in the first second without a terminal."""
+        figures = f"{done >> 20} of {total >> 20} MiB digested"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total or None, figures=figures)
+        elif (now := time.monotonic()) - self._start >= _LINE_S and now - self._last_line >= _LINE_S:
+            self._last_line = now
+            remark(f"{self._what}: {figures}")
 
     def update(self, result: Result) -> None:
         """The figures so far; nothing is shown before the first page."""

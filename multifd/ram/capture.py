@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
+from multifd.ram import digest
+from multifd.ram.digest import Progress, Verdict
 from multifd.ram.image import open_stored
 from multifd.ram.stored import StoredBlock, StoredSource
 from multifd.wire import vmdesc
@@ -51,6 +53,8 @@ class CaptureInfo:
     """Of a libvirt save image: whether ``virsh restore`` lets the guest run."""
     xml: str | None = None
     """The domain's, of a libvirt save image."""
+    checked: Verdict | None = field(default=None, compare=False)
+    """What its digests say, of one that was verified."""
 
     def as_dict(self) -> dict[str, Any]:
         """A dict of plain values, in the order of the fields."""
@@ -96,20 +100,24 @@ def block_info(block: StoredBlock) -> BlockInfo:
     return BlockInfo(block.idstr, block.used_length, present, block.page_count - present)
 
 
-def verify(path: str | os.PathLike[str]) -> CaptureInfo:
-    """Check a capture: structure, bitmaps, lengths, the end.
+def verify(path: str | os.PathLike[str], digest_mode: str = "auto", on_progress: Progress | None = None) -> CaptureInfo:
+    """Check a capture: structure, bitmaps, lengths, the end, and every byte if there are digests beside it.
 
-    The format has no checksum: bytes inside a page, or in the middle of the devices' state, are not checked.
+    No format has a checksum: without digests, bytes inside a page, or in the middle of the devices' state, are not
+    checked.
 
     Args:
         path: a file that `multifd.ram.image.open_stored` takes.
+        digest_mode: one of `multifd.ram.digest.MODES`.
+        on_progress: called with the bytes that are compared and all.
 
     Returns:
-        What is in it.
+        What is in it, with what the digests say.
 
     Raises:
         RamError: what is wrong first.
     """
     with contextlib.closing(open_stored(path)) as source:
         source.check()
-        return _info(source)
+        verdict = digest.check(source, digest_mode, on_progress)
+        return replace(_info(source), checked=verdict)
