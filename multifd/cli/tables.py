@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from multifd.ram.capture import CaptureInfo
     from multifd.ram.export import Exported
 _LINE_S = 1.0
+_WORTH_DIGGING = 64 << 10  # bytes; what a file system allocates ahead is less
 _ENDLESS = 10_000  # columns: wider than any table
 
 
@@ -150,6 +151,10 @@ def print_capture(info: CaptureInfo) -> None:
         ("block", "bytes", "present pages", "zero pages"),
         [(b.idstr, str(b.used_length), str(b.present_pages), str(b.zero_pages)) for b in info.blocks],
     )
+    filled = ""
+    if info.unused_bytes >= _WORTH_DIGGING:
+        filled = f", of which about {info.unused_bytes} are holes that a copy filled: fallocate --dig-holes frees them"
+    say(f"on disk: {info.disk_bytes} bytes{filled}")
     say(f"devices' state: {info.device_state_bytes} bytes, {len(info.devices)} devices")
     for device in info.devices:
         say(f"  {device}")

@@ -53,6 +53,11 @@ class CaptureInfo:
     """Of a libvirt save image: whether ``virsh restore`` lets the guest run."""
     xml: str | None = None
     """The domain's, of a libvirt save image."""
+    disk_bytes: int = field(default=0, compare=False)
+    """That the file takes on its disk."""
+    unused_bytes: int = field(default=0, compare=False)
+    """About as many of them are of zero pages and gaps, whose holes a copy has filled: ``fallocate --dig-holes`` frees
+    them."""
     checked: Verdict | None = field(default=None, compare=False)
     """What its digests say, of one that was verified."""
 
@@ -91,6 +96,8 @@ def _info(source: StoredSource) -> CaptureInfo:
         domain=header.domain if header else None,
         was_running=header.was_running if header else None,
         xml=header.xml if header else None,
+        disk_bytes=source.disk_bytes,
+        unused_bytes=max(source.disk_bytes - source.needed_bytes(), 0),
     )
 
 

@@ -51,6 +51,11 @@ class DigestedSource(Protocol):
     nbytes: int
     """The file's length."""
 
+    @property
+    def form(self) -> str:
+        """mapped-ram, stream or raw."""
+        ...
+
     def spans(self, step: int) -> Sequence[Span]:
         """All of the file in order, in pieces of at most `step` bytes."""
         ...
@@ -121,7 +126,9 @@ def check(source: DigestedSource, mode: str = "auto", on_progress: Progress | No
         verdict = _compare(source, known, before, on_progress)
     if mode == "require" and verdict.digest != "match":
         raise RamError(verdict.words)
-    _LOG.log(logging.INFO if verdict.digest == "match" else logging.WARNING, "%s", verdict.words)
+    # Most raw images are of other programs: that one has none is no news.
+    is_news = verdict.digest == "older" or (verdict.digest == "none" and source.form != "raw")
+    _LOG.log(logging.WARNING if is_news else logging.INFO, "%s", verdict.words)
     return verdict
 
 

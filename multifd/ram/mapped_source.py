@@ -107,6 +107,8 @@ class MappedRamSource(StoredSource):
     def _open_blocks(self, layout: StreamLayout) -> Sequence[MappedBlock]:
         if not layout.is_mapped:
             raise RamError(f"{self.path}: not a mapped-ram file: its pages are in the stream, or went over channels")
+        page_size = layout.machine.page_size
+        self._gap_bytes = sum(place.pages_offset - place.bitmap_end(page_size) for place in layout.places)
         return tuple(self._block(place) for place in layout.places)
 
     def _block(self, place: MappedPlace) -> MappedBlock:
@@ -114,6 +116,11 @@ class MappedRamSource(StoredSource):
         bits = np.empty(bitmap_bytes(place.block.used_length, page_size), np.uint8)
         read_exactly(self.file, bits.data.cast("B"), place.bitmap_offset, self.path)
         return MappedBlock(place.block, page_size, self.file, place.pages_offset, bits, self.path)
+
+    def needed_bytes(self) -> int:
+        """See `StoredSource`: all but zero pages, and the gap in front of each block's pages."""
+        absent = sum(block.page_count - block.count_present() for block in self.blocks)
+        return self.nbytes - self._gap_bytes - absent * self.machine.page_size
 
     def _spans_of_ram(self, step: int) -> Iterator[Span]:
         """See `StoredSource`: blocks, and what is in front of, between and behind them."""

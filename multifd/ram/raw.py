@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from multifd.ram.block import RAM_IDSTR, TargetBlock, bare_machine, check_size, only_block
 from multifd.ram.file import open_regular
@@ -25,6 +26,9 @@ class RawImageSource:
     Raises:
         RamError: it is not.
     """
+
+    form: ClassVar[str] = "raw"
+    """The format's name, as `multifd.ram.image` has it."""
 
     def __init__(self, path: str | os.PathLike[str], page_size: int = 4096) -> None:
         self.path = Path(path)

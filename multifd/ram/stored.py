@@ -100,6 +100,16 @@ class StoredSource:
         if not vmdesc.ends(end) and self._may_end(end):
             yield vmdesc.encode(self.machine.page_size)
 
+    @property
+    def disk_bytes(self) -> int:
+        """What the file takes on its disk (st_blocks, in units of 512 bytes: stat(2))."""
+        with self.file.use() as fd:
+            return os.fstat(fd).st_blocks * 512
+
+    def needed_bytes(self) -> int:
+        """How many of the file's bytes cannot be a hole."""
+        return self.nbytes
+
     def spans(self, step: int) -> Sequence[Span]:
         """All of the file in order, in pieces of at most `step` bytes, for digests."""
         return (*self._spans_of_ram(step), *cut(self.device_state_offset, self.nbytes, step, "devices"))
