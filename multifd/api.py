@@ -24,6 +24,7 @@ from multifd.method import MultifdMethods
 from multifd.pages import Buffer
 from multifd.ram import digest
 from multifd.ram.block import Source, Target
+from multifd.ram.digest import Verdict
 from multifd.ram.image import open_source, open_target
 from multifd.ram.memory import MemorySource, MemoryTarget
 from multifd.ram.raw import RawImageSource
@@ -156,21 +157,23 @@ def send(
         )
     limits = _limits(source) if isinstance(source, Live) else None
     with _opened(source) as opened:
+        verdict: Verdict | None = None
+        if isinstance(source, Image) and isinstance(opened, StoredSource | RawImageSource):
+            verdict = digest.check(opened, source.digest, unless_cancelled(canceller, source.on_digest))
         if uuid is not None:
             opened.machine = dataclasses.replace(opened.machine, uuid=_uuid_bytes(uuid))
         config = SendConfig(
             address, channels, _dialect(opened, dialect), max_bandwidth, connect_timeout, timeout, client
         )
-        notes: tuple[str, ...] = ()
-        if isinstance(source, Image) and isinstance(opened, StoredSource | RawImageSource):
-            tell = unless_cancelled(canceller, source.on_digest)
-            notes = (digest.check(opened, source.digest, tell).words,)
         sender = Sender(opened, loaded, config, on_progress, canceller)
         if isinstance(source, Live) and isinstance(opened, LiveSource) and limits is not None:
             controls = Controls(source.pause, source.resume, source.throttle)
             return LiveDriver(sender, opened, limits, controls).run()
+        if verdict is None:
+            return send_still(sender, opened)
+        verdict.log()
         result = send_still(sender, opened)
-        return dataclasses.replace(result, notes=(*result.notes, *notes))
+        return dataclasses.replace(result, notes=(*result.notes, verdict.words))
 
 
 def _buffer(source: object) -> Buffer:

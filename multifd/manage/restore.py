@@ -76,6 +76,7 @@ def restore(
     canceller = canceller or Canceller()
     with contextlib.closing(open_source(source)) as opened:
         verdict = check(opened, digest, unless_cancelled(canceller, on_digest))
+    verdict.log()
     has_begun = False
     with tempfile.TemporaryDirectory(prefix="multifd-") as folder:  # mode 0700
         try:

@@ -127,4 +127,5 @@ def verify(path: str | os.PathLike[str], digest_mode: str = "auto", on_progress:
     with contextlib.closing(open_stored(path)) as source:
         source.check()
         verdict = digest.check(source, digest_mode, on_progress)
+        verdict.log()
         return replace(_info(source), checked=verdict)

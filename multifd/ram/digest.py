@@ -69,6 +69,13 @@ class Verdict:
     """match; none: there is no sidecar; older: it is of an earlier file; ignored."""
     words: str
     """The same in a line."""
+    is_news: bool = False
+    """It is not as it should be, or not known to be. Most raw images are of other programs: that one has no digests
+    is no news."""
+
+    def log(self) -> None:
+        """Say it: as a warning if it is news."""
+        _LOG.log(logging.WARNING if self.is_news else logging.INFO, "%s", self.words)
 
 
 def make(source: DigestedSource, on_progress: Progress | None = None) -> Path:
@@ -101,7 +108,7 @@ def make(source: DigestedSource, on_progress: Progress | None = None) -> Path:
 
 
 def check(source: DigestedSource, mode: str = "auto", on_progress: Progress | None = None) -> Verdict:
-    """Compare a file with its sidecar. That it has none, or one that is of no use, is logged.
+    """Compare a file with its sidecar.
 
     Args:
         source: stays the caller's.
@@ -121,14 +128,11 @@ def check(source: DigestedSource, mode: str = "auto", on_progress: Progress | No
     known = sidecar.read_beside(path)
     if known is None:
         words = f"{path}: bytes inside pages are not checked: there is no {place.name}"
-        verdict = Verdict("none", f"{words}, which multifd digest makes")
+        verdict = Verdict("none", f"{words}, which multifd digest makes", is_news=source.form != "raw")
     else:
         verdict = _compare(source, known, before, on_progress)
     if mode == "require" and verdict.digest != "match":
         raise RamError(verdict.words)
-    # Most raw images are of other programs: that one has none is no news.
-    is_news = verdict.digest == "older" or (verdict.digest == "none" and source.form != "raw")
-    _LOG.log(logging.WARNING if is_news else logging.INFO, "%s", verdict.words)
     return verdict
 
 
@@ -152,7 +156,7 @@ def _compare(source: DigestedSource, known: Sidecar, before: tuple[int, ...], on
         raise RamError(f"{path}: was replaced or changed while it was checked; try again")
     if is_another and before[-1] > known.mtime_ns:
         words = f"{path}: bytes inside pages are not checked: {name} is older and of another file"
-        return Verdict("older", f"{words}; multifd digest makes a new one")
+        return Verdict("older", f"{words}; multifd digest makes a new one", is_news=True)
     more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
     whose = "" if known.name == path.name else f", which is of {known.name}"
     raise RamError(

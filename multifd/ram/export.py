@@ -104,7 +104,7 @@ def export(
         raise UsageError(f"format {format} has all RAM: a block is named for raw only")
     with contextlib.closing(open_stored(path)) as source:
         source.check()
-        digest.check(source, digest_mode, on_progress)
+        digest.check(source, digest_mode, on_progress).log()
         state = _read_state(source)
         if format == "raw":
             return _export_raw(source, out, idstr, state, below_4g)

@@ -5,18 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from conftest import make_image
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mapped_files import PAGE, build
 from plain_files import build_plain, save_header
 
 import multifd
+from multifd.cli import digest as digests
 from multifd.errors import RamError, UsageError
 from multifd.ram import capture, digest, sidecar, span
 from multifd.ram.digest import Verdict
@@ -205,6 +210,11 @@ class TestDamage:
         assert sorted(p.name for p in path.parent.iterdir()) == ["vm.ram", "vm.ram.sha256"]
 
 
+PIECES = [
+    b"0" * 64, b"f" * 64, b"  vm.ram", b" *vm.ram", b"  other", b"\n", b"# ", b"#", b"\\", b"\\q", b"\r", b" ",
+    b"# multifd 1:", b"# multifd 1: SHA-256, first byte, bytes, what\n", b" 0 16384 structure\n",
+    b" of the lines above\n", b" 99999999999999999999 1 x", b"\xff", b"\0",
+]  # fmt: skip
 WRONG_SIDECARS: dict[str, tuple[bytes | Callable[[bytes], bytes], str]] = {
     "empty": (b"", "line 1 is no digest"),
     "noise": (os.urandom(500), "no digest"),
@@ -222,6 +232,14 @@ WRONG_SIDECARS: dict[str, tuple[bytes | Callable[[bytes], bytes], str]] = {
 
 
 class TestWrongSidecar:
+    @given(st.one_of(st.binary(max_size=300), st.lists(st.sampled_from(PIECES), max_size=12).map(b"".join)))
+    @settings(max_examples=300, deadline=None)
+    def test_whatever_it_is_it_is_read_or_refused(self, text):
+        with contextlib.suppress(ValueError):
+            found = sidecar._parse(text, "vm.ram", Path("vm.ram.sha256"), 0)
+            assert len(found.digest) == 64
+            assert len(found.spans) == len(found.digests)
+
     @pytest.mark.parametrize("name", WRONG_SIDECARS)
     def test_is_refused_by_name(self, mapped, name):
         change, says = WRONG_SIDECARS[name]
@@ -285,6 +303,45 @@ class TestWrongSidecar:
         flip(mapped, page_at(DATA["mapped-ram"], b"pc.ram"))
         with pytest.raises(RamError, match="SHA-256 of the whole file"):
             check(mapped)
+
+
+DIES_AT_EVERY_STEP = """
+import contextlib, os, sys
+from pathlib import Path
+from multifd.ram import digest
+from multifd.ram.block import bare_machine
+from multifd.ram.file import write
+from multifd.ram.image import open_source, open_target
+
+def counted(call):
+    def step(*args, **kwargs):
+        global left
+        left -= 1
+        if not left:
+            os._exit(9)
+        return call(*args, **kwargs)
+    return step
+
+def receive_and_digest(path):
+    target = open_target(path, format="raw")
+    target.allocate(bare_machine(4096, 4096))
+    write(target._file.fd, b"\\1" * 4096, 0, target._file.part)
+    target.commit(bytes(16))
+    target.discard()
+    with contextlib.closing(open_source(path)) as source:
+        digest.make(source)
+
+for name in ("fsync", "unlink", "replace", "pwritev", "ftruncate"):
+    setattr(os, name, counted(getattr(os, name)))
+for left in range(1, 40):
+    step = left
+    if not (child := os.fork()):
+        receive_and_digest(Path(sys.argv[1]) / str(step) / "vm.ram")
+        os._exit(0)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
+        print(step)
+        break
+"""
 
 
 class TestNewerFile:
@@ -365,6 +422,30 @@ class TestNewerFile:
             destination.join()
         assert mapped.read_bytes() == before
         assert check(mapped).digest == "none"
+
+    @pytest.mark.parametrize("has_old", [True, False])
+    def test_killed_at_any_step(self, tmp_path, has_old):
+        """Whatever is there afterwards has its own digests or none, or its predecessor's are gone."""
+        paths = {step: tmp_path / str(step) / "vm.ram" for step in range(1, 40)}
+        for path in paths.values():
+            path.parent.mkdir()
+            if has_old:
+                path.write_bytes(bytes(range(256)) * 16)
+                make(path)
+        done = subprocess.run(
+            [sys.executable, "-c", DIES_AT_EVERY_STEP, tmp_path], capture_output=True, text=True, timeout=60
+        )
+        last = int(done.stdout)
+        assert last > 5
+        for path in [paths[step] for step in range(1, last + 1)]:
+            if path.exists():
+                assert path.read_bytes() in (bytes(range(256)) * 16, b"\1" * PAGE)
+                assert check(path).digest in ("match", "none")
+            else:
+                assert not has_old
+                assert not path.with_name("vm.ram.sha256").exists()
+        assert check(paths[last]).digest == "match"
+        assert paths[last].read_bytes() == b"\1" * PAGE
 
     def test_a_folder_in_the_sidecars_place_is_refused_at_once(self, tmp_path):
         (tmp_path / "out.sha256").mkdir()
@@ -465,6 +546,12 @@ class TestCommands:
             assert (tmp_path / f"{out}.sha256").exists() is not more
         assert check(tmp_path / "a").digest == "match"
         assert check(tmp_path / "b").digest == "none"
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_a_signal_ends_the_digest_of_what_is_complete(self, mapped, monkeypatch, capsys, number):
+        monkeypatch.setattr(digest, "make", lambda source, on_progress: signal.raise_signal(number))
+        assert digests.leave(mapped) is None
+        assert "vm.ram: is complete, but has no digests: " in capsys.readouterr().err
 
     def test_receive_is_done_though_digests_cannot_be_written(self, cli, mapped, tmp_path):
         name = "n" * 240  # the sidecar's own part file would have more than 255 bytes
