@@ -133,6 +133,16 @@ def open_target(
     return MappedRamTarget(path, prefix)
 
 
+def is_stored(path: Path) -> bool:
+    """Whether a file has the mark of a stored machine.
+
+    Raises:
+        RamError: it cannot be read.
+    """
+    start, _ = _ends(path)
+    return _is_stored(start)
+
+
 def _is_stored(start: bytes) -> bool:
     return is_stream(start) or libvirt.is_save_image(start)
 

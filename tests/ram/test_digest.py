@@ -197,6 +197,22 @@ class TestDamage:
         with pytest.raises(UsageError, match="expected auto, require or ignore"):
             check(path, "maybe")
 
+    def test_verify_knows_every_form(self, path):
+        found = capture.verify(path)
+        assert found.checked == Verdict("match", f"{path}: matches vm.ram.sha256")
+        (ram, *_) = found.blocks
+        assert (ram.used_length, ram.present_pages + ram.zero_pages) == (300 * PAGE, 300)
+        zero = sum(not any(BLOCKS[0][1][at : at + PAGE]) for at in range(0, 300 * PAGE, PAGE))
+        assert ram.zero_pages == zero
+        flip(path, path.stat().st_size // 2)
+        with pytest.raises(RamError, match="does not match"):
+            capture.verify(path)
+
+    def test_a_raw_image_without_digests_cannot_be_verified(self, tmp_path):
+        (tmp_path / "vm.ram").write_bytes(DATA["raw"])
+        with pytest.raises(RamError, match="perhaps a raw image: not a capture"):
+            capture.verify(tmp_path / "vm.ram")
+
     def test_what_a_callback_raises_ends_it(self, path):
         class Enough(Exception):
             pass
@@ -523,18 +539,19 @@ class TestCommands:
         path = tmp_path / "vm.ram"
         path.write_bytes(DATA["mapped-ram"])
         out, err = cli("verify", path).wait()
-        assert (out, err) == (
-            f"{path}: sound\n",
+        assert out == f"{path}: sound\n"
+        assert err == (
             f"multifd: {path}: bytes inside pages are not checked: there is no vm.ram.sha256, which multifd digest "
-            "makes\n",
+            "makes\n"
         )
-        assert cli("digest", path).wait() == (f"{path}.sha256\n", "")
-        assert cli("verify", path).wait() == (f"{path}: sound, and matches vm.ram.sha256\n", "")
+        assert cli("digest", path).wait()[0] == f"{path}.sha256\n"
+        assert cli("verify", path).wait()[0] == f"{path}: sound, and matches vm.ram.sha256\n"
         flip(path, page_at(DATA["mapped-ram"], b"pc.ram"))
         for command in (["verify", path], ["send", path, "tcp:127.0.0.1:1"], ["export", path, tmp_path / "x"]):
             _, err = cli(*command).wait(6)
-            assert err.startswith(f"multifd: error: {path}: does not match vm.ram.sha256: block pc.ram at 0x"), err
-            assert err.count("\n") == 1
+            *progress, error = err.splitlines()
+            assert error.startswith(f"multifd: error: {path}: does not match vm.ram.sha256: block pc.ram at 0x"), err
+            assert all("MiB digested" in line for line in progress)
         assert cli("verify", path, "--digest", "ignore").wait()[0] == f"{path}: sound\n"
 
     def test_receive_leaves_one_unless_told_otherwise(self, cli, mapped, tmp_path):
@@ -549,7 +566,7 @@ class TestCommands:
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_a_signal_ends_the_digest_of_what_is_complete(self, mapped, monkeypatch, capsys, number):
-        monkeypatch.setattr(digest, "make", lambda source, on_progress: signal.raise_signal(number))
+        monkeypatch.setattr(capture, "digest_file", lambda path, on_progress: signal.raise_signal(number))
         assert digests.leave(mapped) is None
         assert "vm.ram: is complete, but has no digests: " in capsys.readouterr().err
 
