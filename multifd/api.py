@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from multifd.engine.canceller import Canceller
+from multifd.engine.canceller import Canceller, unless_cancelled
 from multifd.engine.config import ReceiveConfig, RelayConfig, SendConfig
 from multifd.engine.receiver import Receiver
 from multifd.engine.relay import Relay
@@ -22,9 +22,12 @@ from multifd.live.driver import Controls, LiveDriver, LiveSource
 from multifd.live.precopy import Decision, Limits
 from multifd.method import MultifdMethods
 from multifd.pages import Buffer
+from multifd.ram import digest
 from multifd.ram.block import Source, Target
+from multifd.ram.digest import Verdict
 from multifd.ram.image import open_source, open_target
 from multifd.ram.memory import MemorySource, MemoryTarget
+from multifd.ram.raw import RawImageSource
 from multifd.ram.stored import StoredSource
 from multifd.registry import load_method
 from multifd.stats import RelayResult, Result
@@ -54,6 +57,11 @@ class Image:
     """mapped-ram, stream, libvirt, raw, or auto: whichever it is; a file with the mark of anything else is refused."""
     page_size: int = 4096
     """Bytes, of a raw image; a capture knows its own."""
+    digest: str = "auto"
+    """Of its bytes, which `multifd.ram.digest` has written beside it: auto, compare them before anything is sent if
+    there are any; require them; or ignore them."""
+    on_digest: Callable[[int, int], object] | None = None
+    """Called in the caller's thread, about ten times a second, with the bytes that are compared and all."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +157,9 @@ def send(
         )
     limits = _limits(source) if isinstance(source, Live) else None
     with _opened(source) as opened:
+        verdict: Verdict | None = None
+        if isinstance(source, Image) and isinstance(opened, StoredSource | RawImageSource):
+            verdict = digest.check(opened, source.digest, unless_cancelled(canceller, source.on_digest))
         if uuid is not None:
             opened.machine = dataclasses.replace(opened.machine, uuid=_uuid_bytes(uuid))
         config = SendConfig(
@@ -158,7 +169,11 @@ def send(
         if isinstance(source, Live) and isinstance(opened, LiveSource) and limits is not None:
             controls = Controls(source.pause, source.resume, source.throttle)
             return LiveDriver(sender, opened, limits, controls).run()
-        return send_still(sender, opened)
+        if verdict is None:
+            return send_still(sender, opened)
+        verdict.log()
+        result = send_still(sender, opened)
+        return dataclasses.replace(result, notes=(*result.notes, verdict.words))
 
 
 def _buffer(source: object) -> Buffer:

@@ -129,6 +129,28 @@ def test_every_status_in_the_table_of_failures_exists():
         assert set(statuses) <= set(exit_statuses()), cells
 
 
+NAMED_TEST = re.compile(r"`((?:tests|plugins)/[\w/-]+\.py)(?:::(?:\w+::)*(\w+))?`")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_tests_that_are_named_exist(page):
+    for path, name in NAMED_TEST.findall(page.read_text()):
+        source = ROOT / path
+        assert source.exists(), path
+        nodes = ast.walk(ast.parse(source.read_text()))
+        assert not name or name in {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}, (
+            name
+        )
+
+
+def test_every_promise_names_a_test():
+    table = (ROOT / "docs/promises.md").read_text().split("## Promises")[1].split("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) > 15
+    for row in rows:
+        assert any(name for _, name in NAMED_TEST.findall(row)), row
+
+
 def test_every_page_is_in_one_table_of_contents_the_index_under_headings():
     index = (ROOT / "docs/index.md").read_text()
     tables = [

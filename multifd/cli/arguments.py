@@ -181,6 +181,14 @@ CHANNELS = click.IntRange(1, 255)
 
 capture = click.argument("capture", type=FilePath())
 channels = click.option("--channels", default=2, show_default=True, type=CHANNELS, help="Connections besides main.")
+digest = click.option(
+    "--digest",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "require", "ignore"]),
+    help="Compare the file with the digests beside it (FILE.sha256) first: if there are any, they must be there, not.",
+)
+no_digest = click.option("--no-digest", is_flag=True, help="Do not write OUT.sha256 when OUT is complete.")
 connect_timeout = click.option(
     "--connect-timeout",
     default=10.0,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from multifd.cli import arguments, signals
+from multifd.cli import digest as digests
 from multifd.cli.arguments import METHOD, FilePath, MethodSpec, Size
 from multifd.cli.console import remark, reporting, say, show
 from multifd.errors import UsageError
@@ -73,16 +74,17 @@ def _listen_at(listen: str, libvirt: str) -> str:
     help="What becomes of the guest; it runs if it ran before if not given.",
 )
 @arguments.timeout("How long all connections may be silent.")
+@arguments.no_digest
 @click.option("--recover", is_flag=True, help="Finish what a killed capture into OUT has left: guest, settings, files.")
 @reporting
 def capture(
-    out: Path, qmp: Path | None, libvirt: str, connect: str, listen: str, recover: bool, as_json: bool,
-    **options: Any,
+    out: Path, qmp: Path | None, libvirt: str, connect: str, listen: str, recover: bool, no_digest: bool,
+    as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Capture a guest into OUT, RAM and devices, and let it go on; QEMU's settings are put back.
 
-    OUT appears when everything is in place and durable, never before. A failure, SIGINT or SIGTERM leaves guest,
-    disks and settings as they were; after SIGKILL, --recover does.
+    OUT appears when everything is in place and durable, never before; OUT.sha256, its digests, after that. A failure,
+    SIGINT or SIGTERM leaves guest, disks and settings as they were; after SIGKILL, --recover does.
     """
     from multifd.cli import tables
     from multifd.engine.canceller import Canceller
@@ -93,14 +95,20 @@ def capture(
         show({"status": "recovered", "run_state": state}, as_json, lambda: say(f"{out}: recovered; guest {state}"))
         return
     canceller = Canceller()
-    with _open(qmp, libvirt, connect) as monitor:
-        with tables.Progress("capture") as progress, signals.cancelling(canceller):
-            done = calls.capture(
-                monitor, out, listen=_listen_at(listen, libvirt), on_progress=progress.update, canceller=canceller,
-                **options,
-            )  # fmt: skip
-        show(done.as_dict(), as_json, lambda: tables.print_results([done.figures]))
-        remark(f"guest: {done.run_state}")
+    with (
+        _open(qmp, libvirt, connect) as monitor,
+        tables.Progress("capture") as progress,
+        signals.cancelling(canceller),
+    ):
+        done = calls.capture(
+            monitor, out, listen=_listen_at(listen, libvirt), on_progress=progress.update, canceller=canceller,
+            **options,
+        )  # fmt: skip
+    document = done.as_dict()
+    if not no_digest:
+        document["sidecar"] = digests.leave(out)
+    show(document, as_json, lambda: tables.print_results([done.figures]))
+    remark(f"guest: {done.run_state}")
 
 
 @click.command()
@@ -120,6 +128,7 @@ def capture(
     help="The release that the machine type is of; the capture says it if not given.",
 )
 @arguments.timeout("How long all connections may be silent.")
+@arguments.digest
 @reporting
 def restore(
     capture: Path, qmp: Path | None, libvirt: str, connect: str, listen: str, as_json: bool, **options: Any
@@ -134,7 +143,7 @@ def restore(
         with tables.Progress("restore") as progress, signals.cancelling(canceller):
             result, state = call(
                 monitor, capture, listen=_listen_at(listen, libvirt), on_progress=progress.update,
-                canceller=canceller, **options,
+                on_digest=progress.compared, canceller=canceller, **options,
             )  # fmt: skip
         show({**result.as_dict(), "run_state": state}, as_json, lambda: tables.print_results([result]))
         remark(f"guest: {state}")

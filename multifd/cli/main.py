@@ -17,6 +17,7 @@ import click
 
 from multifd._version import __version__
 from multifd.cli import arguments, evidence, guests, report, signals, tls
+from multifd.cli import digest as digests
 from multifd.cli.arguments import CHANNELS, METHOD, FilePath, MethodSpec, Size
 from multifd.cli.console import EPILOG, Group, remark, reporting, say, show, show_one
 from multifd.errors import MethodError, MultifdError
@@ -28,13 +29,18 @@ if TYPE_CHECKING:
 
 
 def _migrate(
-    call: Callable[[Callable[[Result], None], Canceller], Result],
+    call: Callable[[Callable[[Result], None], Callable[[int, int], None], Canceller], Result],
     *,
     as_json: bool,
     what: str,
     metrics: str | None = None,
+    out: Path | None = None,
 ) -> None:
-    """Run one end with progress on stderr, then show its figures; with metrics, if an address is given."""
+    """Run one end with progress on stderr, then show its figures; with metrics, if an address is given.
+
+    Args:
+        out: the file to digest when it is complete; None: none.
+    """
     from multifd.cli import service, tables
     from multifd.engine.canceller import Canceller
 
@@ -50,13 +56,16 @@ def _migrate(
             progress.update(result)
 
         try:
-            result = call(update, canceller)
+            result = call(update, progress.compared, canceller)
         except MultifdError as e:
             if e.result is not None:
                 observer.finish(e.result)
             raise
         observer.finish(result)
-    show(result.as_dict(), as_json, lambda: tables.print_results([result]))
+    document = result.as_dict()
+    if out is not None:
+        document["sidecar"] = digests.leave(out)
+    show(document, as_json, lambda: tables.print_results([result]))
 
 
 def _show_version(context: click.Context, _param: click.Parameter, is_asked: bool) -> None:
@@ -123,11 +132,12 @@ def methods(as_json: bool) -> None:
     type=click.Choice(["auto", "mapped-ram", "stream", "libvirt", "raw"]),
     help="What SOURCE is; auto looks at it, and takes a file without any known format's mark for raw.",
 )
+@arguments.digest
 @reporting
 @tls.options()
 def send(
     source: Path, uri: str, method: str, channels: int, max_bandwidth: int, connect_timeout: float, timeout: float,
-    dialect: str | None, uuid: str | None, source_format: str, tls: Tls | None, as_json: bool,
+    dialect: str | None, uuid: str | None, source_format: str, digest: str, tls: Tls | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Send SOURCE, a stored machine or a raw RAM image, to the destination that listens at URI.
 
@@ -140,10 +150,10 @@ def send(
     from multifd.api import send as call
 
     _migrate(
-        lambda progress, canceller: call(
-            Image(source, source_format), uri, method, channels=channels, max_bandwidth=max_bandwidth,
-            connect_timeout=connect_timeout, timeout=timeout, dialect=dialect, uuid=uuid, tls=tls,
-            on_progress=progress, canceller=canceller,
+        lambda progress, compared, canceller: call(
+            Image(source, source_format, digest=digest, on_digest=compared), uri, method, channels=channels,
+            max_bandwidth=max_bandwidth, connect_timeout=connect_timeout, timeout=timeout, dialect=dialect, uuid=uuid,
+            tls=tls, on_progress=progress, canceller=canceller,
         ),
         as_json=as_json,
         what="send",
@@ -181,26 +191,27 @@ def send(
     help="The only method allowed; may be repeated.",
 )
 @arguments.timeout("How long all connections may be silent, and how long to wait for the sender.")
+@arguments.no_digest
 @arguments.metrics
 @arguments.access
 @reporting
 @tls.options(listens=True)
 def receive(
     uri: str, out: Path, format_: str, xml: Path | None, channels: int | None, methods: tuple[str, ...],
-    timeout: float, metrics: str | None, tls: Tls | None, as_json: bool, **who: Any,
+    timeout: float, no_digest: bool, metrics: str | None, tls: Tls | None, as_json: bool, **who: Any,
 ) -> None:  # fmt: skip
     """Wait at URI for a sender, multifd or QEMU, and write its RAM, and its devices, to OUT.
 
-    OUT appears when everything is in place and durable, never before. URI is tcp:HOST:PORT, unix:PATH,
-    vsock:CID:PORT, or fd:N, a listening socket that was handed over; fd:N,N,... are the connections themselves. With
-    port 0 the URI with the chosen port is printed on stderr at once.
+    OUT appears when everything is in place and durable, never before; OUT.sha256, its digests, after that. URI is
+    tcp:HOST:PORT, unix:PATH, vsock:CID:PORT, or fd:N, a listening socket that was handed over; fd:N,N,... are the
+    connections themselves. With port 0 the URI with the chosen port is printed on stderr at once.
     """
     from multifd.api import receive as call
     from multifd.transport.access import Access
 
     access = Access(**who)
     _migrate(
-        lambda progress, canceller: call(
+        lambda progress, _, canceller: call(
             uri, out, format=format_, xml=xml, channels=channels, methods=methods, timeout=timeout, access=access,
             tls=tls,
             on_progress=progress, on_listening=lambda chosen: remark(f"listening on {chosen}"), canceller=canceller,
@@ -208,6 +219,7 @@ def receive(
         as_json=as_json,
         what="receive",
         metrics=metrics,
+        out=None if no_digest else out,
     )  # fmt: skip
 
 
@@ -225,20 +237,7 @@ def info(capture: Path, as_json: bool) -> None:
 
 @main.command()
 @arguments.capture
-@reporting
-def verify(capture: Path, as_json: bool) -> None:
-    """Check that CAPTURE, a stored machine of any format, is sound: structure, bitmaps, lengths, end.
-
-    The format has no checksum, so bytes inside a page are not checked.
-    """
-    from multifd.ram.capture import verify as call
-
-    found = call(capture)
-    show(found.as_dict(), as_json, lambda: say(f"{capture}: sound"))
-
-
-@main.command()
-@arguments.capture
+@arguments.digest
 @click.argument("out", type=FilePath())
 @click.option(
     "--format",
@@ -251,12 +250,17 @@ def verify(capture: Path, as_json: bool) -> None:
 @click.option("--block", metavar="NAME", help="Of raw: the RAM block, such as pc.ram; needed if there are several.")
 @click.option("--below-4g", type=Size(), metavar="SIZE", help="RAM below the PCI hole, if it is not found right.")
 @reporting
-def export(capture: Path, out: Path, format_: str, block: str | None, below_4g: int | None, as_json: bool) -> None:
+def export(
+    capture: Path, out: Path, format_: str, block: str | None, below_4g: int | None, digest: str, as_json: bool
+) -> None:
     """Write RAM of CAPTURE, a stored machine of any format, to OUT for other tools; zero pages are holes."""
     from multifd.cli import tables
     from multifd.ram.export import export as call
 
-    done = call(capture, out, block, format=format_, below_4g=below_4g)
+    with tables.Progress("export") as progress:
+        done = call(
+            capture, out, block, format=format_, below_4g=below_4g, digest_mode=digest, on_progress=progress.compared
+        )
     show(done.as_dict(), as_json, lambda: tables.print_export(str(out), done))
 
 
@@ -387,6 +391,7 @@ def new_plugin(name: str, as_json: bool) -> None:
     )
 
 
+digests.register(main)
 guests.register(main)
 tls.register(main)
 evidence.register(main)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from multifd.ram.capture import CaptureInfo
     from multifd.ram.export import Exported
 _LINE_S = 1.0
+_WORTH_DIGGING = 64 << 10  # bytes; what a file system allocates ahead is less
 _ENDLESS = 10_000  # columns: wider than any table
 
 
@@ -40,7 +41,7 @@ class Progress:
         self._what = what
         self._bar: Any = None
         self._task: Any = None
-        self._last_line = 0.0
+        self._start, self._last_line = time.monotonic(), 0.0
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty():
@@ -67,6 +68,15 @@ class Progress:
             self._bar.console.print(cell(text), highlight=False)
         else:
             remark(text)
+
+    def compared(self, done: int, total: int) -> None:
+        """Bytes that were digested; nothing is shown in the first second without a terminal."""
+        figures = f"{done >> 20} of {total >> 20} MiB digested"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total or None, figures=figures)
+        elif (now := time.monotonic()) - self._start >= _LINE_S and now - self._last_line >= _LINE_S:
+            self._last_line = now
+            remark(f"{self._what}: {figures}")
 
     def update(self, result: Result) -> None:
         """The figures so far; nothing is shown before the first page."""
@@ -141,6 +151,10 @@ def print_capture(info: CaptureInfo) -> None:
         ("block", "bytes", "present pages", "zero pages"),
         [(b.idstr, str(b.used_length), str(b.present_pages), str(b.zero_pages)) for b in info.blocks],
     )
+    filled = ""
+    if info.unused_bytes >= _WORTH_DIGGING:
+        filled = f", of which about {info.unused_bytes} are holes that a copy filled: fallocate --dig-holes frees them"
+    say(f"on disk: {info.disk_bytes} bytes{filled}")
     say(f"devices' state: {info.device_state_bytes} bytes, {len(info.devices)} devices")
     for device in info.devices:
         say(f"  {device}")

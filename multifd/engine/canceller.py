@@ -61,8 +61,12 @@ class Canceller:
                 raise UsageError("a canceller is for one call")
             self._is_released = False
             self._stop, self._hurry = stop, hurry
-            if self._is_cancelled:
-                raise Cancelled("the migration was cancelled before it began")
+            self.check()
+
+    def check(self) -> None:
+        """Before the engine begins: raise `Cancelled` if that was asked for."""
+        if self._is_cancelled:
+            raise Cancelled("the migration was cancelled before it began")
 
     def release(self) -> None:
         """For a call of several migrations: one is over, the next may begin."""
@@ -79,3 +83,17 @@ class Canceller:
             if self._is_cancelled:
                 raise Cancelled("the migration was cancelled")
             self._is_too_late = True
+
+
+def unless_cancelled(
+    canceller: Canceller | None, call: Callable[[int, int], object] | None
+) -> Callable[[int, int], None]:
+    """What hands on to `call`, if given, how far something is that comes before the engine; raises `Cancelled`."""
+
+    def tell(done: int, total: int) -> None:
+        if canceller is not None:
+            canceller.check()
+        if call is not None:
+            call(done, total)
+
+    return tell

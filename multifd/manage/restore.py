@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import tempfile
 from collections.abc import Callable
@@ -11,11 +12,13 @@ from typing import Any
 from uuid import UUID
 
 from multifd.api import Image, send
-from multifd.engine.canceller import Canceller
+from multifd.engine.canceller import Canceller, unless_cancelled
 from multifd.errors import ControlError, MultifdError, OutcomeUnknown, UsageError, about
 from multifd.manage import guest
 from multifd.manage.monitor import Monitor
 from multifd.manage.settings import Settings, apply_method, plan, read
+from multifd.ram.digest import check
+from multifd.ram.image import open_source
 from multifd.registry import load_method
 from multifd.stats import Result
 
@@ -33,6 +36,8 @@ def restore(
     listen: str = "",
     timeout: float = 60.0,
     dialect: str | None = None,
+    digest: str = "auto",
+    on_digest: Callable[[int, int], object] | None = None,
     on_progress: Callable[[Result], None] | None = None,
     canceller: Canceller | None = None,
 ) -> tuple[Result, str]:
@@ -48,6 +53,7 @@ def restore(
         listen: where QEMU is to listen, ``tcp:HOST:PORT`` or ``unix:PATH``; empty: a unix socket in a private folder.
         timeout: seconds that all connections may be silent.
         dialect: as `multifd.send`.
+        digest, on_digest: as `multifd.Image`; the file is looked at before anything is changed in QEMU.
         on_progress: called in this thread with the figures so far.
         canceller: cancels this call from another thread.
 
@@ -68,6 +74,9 @@ def restore(
         raise ControlError(f"QEMU waits for another migration (status {status}): start it with -incoming defer")
     wanted, before = plan(read(monitor), method, channels)
     canceller = canceller or Canceller()
+    with contextlib.closing(open_source(source)) as opened:
+        verdict = check(opened, digest, unless_cancelled(canceller, on_digest))
+    verdict.log()
     has_begun = False
     with tempfile.TemporaryDirectory(prefix="multifd-") as folder:  # mode 0700
         try:
@@ -77,8 +86,8 @@ def restore(
             has_begun = True
             uri = _listen(monitor, listen or f"unix:{folder}/restore")
             result = send(
-                Image(source), uri, method, channels=channels, max_bandwidth=max_bandwidth, timeout=timeout,
-                dialect=dialect, uuid=_uuid(monitor), on_progress=on_progress, canceller=canceller,
+                Image(source, digest="ignore"), uri, method, channels=channels, max_bandwidth=max_bandwidth,
+                timeout=timeout, dialect=dialect, uuid=_uuid(monitor), on_progress=on_progress, canceller=canceller,
             )  # fmt: skip
         except BaseException as e:
             _undo(monitor, before, e, has_begun)
@@ -87,7 +96,7 @@ def restore(
     _put_back(monitor, before)
     if then == "cont" and guest.run_state(monitor) != "running":
         monitor.resume()
-    return result, guest.run_state(monitor)
+    return dataclasses.replace(result, notes=(*result.notes, verdict.words)), guest.run_state(monitor)
 
 
 def _listen(monitor: Monitor, uri: str) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from multifd.errors import RamError, UsageError
 from multifd.pages import Geometry
-from multifd.ram import elf, lime, physical
+from multifd.ram import digest, elf, lime, physical
 from multifd.ram.block import Staging
 from multifd.ram.capture import BlockInfo, block_info
 from multifd.ram.file import write
@@ -73,7 +73,8 @@ class _State:
 
 def export(
     path: str | os.PathLike[str], out: str | os.PathLike[str], idstr: str | None = None, *,
-    format: str = "raw", below_4g: int | None = None,
+    format: str = "raw", below_4g: int | None = None, digest_mode: str = "auto",
+    on_progress: digest.Progress | None = None,
 ) -> Exported:  # fmt: skip
     """Write RAM of a stored machine to a file of another format; zero pages are holes.
 
@@ -90,6 +91,8 @@ def export(
         idstr: of raw: the block, such as ``pc.ram``; None if there is only one.
         format: one of `FORMATS`.
         below_4g: bytes of RAM below the PCI hole, if the machine's are known better than here.
+        digest_mode: whether to compare digests first, one of `multifd.ram.digest.MODES`.
+        on_progress: called with the bytes that are compared and all.
 
     Raises:
         UsageError: there is no such format, or the block is named for another one than raw.
@@ -101,6 +104,7 @@ def export(
         raise UsageError(f"format {format} has all RAM: a block is named for raw only")
     with contextlib.closing(open_stored(path)) as source:
         source.check()
+        digest.check(source, digest_mode, on_progress).log()
         state = _read_state(source)
         if format == "raw":
             return _export_raw(source, out, idstr, state, below_4g)

@@ -6,6 +6,7 @@ shrinks is an error of a system call then, not a SIGBUS.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -115,6 +116,24 @@ def read_exactly(file: OpenFile, view: memoryview, offset: int, path: Path) -> N
         if not got:
             raise cut_short(path, offset)
         view, offset = view[got:], offset + got
+
+
+def is_hole(file: OpenFile, first: int, end: int, path: Path) -> bool:
+    """Whether the file has nothing but a hole in its bytes `first` to `end`; they read as zeros.
+
+    Raises:
+        RamError: it ends before.
+    """
+    with file.use() as fd:
+        try:
+            return os.lseek(fd, first, os.SEEK_DATA) >= end
+        except OSError as e:
+            if e.errno != errno.ENXIO:
+                return False  # a file system that does not tell
+            # No data from there to the end, which may have come nearer since.
+            if (nbytes := os.fstat(fd).st_size) < end:
+                raise cut_short(path, nbytes) from None
+            return True
 
 
 def cut_short(path: Path, nbytes: int) -> RamError:

@@ -9,8 +9,6 @@ Thread rule: blocks may be used by all channels at once, each with its own `Stag
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +18,7 @@ import numpy.typing as npt
 from multifd.pages import Offsets, Pages
 from multifd.pump.extent import Extent, Kind
 from multifd.ram.block import MappedPages, Staging, in_order
-from multifd.ram.file import OpenFile, cut_short, read_exactly, write
+from multifd.ram.file import OpenFile, is_hole, read_exactly, write
 from multifd.ram.page_set import PageSet
 from multifd.wire.stream import Block
 
@@ -37,8 +35,8 @@ class FileBlock:
     """
 
     def __init__(self, block: Block, page_size: int, file: OpenFile, start: int, path: Path) -> None:
-        self.idstr, self.used_length = block.idstr, block.used_length
-        self._file, self._page_size, self._start, self._path = file, page_size, start, path
+        self.idstr, self.used_length, self.start = block.idstr, block.used_length, start
+        self._file, self._page_size, self._path = file, page_size, path
         self._written = PageSet()
         self._extent = Extent(Kind.FILE, file=file, start=start)
 
@@ -64,10 +62,11 @@ class FileBlock:
 
     def load(self, offsets: Offsets, staging: Staging) -> Pages | None:
         """See `SourceBlock`; holes are not read."""
-        if self._is_hole(int(offsets[0]), int(offsets[-1]) + self._page_size):
+        first, end = int(offsets[0]), int(offsets[-1]) + self._page_size
+        if is_hole(self._file, self.start + first, self.start + end, self._path):
             return None
         for offset, view in self._runs(offsets, staging):
-            read_exactly(self._file, view, self._start + offset, self._path)
+            read_exactly(self._file, view, self.start + offset, self._path)
         return staging.pages(len(offsets))
 
     def map(self, offsets: Offsets, staging: Staging) -> MappedPages | None:
@@ -88,13 +87,13 @@ class FileBlock:
         in_order.sort()
         page_size = self._page_size
         for offset, view in self._runs(in_order, staging):
-            write(self._file, view, self._start + offset, self._path)
+            write(self._file, view, self.start + offset, self._path)
             self._written.add_run(offset // page_size, (offset + len(view)) // page_size)
 
     def clear(self, offsets: Offsets) -> None:
         """See `TargetBlock`; pages that were never written are holes already."""
         for page in self._written.select(offsets // self._page_size).tolist():
-            write(self._file, bytes(self._page_size), self._start + page * self._page_size, self._path)
+            write(self._file, bytes(self._page_size), self.start + page * self._page_size, self._path)
 
     def _runs(self, offsets: Offsets, staging: Staging) -> Iterator[tuple[int, memoryview]]:
         """(offset in the block, view of the staging buffer) for each run of neighbours."""
@@ -102,15 +101,3 @@ class FileBlock:
         breaks = ((offsets[1:] - offsets[:-1] != page_size).nonzero()[0] + 1).tolist()
         for a, b in zip([0, *breaks], [*breaks, len(offsets)], strict=True):
             yield int(offsets[a]), view[a * page_size : b * page_size]
-
-    def _is_hole(self, first: int, end: int) -> bool:
-        with self._file.use() as fd:
-            try:
-                return os.lseek(fd, self._start + first, os.SEEK_DATA) >= self._start + end
-            except OSError as e:
-                if e.errno != errno.ENXIO:
-                    return False  # a file system that does not tell
-                # No data from there to the end, which may have come nearer since.
-                if (nbytes := os.fstat(fd).st_size) < self._start + end:
-                    raise cut_short(self._path, nbytes) from None
-                return True

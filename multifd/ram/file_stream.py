@@ -34,6 +34,10 @@ class MappedPlace:
     bitmap_offset: int
     pages_offset: int
 
+    def bitmap_end(self, page_size: int) -> int:
+        """Where the bitmap ends; a gap follows."""
+        return self.bitmap_offset + bitmap_bytes(self.block.used_length, page_size)
+
 
 class _InFile:
     """The pages are in the same file: in the stream, or mapped. See `multifd.wire.grammar.Place`."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from multifd.errors import RamError, StreamError, UsageError
 from multifd.ram import foreign, libvirt
-from multifd.ram.block import Source, Target
+from multifd.ram.block import Target
 from multifd.ram.file import open_regular, read_exactly
 from multifd.ram.file_stream import FileStream
 from multifd.ram.mapped_source import MappedRamSource
@@ -32,8 +32,10 @@ SOURCE_FORMATS = ("auto", "mapped-ram", "stream", "libvirt", "raw")
 TARGET_FORMATS = ("mapped-ram", "raw", "stream", "libvirt-raw", "libvirt-sparse")
 
 
-def open_source(path: str | os.PathLike[str], *, format: str = "auto", page_size: int = 4096) -> Source:
-    """RAM in a file, to be sent; all that `multifd.ram.capture.verify` checks is sound.
+def open_source(
+    path: str | os.PathLike[str], *, format: str = "auto", page_size: int = 4096
+) -> StoredSource | RawImageSource:
+    """RAM in a file, to be sent; all that can be checked without digests is sound.
 
     Args:
         path: a regular file.
@@ -129,6 +131,16 @@ def open_target(
     if format in ("stream", "libvirt-raw"):
         return PlainTarget(path, prefix)
     return MappedRamTarget(path, prefix)
+
+
+def is_stored(path: Path) -> bool:
+    """Whether a file has the mark of a stored machine.
+
+    Raises:
+        RamError: it cannot be read.
+    """
+    start, _ = _ends(path)
+    return _is_stored(start)
 
 
 def _is_stored(start: bytes) -> bool:

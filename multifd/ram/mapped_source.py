@@ -19,6 +19,7 @@ from multifd.ram.file import OpenFile, read_exactly
 from multifd.ram.file_block import FileBlock
 from multifd.ram.file_stream import MappedPlace, StreamLayout
 from multifd.ram.mapped_ram import bitmap_bytes
+from multifd.ram.span import Span, cut, cut_block
 from multifd.ram.stored import StoredSource, portions
 from multifd.ram.window import FileWindow
 from multifd.wire.stream import Block
@@ -106,13 +107,29 @@ class MappedRamSource(StoredSource):
     def _open_blocks(self, layout: StreamLayout) -> Sequence[MappedBlock]:
         if not layout.is_mapped:
             raise RamError(f"{self.path}: not a mapped-ram file: its pages are in the stream, or went over channels")
+        page_size = layout.machine.page_size
+        self._gap_bytes = sum(place.pages_offset - place.bitmap_end(page_size) for place in layout.places)
         return tuple(self._block(place) for place in layout.places)
 
     def _block(self, place: MappedPlace) -> MappedBlock:
         page_size = self.machine.page_size
         bits = np.empty(bitmap_bytes(place.block.used_length, page_size), np.uint8)
-        read_exactly(self._file, bits.data.cast("B"), place.bitmap_offset, self.path)
-        return MappedBlock(place.block, page_size, self._file, place.pages_offset, bits, self.path)
+        read_exactly(self.file, bits.data.cast("B"), place.bitmap_offset, self.path)
+        return MappedBlock(place.block, page_size, self.file, place.pages_offset, bits, self.path)
+
+    def needed_bytes(self) -> int:
+        """See `StoredSource`: all but zero pages, and the gap in front of each block's pages."""
+        absent = sum(block.page_count - block.count_present() for block in self.blocks)
+        return self.nbytes - self._gap_bytes - absent * self.machine.page_size
+
+    def _spans_of_ram(self, step: int) -> Iterator[Span]:
+        """See `StoredSource`: blocks, and what is in front of, between and behind them."""
+        end = 0
+        for block in self.blocks:
+            yield from cut(end, block.start, step, "structure")
+            yield from cut_block(block.start, block.used_length, step, block.idstr)
+            end = block.start + block.used_length
+        yield from cut(end, self.device_state_offset, step, "structure")
 
     def close(self) -> None:
         """See `Source`; twice is harmless."""

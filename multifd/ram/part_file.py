@@ -21,11 +21,17 @@ from multifd.ram.file import OpenFile, reason
 _LOG = logging.getLogger(__name__)
 
 
+def sidecar_name(name: str) -> str:
+    """What the file with the digests of file `name` is called; it is beside it."""
+    return f"{name}.sha256"
+
+
 class PartFile:
     """A file written beside `path` and renamed to it when complete, mode 0600.
 
     The temporary name is ``.NAME.multifd-part``, locked while it is written: a stale one of a
-    killed process is replaced, one in use is an error.
+    killed process is replaced, one in use is an error. Digests of what was under the name before
+    (``NAME.sha256``) are removed first, and durably, so that they never condemn the new file.
 
     Args:
         path: the file to make or replace.
@@ -61,10 +67,14 @@ class PartFile:
         return self._is_committed
 
     def _refuse_special(self) -> None:
-        """Only a regular file is replaced, also behind a symbolic link."""
+        """Only a regular file is replaced, also behind a symbolic link, and only digests that can be removed."""
         with contextlib.suppress(FileNotFoundError):
             if not stat.S_ISREG(os.stat(self.path.name, dir_fd=self._folder).st_mode):
                 raise RamError(f"{self.path}: exists and is not a regular file")
+        name = sidecar_name(self.path.name)
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISDIR(os.stat(name, dir_fd=self._folder, follow_symlinks=False).st_mode):
+                raise RamError(f"{self.path.with_name(name)}: a folder where digests of {self.path.name} belong")
 
     def _open(self) -> int:
         flags, name = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, self.part.name
@@ -126,12 +136,19 @@ class PartFile:
             with self._lock:
                 if self._is_discarded:
                     raise RamError(f"{self.path}: was discarded before it was complete")
+                self._forget_digests()
                 os.replace(self.part.name, self.path.name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
                 self._is_committed = True
                 self._sync_folder()
         except OSError as e:
             raise RamError(f"{self.path}: cannot be completed: {e.strerror}") from e
         self.discard()
+
+    def _forget_digests(self) -> None:
+        """Durably: after a power failure they must not be beside the new file."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(sidecar_name(self.path.name), dir_fd=self._folder)
+            os.fsync(self._folder)
 
     def _sync_folder(self) -> None:
         """Make the name durable; complete and visible the file is already, so a failure here is not one of it."""

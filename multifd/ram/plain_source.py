@@ -7,9 +7,12 @@ Thread rule: blocks may be used by all channels at once, each with its own `Stag
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from multifd.errors import RamError
 from multifd.pages import Offsets, Pages
@@ -17,10 +20,12 @@ from multifd.pump.extent import Extent
 from multifd.ram.block import MappedPages, Staging
 from multifd.ram.file import OpenFile, cut_short
 from multifd.ram.file_stream import StreamLayout
+from multifd.ram.span import Span, cut, short
 from multifd.ram.stored import Present, StoredSource, portions
 from multifd.wire.stream import Block
 
 _WINDOW = 1 << 20  # pages looked at together
+_MOST_NAMES = 4  # of blocks, in what is said of a piece of the file
 _MAX_VIEWS = 1024  # IOV_MAX of Linux: views of one preadv
 
 
@@ -79,6 +84,20 @@ class PlainBlock:
         """See `SourceBlock`: a word stands before each page, so they are read into one piece."""
         return None
 
+    def first_pages(self, step: int, count: int) -> Offsets:
+        """The first page that lies in each of the file's pieces of `step` bytes, as an offset; -1 if none does.
+
+        Args:
+            step: bytes.
+            count: of pieces.
+        """
+        found = np.full(count, -1, np.int64)
+        for start in reversed(range(0, self.page_count, _WINDOW)):
+            window = self._positions[start : start + _WINDOW]
+            pages = np.flatnonzero(window)[::-1]  # the lowest is written last
+            found[window[pages] // step] = (pages + start) * self._page_size
+        return found
+
     def _read_run(self, position: int, pages: list[memoryview]) -> None:
         """Fill `pages` from records of a word and a page, the first page at `position`."""
         word = memoryview(bytearray(8))
@@ -103,12 +122,21 @@ class PlainSource(StoredSource):
     """A plain main stream in a file, to be sent or looked at. See `StoredSource`."""
 
     form = "stream"
+    blocks: Sequence[PlainBlock]
 
     def _open_blocks(self, layout: StreamLayout) -> Sequence[PlainBlock]:
         if layout.is_mapped:
             raise RamError(f"{self.path}: a mapped-ram file, not a plain stream")
         page_size = self.machine.page_size
         return tuple(
-            PlainBlock(block, page_size, self._file, layout.positions[block.idstr], self.path)
+            PlainBlock(block, page_size, self.file, layout.positions[block.idstr], self.path)
             for block in layout.machine.blocks
         )
+
+    def _spans_of_ram(self, step: int) -> Iterator[Span]:
+        """See `StoredSource`: each piece says whose pages are in it."""
+        spans = list(cut(0, self.device_state_offset, step, "structure"))
+        firsts = [(block.idstr, block.first_pages(step, len(spans))) for block in self.blocks]
+        for i, span in enumerate(spans):
+            whose = [f"block {short(idstr)} from {first[i]:#x} on" for idstr, first in firsts if first[i] >= 0]
+            yield dataclasses.replace(span, what="; ".join(whose[:_MOST_NAMES]) or span.what)

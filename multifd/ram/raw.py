@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from multifd.ram.block import RAM_IDSTR, TargetBlock, bare_machine, check_size, only_block
 from multifd.ram.file import open_regular
 from multifd.ram.file_block import FileBlock
 from multifd.ram.part_file import PartFile
+from multifd.ram.span import Span, cut_block
 from multifd.wire.stream import Block, Machine
 from multifd.wire.writer import encode_end
 
@@ -25,24 +27,31 @@ class RawImageSource:
         RamError: it is not.
     """
 
+    form: ClassVar[str] = "raw"
+    """The format's name, as `multifd.ram.image` has it."""
+
     def __init__(self, path: str | os.PathLike[str], page_size: int = 4096) -> None:
         self.path = Path(path)
-        self._file, nbytes = open_regular(self.path)
+        self.file, self.nbytes = open_regular(self.path)
         try:
-            check_size(nbytes, page_size, str(self.path))
+            check_size(self.nbytes, page_size, str(self.path))
         except BaseException:
-            self._file.close()
+            self.file.close()
             raise
-        self.machine = bare_machine(nbytes, page_size)
-        self.blocks = (FileBlock(Block(RAM_IDSTR, nbytes), page_size, self._file, 0, self.path),)
+        self.machine = bare_machine(self.nbytes, page_size)
+        self.blocks = (FileBlock(Block(RAM_IDSTR, self.nbytes), page_size, self.file, 0, self.path),)
 
     def device_state(self) -> Iterator[bytes]:
         """See `Source`: there are no devices."""
         yield encode_end(self.machine.page_size)
 
+    def spans(self, step: int) -> Sequence[Span]:
+        """All of the file in order, in pieces of at most `step` bytes, for digests."""
+        return tuple(cut_block(0, self.nbytes, step, RAM_IDSTR))
+
     def close(self) -> None:
         """See `Source`."""
-        self._file.close()
+        self.file.close()
 
 
 class RawImageTarget:

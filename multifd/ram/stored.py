@@ -19,6 +19,7 @@ from multifd.ram.block import SourceBlock
 from multifd.ram.file import open_regular, read_exactly
 from multifd.ram.file_stream import FileStream, StreamLayout
 from multifd.ram.libvirt import SaveHeader
+from multifd.ram.span import Span, cut
 from multifd.wire import stream, vmdesc
 
 _PIECE = 1 << 20  # bytes of device state read together
@@ -76,10 +77,10 @@ class StoredSource:
     def __init__(self, path: str | os.PathLike[str], start: int = 0) -> None:
         self.path = Path(path)
         self.blocks = ()
-        self._file, self.nbytes = open_regular(self.path)
+        self.file, self.nbytes = open_regular(self.path)
         try:
             try:
-                layout = FileStream(self._file, self.nbytes, self.path, start).parse()
+                layout = FileStream(self.file, self.nbytes, self.path, start).parse()
             except StreamError as e:
                 raise RamError(f"{self.path}: {e}") from e
             self.machine, self.device_state_offset = layout.machine, layout.device_state_offset
@@ -98,6 +99,24 @@ class StoredSource:
         end = self.end_of_device_state()
         if not vmdesc.ends(end) and self._may_end(end):
             yield vmdesc.encode(self.machine.page_size)
+
+    @property
+    def disk_bytes(self) -> int:
+        """What the file takes on its disk (st_blocks, in units of 512 bytes: stat(2))."""
+        with self.file.use() as fd:
+            return os.fstat(fd).st_blocks * 512
+
+    def needed_bytes(self) -> int:
+        """How many of the file's bytes cannot be a hole."""
+        return self.nbytes
+
+    def spans(self, step: int) -> Sequence[Span]:
+        """All of the file in order, in pieces of at most `step` bytes, for digests."""
+        return (*self._spans_of_ram(step), *cut(self.device_state_offset, self.nbytes, step, "devices"))
+
+    def _spans_of_ram(self, step: int) -> Iterator[Span]:
+        """What comes before the devices' state."""
+        raise NotImplementedError
 
     def end_of_device_state(self) -> bytes:
         """Its last bytes, as many as can hold a vmdesc."""
@@ -123,12 +142,12 @@ class StoredSource:
 
     def _read(self, start: int, count: int) -> bytes:
         data = bytearray(count)
-        read_exactly(self._file, memoryview(data), start, self.path)
+        read_exactly(self.file, memoryview(data), start, self.path)
         return bytes(data)
 
     def close(self) -> None:
         """See `Source`; twice is harmless."""
-        self._file.close()
+        self.file.close()
 
 
 def is_stream(start: bytes) -> bool:

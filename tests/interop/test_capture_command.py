@@ -102,6 +102,8 @@ def test_captured_continued_saved_and_restored(vm, cli, tmp_path, source_release
     assert {"nightly", "afterwards"} <= set(hmp(source, "info snapshots").split())
     captured = read_blocks(out)["pc.ram"]
     check(captured, GUEST)
+    assert result["sidecar"] == f"{out}.sha256"
+    assert "and matches vm.ram.sha256" in cli("verify", out, "--digest", "require").wait()[0]
     source.stop()
 
     destination = vm("destination", destination_release, is_incoming=True, is_paused=True)

@@ -1,0 +1,74 @@
+"""``multifd digest`` and ``multifd verify``, and the digests of a file that another command has made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from multifd.cli import arguments, signals, tables
+from multifd.cli.arguments import FilePath
+from multifd.cli.console import remark, reporting, say, show
+from multifd.errors import MultifdError
+
+
+def register(main: click.Group) -> None:
+    """Add the commands."""
+    main.add_command(digest)
+    main.add_command(verify)
+
+
+@click.command()
+@click.argument("file", type=FilePath())
+@reporting
+def digest(file: Path, as_json: bool) -> None:
+    """Write FILE.sha256, with which verify, send, restore and export find any byte of FILE that changed.
+
+    FILE is a stored machine of any format, or a raw RAM image. sha256sum -c reads FILE.sha256, too, in its folder.
+    """
+    with tables.Progress("digest") as progress:
+        place = _make(file, progress)
+    show({"file": str(file), "sidecar": str(place)}, as_json, lambda: say(str(place)))
+
+
+@click.command()
+@arguments.capture
+@arguments.digest
+@reporting
+def verify(capture: Path, digest: str, as_json: bool) -> None:
+    """Check that CAPTURE, a stored machine of any format, is sound: structure, bitmaps, lengths, end, digests.
+
+    No format has a checksum: without CAPTURE.sha256, which receive, capture and digest write, bytes inside a page are
+    not checked. A raw RAM image can be verified by that alone.
+    """
+    from multifd.ram.capture import verify as call
+
+    with tables.Progress("verify") as progress:
+        found = call(capture, digest, progress.compared)
+
+    matches = found.checked is not None and found.checked.digest == "match"
+    words = f"sound, and matches {capture.name}.sha256" if matches else "sound"
+    show(found.as_dict(), as_json, lambda: say(f"{capture}: {words}"))
+
+
+def leave(out: Path) -> str | None:
+    """Write the digests of a file that is complete.
+
+    Whatever goes wrong, a signal too, is a line on stderr: the file is complete all the same.
+
+    Returns:
+        The sidecar's path, None if there is none.
+    """
+    with signals.raising():
+        try:
+            with tables.Progress("digest") as progress:
+                return str(_make(out, progress))
+        except (MultifdError, KeyboardInterrupt, signals.Terminated) as e:
+            remark(f"{out}: is complete, but has no digests: {str(e) or 'interrupted'}; multifd digest makes them")
+            return None
+
+
+def _make(path: Path, progress: tables.Progress) -> Path:
+    from multifd.ram.capture import digest_file
+
+    return digest_file(path, progress.compared)

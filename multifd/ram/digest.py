@@ -1,0 +1,268 @@
+"""Digests of a file with RAM: made and written beside it, and checked.
+
+A capture has no digest of its own, so a flipped bit inside a page would pass. What is digested are the file's bytes as
+a reader sees them: holes count as the zeros that they read as, and may be filled or dug.
+
+Rules of this file: the capture is durable and under its name before its sidecar is; `PartFile` removes the sidecar of
+what it replaces first. So a sidecar never stands beside a newer capture of multifd's, whatever is killed when. For
+what other programs replace see `_is_another`.
+
+Thread rule: one thread calls; the hashing is done by a few.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Protocol
+
+from multifd.errors import RamError, UsageError, about
+from multifd.ram import sidecar
+from multifd.ram.file import OpenFile, is_hole, read_exactly
+from multifd.ram.sidecar import Sidecar, path_beside
+from multifd.ram.span import Span, step_for
+
+_LOG = logging.getLogger(__name__)
+Progress = Callable[[int, int], object]
+"""Called about ten times a second in the caller's thread, with the bytes that are done and all; may raise."""
+MODES = ("auto", "require", "ignore")
+"""Of a check: if there is a sidecar; there must be one; not at all."""
+_MOST_THREADS = 4  # a disk is busy with fewer, and SHA-256 takes 1 to 2 GB/s of each
+_PIECE = 1 << 20
+_MOST_ZEROS = 64 << 20
+"""Bytes whose digest is remembered if they are zeros."""
+_TICK_S = 0.1
+_FEW = 16
+"""Places in which a file may differ from its digests and still be the same file, damaged."""
+
+
+class DigestedSource(Protocol):
+    """RAM in a file, as `multifd.ram.image.open_source` opens it."""
+
+    path: Path
+    file: OpenFile
+    nbytes: int
+    """The file's length."""
+
+    @property
+    def form(self) -> str:
+        """mapped-ram, stream or raw."""
+        ...
+
+    def spans(self, step: int) -> Sequence[Span]:
+        """All of the file in order, in pieces of at most `step` bytes."""
+        ...
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check has shown; a mismatch is an error instead."""
+
+    digest: str
+    """match; none: there is no sidecar; older: it is of an earlier file; ignored."""
+    words: str
+    """The same in a line."""
+    is_news: bool = False
+    """It is not as it should be, or not known to be. Most raw images are of other programs: that one has no digests
+    is no news."""
+
+    def log(self) -> None:
+        """Say it: as a warning if it is news."""
+        _LOG.log(logging.WARNING if self.is_news else logging.INFO, "%s", self.words)
+
+
+def make(source: DigestedSource, on_progress: Progress | None = None) -> Path:
+    """Digest a file, and write its sidecar.
+
+    Args:
+        source: stays the caller's.
+        on_progress: see `Progress`.
+
+    Returns:
+        The sidecar, durable and under its name.
+
+    Raises:
+        RamError: the file cannot be read or changes meanwhile, or the sidecar cannot be written.
+    """
+    path, before = source.path, _identity(source.file)
+    spans = source.spans(step_for(source.nbytes))
+    whole, *digests = _digests(source, [_all(source), *spans], on_progress)
+    file = sidecar.write_beside(path, sidecar.encode(path.name, whole, spans, digests))
+    try:
+        _require_same(source, before)
+        file.commit()
+        # Whoever replaced it between the two may have found no sidecar to remove.
+        if _identity_of(path) != before:
+            path_beside(path).unlink(missing_ok=True)
+            _require_same(source, before)
+    finally:
+        file.discard()
+    return path_beside(path)
+
+
+def check(source: DigestedSource, mode: str = "auto", on_progress: Progress | None = None) -> Verdict:
+    """Compare a file with its sidecar.
+
+    Args:
+        source: stays the caller's.
+        mode: one of `MODES`.
+        on_progress: see `Progress`.
+
+    Raises:
+        UsageError: there is no such mode.
+        RamError: the file does not match, the sidecar is none, or there is none that is the file's and mode is require.
+    """
+    if mode not in MODES:
+        raise about(UsageError(f"digest {mode!r}, expected {', '.join(MODES[:-1])} or {MODES[-1]}"), "digest")
+    path, place = source.path, path_beside(source.path)
+    if mode == "ignore":
+        return Verdict("ignored", f"{path}: bytes inside pages are not checked")
+    before = _identity(source.file)
+    known = sidecar.read_beside(path)
+    if known is None:
+        words = f"{path}: bytes inside pages are not checked: there is no {place.name}"
+        verdict = Verdict("none", f"{words}, which multifd digest makes", is_news=source.form != "raw")
+    else:
+        verdict = _compare(source, known, before, on_progress)
+    if mode == "require" and verdict.digest != "match":
+        raise RamError(verdict.words)
+    return verdict
+
+
+def _compare(source: DigestedSource, known: Sidecar, before: tuple[int, ...], on_progress: Progress | None) -> Verdict:
+    path, name = source.path, known.path.name
+    if not known.spans:
+        (found,) = _digests(source, [_all(source)], on_progress)
+        wrong = [] if found == known.digest else ["SHA-256 of the whole file"]
+        is_another = False
+    else:
+        there = [span for span in known.spans if span.first + span.nbytes <= source.nbytes]
+        digests = _digests(source, there, on_progress)
+        differs = [ours != theirs for ours, theirs in zip(digests, known.digests, strict=False)]
+        wrong = [_place(span) for span, is_wrong in zip(there, differs, strict=True) if is_wrong]
+        if source.nbytes != known.nbytes:
+            wrong.append(f"{source.nbytes} bytes, expected {known.nbytes}")
+        is_another = _is_another(there, digests, differs)
+    if not wrong:
+        return Verdict("match", f"{path}: matches {name}")
+    if _identity_of(path) != before:
+        raise RamError(f"{path}: was replaced or changed while it was checked; try again")
+    if is_another and before[-1] > known.mtime_ns:
+        words = f"{path}: bytes inside pages are not checked: {name} is older and of another file"
+        return Verdict("older", f"{words}; multifd digest makes a new one", is_news=True)
+    more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+    whose = "" if known.name == path.name else f", which is of {known.name}"
+    raise RamError(
+        f"{path}: does not match {name}{whose}: {wrong[0]}{more}: it was damaged, or is not the file that was "
+        "digested; if it is known to be right, multifd digest makes a new one"
+    )
+
+
+def _is_another(spans: Sequence[Span], digests: Sequence[str], differs: Sequence[bool]) -> bool:
+    """Whether what differs is all over the file: another one was put there; damage is here and there, or zeros."""
+    holds = [digest != _of_zeros(span.nbytes) for span, digest in zip(spans, digests, strict=True)]
+    changed = [is_wrong and is_held for is_wrong, is_held in zip(differs, holds, strict=True)]
+    places = sum(now and not before for before, now in zip([False, *changed], changed, strict=False))
+    return places > _FEW or (sum(changed) > 1 and 2 * sum(changed) > sum(holds))
+
+
+def _all(source: DigestedSource) -> Span:
+    return Span(0, source.nbytes, "the whole file")
+
+
+def _place(span: Span) -> str:
+    return f"{span.what} (bytes {span.first} to {span.first + span.nbytes} of the file)"
+
+
+def _require_same(source: DigestedSource, before: tuple[int, ...]) -> None:
+    if not before == _identity(source.file) == _identity_of(source.path):
+        raise RamError(f"{source.path}: was replaced or changed while it was digested; digest it again")
+
+
+def _identity(file: OpenFile) -> tuple[int, ...]:
+    with file.use() as fd:
+        return _of(os.fstat(fd))
+
+
+def _identity_of(path: Path) -> tuple[int, ...]:
+    try:
+        return _of(os.stat(path))
+    except OSError:
+        return ()
+
+
+def _of(info: os.stat_result) -> tuple[int, ...]:
+    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
+
+
+def _digests(source: DigestedSource, spans: Sequence[Span], on_progress: Progress | None) -> list[str]:
+    """SHA-256 of each span, by a few threads."""
+    reading = _Reading(source.file, source.path)
+    total = sum(span.nbytes for span in spans)
+    pool = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1), "multifd_digest")
+    try:
+        futures = [pool.submit(reading.digest, span) for span in spans]
+        left: set[Future[Any]] = set(futures)
+        while left:
+            done, left = wait(left, _TICK_S, FIRST_EXCEPTION)
+            for future in done:
+                future.result()  # what went wrong is raised at once
+            if on_progress is not None:
+                on_progress(reading.done, total)
+        return [future.result() for future in futures]
+    finally:
+        reading.is_over.set()
+        pool.shutdown(cancel_futures=True)
+
+
+class _Reading:
+    """One time through a file."""
+
+    def __init__(self, file: OpenFile, path: Path) -> None:
+        self._file, self._path = file, path
+        self._lock = threading.Lock()
+        self.done = 0
+        self.is_over = threading.Event()
+
+    def digest(self, span: Span) -> str:
+        """SHA-256 of a span (any thread); of no use once it is over."""
+        end = span.first + span.nbytes
+        if span.nbytes <= _MOST_ZEROS and is_hole(self._file, span.first, end, self._path):
+            self._count(span.nbytes)
+            return _of_zeros(span.nbytes)
+        data = memoryview(bytearray(min(_PIECE, span.nbytes)))
+        value = sha256()
+        for at in range(span.first, end, _PIECE):
+            if self.is_over.is_set():
+                break
+            view = data[: min(_PIECE, end - at)]
+            if is_hole(self._file, at, at + len(view), self._path):
+                value.update(_ZEROS[: len(view)])
+            else:
+                read_exactly(self._file, view, at, self._path)
+                value.update(view)
+            self._count(len(view))
+        return value.hexdigest()
+
+    def _count(self, nbytes: int) -> None:
+        with self._lock:
+            self.done += nbytes
+
+
+_ZEROS = memoryview(bytes(_PIECE))
+
+
+@cache
+def _of_zeros(nbytes: int) -> str:
+    """SHA-256 of so many zeros."""
+    value = sha256()
+    for at in range(0, nbytes, _PIECE):
+        value.update(_ZEROS[: min(_PIECE, nbytes - at)])
+    return value.hexdigest()
