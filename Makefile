@@ -14,7 +14,7 @@ help:
 	@echo "make demo    migrate memory that is being written by every installed method and a running QEMU guest, and show the figures"
 	@echo "make test    all tests, of multifd and of every plugin"
 	@echo "make sanitize the tests of the packet pump and of qpl's C code under ASan and UBSan, and of their threads under TSan"
-	@echo "make fuzz    TARGET=packet SECONDS=60: the packet parser, by both paths, under a coverage-guided fuzzer"
+	@echo "make fuzz    TARGET=all SECONDS=180: every parser of what others wrote, in turn, under a coverage-guided fuzzer"
 	@echo "make interop every case of the tests against real QEMUs, for hours; \`make test\` tries a pairwise selection"
 	@echo "make lint    ruff, mypy --strict, import-linter"
 	@echo "make docs    the documentation, into docs/_build/html"
@@ -57,15 +57,13 @@ sanitize: $(STAMP)
 	MULTIFD_QPL_SANITIZED=$(SANITIZED)/lib PYTHONPATH=$(SANITIZED)/lib \
 		$(UNDER_ASAN) $(BIN)/python -m pytest plugins/multifd-qpl/tests --ignore plugins/multifd-qpl/tests/test_conformance.py $(PYTEST_ARGS)
 
-# By atheris; what it finds stays in build/fuzz, and is run again by naming the file in FUZZ_ARGS.
-TARGET ?= packet
-SECONDS ?= 60
+# By atheris. What it finds stays in build/fuzz, and the corpus grows there; see docs/fuzzing.md.
+TARGET ?= all
+SECONDS ?= 180
 
 fuzz: $(STAMP)
 	$(BIN)/python -c "import atheris" 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check -e '.[fuzz]'
-	mkdir -p build/fuzz
-	$(BIN)/python -m tests.fuzz.$(TARGET) build/fuzz/$(TARGET) -max_total_time=$(SECONDS) \
-		-artifact_prefix=build/fuzz/ $(FUZZ_ARGS)
+	PYTHONPATH=tests $(BIN)/python -m tests.fuzz.campaign $(TARGET) $(SECONDS) $(FUZZ_ARGS)
 
 # A second, newer QEMU is unpacked if none is named; where that fails, what needs it says so.
 NEWER = MULTIFD_QEMU_NEW="$${MULTIFD_QEMU_NEW:-$$(tests/interop/newer-qemu.sh)}"
