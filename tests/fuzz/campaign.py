@@ -35,10 +35,10 @@ def run(name: str, seconds: int, arguments: list[str]) -> bool:
                f"-artifact_prefix={OUT / name}-", "-print_final_stats=1", *arguments]  # fmt: skip
     begin, executions, edges, lines = time.monotonic(), 0, 0, deque[str](maxlen=_SHOWN)
     with subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, errors="replace"
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     ) as child:
-        assert child.stderr is not None
-        for line in child.stderr:
+        assert child.stdout is not None
+        for line in child.stdout:
             lines.append(line)
             executions = int(found[1]) if (found := _STAT.search(line)) else executions
             edges = int(found[1]) if (found := _EDGES.search(line)) else edges

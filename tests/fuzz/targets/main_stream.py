@@ -65,34 +65,40 @@ def _feed(grammar: Grammar, data: bytes, asked: list[tuple[int, int]] | None = N
 
 def _read(parts: list[bytes]) -> tuple[list[Any], str]:
     """What a reader says; neighbouring zero pages, and state, joined."""
-    reader, out, error = MainStreamReader(), [], ""
+    reader, events, error = MainStreamReader(), list[stream.Event](), ""
     try:
         for part in parts:
-            for event in reader.feed(part):
-                match event:
-                    case stream.ZeroPages() if out and out[-1][0] == event.idstr:
-                        out[-1][1].extend(event.offsets.tolist())
-                    case stream.ZeroPages():
-                        out.append((event.idstr, event.offsets.tolist()))
-                    case stream.DeviceState() if out and out[-1][0] == "":
-                        out[-1][1].extend(event.data)
-                    case stream.DeviceState():
-                        out.append(("", bytearray(event.data)))
-                    case _:
-                        out.append((None, event))
+            events += reader.feed(part)
         reader.end()
     except StreamError as e:
         error = str(e)
-    return out, error
+        events += reader.taken()
+    return _joined(events), error
+
+
+def _joined(events: list[stream.Event]) -> list[Any]:
+    out: list[Any] = []
+    for event in events:
+        match event:
+            case stream.ZeroPages() if out and out[-1][0] == event.idstr:
+                out[-1][1].extend(event.offsets.tolist())
+            case stream.ZeroPages():
+                out.append((event.idstr, event.offsets.tolist()))
+            case stream.DeviceState() if out and out[-1][0] == "":
+                out[-1][1].extend(event.data)
+            case stream.DeviceState():
+                out.append(("", bytearray(event.data)))
+            case _:
+                out.append((None, event))
+    return out
 
 
 def run(data: bytes) -> str:
     """Read it at once and in pieces; write what was read, and read that."""
     whole, error = _read([data])
-    assert _read(pieces(data))[1] == error
+    assert _read(pieces(data)) == (whole, error)
     if error:
         return "refused"
-    assert _read(pieces(data))[0] == whole
     again = _write(whole)
     if again is not None:
         assert _read([again]) == (whole, ""), again
