@@ -48,7 +48,7 @@ def run(name: str, seconds: int, arguments: list[str]) -> bool:
         entry = {"target": name, "executions": executions, "seconds": round(took), "edges": edges}
         tally.write(json.dumps(entry | {"status": child.returncode}) + "\n")
     if child.returncode:
-        print("".join(lines), f"run it again: python -m tests.fuzz.driver {name} FILE, the file named above", sep="")
+        print("".join(lines), f"run it again: PYTHONPATH=tests python -m tests.fuzz.driver {name} FILE", sep="")
     return child.returncode == 0
 
 

@@ -11,7 +11,8 @@ import struct
 from collections.abc import Iterator, Sequence
 
 from multifd.errors import CodecError
-from multifd.method import MultifdMethods
+from multifd.method import MultifdMethods, RecvParams
+from multifd.testing.fence import Fence
 from multifd.testing.harness import RecvEnd, SendEnd
 from multifd.testing.native import NativeRecvEnd
 from multifd.testing.strategies import packet
@@ -54,6 +55,7 @@ def run(data: bytes, ends: Sequence[RecvEnd]) -> tuple[list[bytes], list[str]]:
     accepted: list[bytes] = []
     for end in ends:
         end.setup()
+        _fence_in(end)
     try:
         for _, count, payload in packets(data):
             if len(payload) > ends[0].bound:
@@ -75,6 +77,25 @@ def run(data: bytes, ends: Sequence[RecvEnd]) -> tuple[list[bytes], list[str]]:
     finally:
         for end in ends:
             end.cleanup()
+            del end._recv
+
+
+_FENCE = Fence(1 << 16)
+"""As much as two bytes of length can say."""
+
+
+def _fence_in(end: RecvEnd) -> None:
+    """Let payloads end where memory ends: whoever reads on is killed by a signal."""
+    recv = end._recv
+
+    def fenced(p: RecvParams) -> None:
+        given = p.payload
+        view = _FENCE.view[len(_FENCE.view) - len(given) :]
+        view[:] = given
+        p.payload = view.toreadonly()
+        recv(p)
+
+    end._recv = fenced  # type: ignore[method-assign]
 
 
 def by_both_hooks(method: MultifdMethods) -> list[RecvEnd]:

@@ -11,6 +11,7 @@ Coverage is that of Python code: multifd's and its plugins'. What C does is guid
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib
 import os
@@ -109,9 +110,16 @@ def main(name: str, arguments: list[str]) -> None:
 
     def one_input(data: bytes) -> None:
         nonlocal runs
-        target.run(data)
+        try:
+            target.run(data)
+        except BaseException:  # libFuzzer does not keep it if it was made by the mutator
+            path = paths[0].with_name(f"{name}-{hashlib.sha1(data).hexdigest()[:12]}")
+            path.write_bytes(data)
+            print(f"found: {path}", flush=True)
+            raise
         runs += 1
         if not runs % 1000:
+            gc.collect()
             descriptors.check()
 
     options = [f"-max_len={longest(target)}", f"-timeout={_MOST_S}", f"-rss_limit_mb={_MOST_MB}"]

@@ -5,7 +5,9 @@ An input that was found once is a file of the corpus, so it is tried here for ev
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import random
 import re
 from types import ModuleType
@@ -13,12 +15,10 @@ from types import ModuleType
 import pytest
 
 from multifd.pump import library
-from tests.fuzz import driver, table
+from tests.fuzz import driver, minimise, table
 
 NEEDS_PUMP = frozenset({"packet", "relay", "send"})
 STEPS, STEPS_OF_PUMP = 150, 20
-MOST_BYTES = 8 << 10
-"""Of a target's part of the corpus, which travels with the source."""
 
 
 def _load(name: str) -> ModuleType:
@@ -39,8 +39,8 @@ def test_inputs_and_their_neighbours(name: str) -> None:
 
 @pytest.mark.parametrize("name", driver.names())
 def test_the_corpus_is_small(name: str) -> None:
-    sizes = [path.stat().st_size for path in (driver.CORPUS / name).glob("*")]
-    assert sum(sizes) <= MOST_BYTES
+    sizes = [path.stat().st_size for path in minimise.kept(driver.CORPUS / name)]
+    assert sum(sizes) <= minimise.MOST_BYTES
     assert max([0, *sizes]) <= driver.longest(_load(name))
 
 
@@ -52,3 +52,11 @@ def test_the_page_has_every_target_and_no_other() -> None:
     named = set(re.findall(r"TARGET=(\w+)", table.PAGE.with_suffix(".md").read_text()))
     assert "all" in named <= {*driver.names(), "all"}
     assert table.PAGE.read_text() == table.render(json.loads(table.RECORD.read_text())), "python -m tests.fuzz.table"
+
+
+@pytest.mark.skipif("MULTIFD_QPL_SANITIZED" not in os.environ, reason="make sanitize asks")
+@pytest.mark.parametrize(
+    ("module", "folder"), [("multifd._pump", "MULTIFD_SANITIZED"), ("multifd_qpl._batch", "MULTIFD_QPL_SANITIZED")]
+)
+def test_what_is_sanitized_is_what_is_run(module: str, folder: str) -> None:
+    assert str(importlib.import_module(module).__file__).startswith(os.environ[folder])

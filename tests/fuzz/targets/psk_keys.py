@@ -27,7 +27,9 @@ def run(data: bytes) -> str:
             keys = psk._read(str(path))
         except UsageError as e:
             words = str(e).removeprefix(str(path))
-            assert not any(line.strip() in words for line in data.decode("latin-1").splitlines() if len(line) > 24)
+            assert not any(
+                line.strip() in words for line in data.decode("latin-1").splitlines() if len(line.strip()) > 24
+            )
             return "refused"
     text = "".join(f"{name}:{key.hex()}\n" for name, key in keys.items())
     assert keys
