@@ -70,7 +70,7 @@ def main() -> None:
         done = record.setdefault(run["target"], {"executions": 0, "seconds": 0})
         done["executions"] += run["executions"]
         done["seconds"] += run["seconds"]
-        done["edges"] = run["edges"]
+        done["edges"] = max(done.get("edges", 0), run["edges"])
     for name in driver.names():
         out = subprocess.run(
             [sys.executable, "-m", "tests.fuzz.table", name], check=True, capture_output=True, text=True

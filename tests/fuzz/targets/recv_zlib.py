@@ -1,7 +1,7 @@
 """zlib's recv, by ISA-L and by zlib itself: where both take a packet, they give the same pages.
 
-One may refuse what the other takes, if no sender made it: of a payload without its flush ISA-L keeps the last bytes back,
-and it takes code lengths that zlib finds incomplete.
+One may refuse what the other takes, if no sender made it: of a payload without its flush ISA-L keeps the last bytes
+back, and it takes code lengths that zlib finds incomplete.
 """
 
 from __future__ import annotations
