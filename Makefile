@@ -8,13 +8,14 @@ COMPILED := $(wildcard setup.py multifd/pump/_build.py multifd/pump/*.[ch] plugi
 # Reinstalled when what describes the distributions changes.
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test sanitize fuzz interop lint docs bench check-machine clean
+.PHONY: help demo test sanitize fuzz fuzz-c interop lint docs bench check-machine clean
 
 help:
 	@echo "make demo    migrate memory that is being written by every installed method and a running QEMU guest, and show the figures"
 	@echo "make test    all tests, of multifd and of every plugin"
 	@echo "make sanitize the tests of the packet pump and of qpl's C code under ASan and UBSan, and of their threads under TSan"
-	@echo "make fuzz    TARGET=packet SECONDS=60: the packet parser, by both paths, under a coverage-guided fuzzer"
+	@echo "make fuzz    TARGET=all SECONDS=180: every parser of what others wrote, in turn, under a coverage-guided fuzzer"
+	@echo "make fuzz-c  TARGET=recv_qpl SECONDS=180: the same, guided by the branches of C, under ASan and UBSan; needs clang"
 	@echo "make interop every case of the tests against real QEMUs, for hours; \`make test\` tries a pairwise selection"
 	@echo "make lint    ruff, mypy --strict, import-linter"
 	@echo "make docs    the documentation, into docs/_build/html"
@@ -40,8 +41,10 @@ test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # The pump and the plugin once more, with sanitizers, beside the installed ones. The interpreter's own leaks are its own affair; the
-# kit measures memory, of which the sanitizer keeps what was freed.
+# kit measures memory, of which the sanitizer keeps what was freed. Last the fuzzer's inputs and zstd's buffers, each with the
+# sanitizer's own allocator behind it.
 SANITIZED := $(CURDIR)/build/sanitize
+THROUGH_C := recv or packet or relay or send or zstd or sanitized
 
 UNDER_ASAN := LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
 	UBSAN_OPTIONS=print_stacktrace=1
@@ -56,16 +59,30 @@ sanitize: $(STAMP)
 		build --build-base $(SANITIZED)/work --build-lib $(SANITIZED)/lib
 	MULTIFD_QPL_SANITIZED=$(SANITIZED)/lib PYTHONPATH=$(SANITIZED)/lib \
 		$(UNDER_ASAN) $(BIN)/python -m pytest plugins/multifd-qpl/tests --ignore plugins/multifd-qpl/tests/test_conformance.py $(PYTEST_ARGS)
+	MULTIFD_SANITIZED=$(SANITIZED)/multifd MULTIFD_QPL_SANITIZED=$(SANITIZED)/lib \
+		PYTHONPATH=$(SANITIZED)/multifd:$(SANITIZED)/lib:$(CURDIR) PYTHONMALLOC=malloc $(UNDER_ASAN) \
+		$(BIN)/python -P -m pytest tests/fuzz tests/test_methods.py -k "$(THROUGH_C)" $(PYTEST_ARGS)
 
-# By atheris; what it finds stays in build/fuzz, and is run again by naming the file in FUZZ_ARGS.
-TARGET ?= packet
-SECONDS ?= 60
+# By atheris. What it finds stays in build/fuzz, and the corpus grows there; see docs/fuzzing.md.
+TARGET ?= all
+SECONDS ?= 180
 
 fuzz: $(STAMP)
 	$(BIN)/python -c "import atheris" 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check -e '.[fuzz]'
-	mkdir -p build/fuzz
-	$(BIN)/python -m tests.fuzz.$(TARGET) build/fuzz/$(TARGET) -max_total_time=$(SECONDS) \
-		-artifact_prefix=build/fuzz/ $(FUZZ_ARGS)
+	PYTHONPATH=tests $(BIN)/python -m tests.fuzz.campaign $(TARGET) $(SECONDS) $(FUZZ_ARGS)
+
+# The same with the branches of C followed, too, under ASan and UBSan: for what goes through the pump or qpl. Needs clang.
+FUZZED := $(CURDIR)/build/fuzzed
+
+fuzz-c: $(STAMP)
+	$(BIN)/python -c "import atheris" 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	CC=clang LDSHARED="clang -shared" MULTIFD_BUILD=fuzz $(BIN)/python setup.py -q \
+		build --build-base $(FUZZED)/pump --build-lib $(FUZZED)/lib
+	cd plugins/multifd-qpl && CC=clang LDSHARED="clang -shared" MULTIFD_QPL_BUILD=fuzz $(CURDIR)/$(BIN)/python setup.py -q \
+		build --build-base $(FUZZED)/qpl --build-lib $(FUZZED)/lib
+	PYTHONPATH=$(FUZZED)/lib:$(CURDIR):tests PYTHONSAFEPATH=1 ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		LD_PRELOAD="$$($(BIN)/python -c 'import atheris; print(atheris.path())')/asan_with_fuzzer.so" \
+		$(BIN)/python -m tests.fuzz.campaign $(TARGET) $(SECONDS) $(FUZZ_ARGS)
 
 # A second, newer QEMU is unpacked if none is named; where that fails, what needs it says so.
 NEWER = MULTIFD_QEMU_NEW="$${MULTIFD_QEMU_NEW:-$$(tests/interop/newer-qemu.sh)}"

@@ -68,6 +68,8 @@ def read(path: Path, kind: str = RESULT) -> dict[str, Any]:
         raise UsageError(f"{path}: {e.strerror}") from e
     except ValueError as e:
         raise UsageError(f"{path}: not JSON: {e}") from e
+    except RecursionError:
+        raise UsageError(f"{path}: not JSON: nested too deep") from None
     check(document, str(path), kind)
     checked: dict[str, Any] = document
     return checked

@@ -159,13 +159,13 @@ class RelayMain:
         if self._reader is None:
             return
         reader = self._reader
-        events: list[stream.Event] = []
         try:
             events = reader.feed(data)
         except StreamError as e:
             if not reader.has_started:
                 raise
             _LOG.info("from here on main is passed on without being understood: %s", e)
+            events = reader.taken()
             self._reader = None
             self._may_complete = True  # where the end is, nobody here will see
         for event in events:

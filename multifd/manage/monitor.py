@@ -213,7 +213,7 @@ class LibvirtMonitor:
             if "error" in answer:
                 raise Refused(f"QEMU refused {command}: {answer['error']['desc']}")
             return answer["return"]
-        except (ValueError, KeyError, TypeError) as e:
+        except (ValueError, KeyError, TypeError, RecursionError) as e:
             raise MonitorLost(f"{self._domain}: virsh answered {command} with {said[:80]!r}, expected QMP") from e
 
     def resume(self) -> None:

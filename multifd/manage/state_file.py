@@ -87,14 +87,17 @@ class StateFile:
             if document.pop("version") != _VERSION:
                 raise ValueError("another version")
             before = document.pop("before")
-            return State(before=Settings(**before), **document)
+            state = State(before=Settings(**before), **document)
+            if not _is_whole(state):
+                raise ValueError("other types of values")
+            return state
         except FileNotFoundError as e:
             raise RamError(f"{self._out}: no capture was left unfinished there (no {self.path.name})") from e
         except BlockingIOError as e:
             raise RamError(f"{self.path}: the capture is still at work; end it with SIGINT or SIGTERM") from e
         except OSError as e:
             raise RamError(f"{self.path}: {e.strerror}") from e
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
             raise RamError(
                 f"{self.path}: not what a capture leaves; if QEMU is gone, remove it ({type(e).__name__}: {e})"
             ) from e
@@ -119,3 +122,14 @@ class StateFile:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _is_whole(state: State) -> bool:
+    """Whether all parts are what they are used as; the keys of a JSON document are texts."""
+    capabilities, parameters = state.before.capabilities, state.before.parameters
+    if not (
+        isinstance(state.disks, list) and all(isinstance(x, dict) for x in (state.monitor, capabilities, parameters))
+    ):
+        return False
+    texts = (state.run_state, state.snapshot, *state.monitor.values(), *state.disks)
+    return all(isinstance(x, str) for x in texts) and all(isinstance(x, bool) for x in capabilities.values())

@@ -2,7 +2,7 @@
 
 The extension is optional: without a compiler the installation succeeds, and channels run in Python.
 MULTIFD_BUILD=strict makes it necessary and warnings errors, as for whoever publishes a wheel; MULTIFD_BUILD=sanitize
-adds ASan and UBSan; MULTIFD_BUILD=pure leaves it out.
+adds ASan and UBSan, MULTIFD_BUILD=fuzz what the fuzzer needs besides; MULTIFD_BUILD=pure leaves it out.
 """
 
 import os
@@ -171,10 +171,14 @@ _SOURCES = ("memory.c", "send.c", "recv.c", "splice.c", "zstd.c")
 _HEADERS = ("native.h", "pump.h", "zstd.h")
 
 _MODE = os.environ.get("MULTIFD_BUILD", "")
-if _MODE not in ("", "strict", "sanitize", "pure"):
-    raise SystemExit(f"MULTIFD_BUILD={_MODE}: expected strict, sanitize or pure")
-_STRICT = ["-Wall", "-Wextra", "-Werror"] if _MODE in ("strict", "sanitize") else []
-_SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"] if _MODE == "sanitize" else []
+if _MODE not in ("", "strict", "sanitize", "fuzz", "pure"):
+    raise SystemExit(f"MULTIFD_BUILD={_MODE}: expected strict, sanitize, fuzz or pure")
+_STRICT = ["-Wall", "-Wextra", "-Werror"] if _MODE in ("strict", "sanitize", "fuzz") else []
+_SANITIZERS = (
+    ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"] if _MODE in ("sanitize", "fuzz") else []
+)
+# Where branches are followed by the fuzzer, it brings the sanitizers' code with it: clang, `make fuzz-c`.
+_FUZZED = ["-fsanitize=fuzzer-no-link"] if _MODE == "fuzz" else []
 _DEBUG = ["-g", "-O1", "-fno-omit-frame-pointer"] if _SANITIZERS else ["-O3"]
 
 # What cffi writes behind this does not use every argument.
@@ -190,7 +194,7 @@ ffibuilder.set_source(
     sources=[f"multifd/pump/{name}" for name in _SOURCES],  # from setup.py, as setuptools wants it
     include_dirs=[str(_HERE)],
     depends=[str(_HERE / name) for name in (*_SOURCES, *_HEADERS)],
-    extra_compile_args=["-std=c11", "-fvisibility=hidden", *_DEBUG, *_STRICT, *_SANITIZERS],
-    extra_link_args=_SANITIZERS,
+    extra_compile_args=["-std=c11", "-fvisibility=hidden", *_DEBUG, *_STRICT, *_SANITIZERS, *_FUZZED],
+    extra_link_args=[] if _FUZZED else _SANITIZERS,
     optional=_MODE in ("", "pure"),
 )

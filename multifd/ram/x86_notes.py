@@ -27,6 +27,7 @@ _FIELDS = {
     "env.idt": 20, "env.cr[0]": 8, "env.cr[2]": 8, "env.cr[3]": 8, "env.cr[4]": 8, "env.kernelgsbase": 8,
 }  # fmt: skip
 """Fields and their bytes, without which a section is not read; ``i386`` targets have shorter ones."""
+_REGISTER = 8  # bytes of an element of those that are no segments
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ def cpu_notes(cpus: list[Section]) -> Iterator[Note]:
 
 
 def _is_readable(fields: Mapping[str, Field]) -> bool:
-    return all(name in fields and len(fields[name].data) == nbytes for name, nbytes in _FIELDS.items())
+    has_all = all(name in fields and len(fields[name].data) == nbytes for name, nbytes in _FIELDS.items())
+    return has_all and all(fields[name].size == _REGISTER for name, nbytes in _FIELDS.items() if nbytes % _SEGMENT.size)
 
 
 def _segments(fields: Mapping[str, Field], name: str) -> list[tuple[int, int, int, int]]:

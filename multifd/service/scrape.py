@@ -122,7 +122,10 @@ class _Handler(BaseHTTPRequestHandler):
             case "/metrics":
                 from prometheus_client.exposition import choose_encoder
 
-                encode, kind = choose_encoder(self.headers.get("Accept", ""))
+                try:
+                    encode, kind = choose_encoder(self.headers.get("Accept", ""))
+                except (TypeError, ValueError):  # it is asked for a version that is none
+                    encode, kind = choose_encoder("")
                 self._answer(HTTPStatus.OK, kind, encode(self.server.registry))
             case "/health":
                 is_ready, document = self.server.health()

@@ -243,7 +243,7 @@ class Grammar:
         (length,) = struct.unpack(">I", (yield 4))
         if not 0 < length <= _MAX_NAME:
             raise self.error(f"machine name of {length} bytes, expected 1 to {_MAX_NAME}", 4)
-        self._machine = _text((yield length))
+        self._machine = self._text((yield length))
         while (kind := (yield 1)[0]) == SUBSECTION:
             name = yield from self.name()
             (version,) = struct.unpack(">I", (yield 4))
@@ -374,7 +374,7 @@ class Grammar:
         (length,) = yield 1
         if not length:
             raise self.error("an empty name", 1)
-        return _text((yield length))
+        return self._text((yield length))
 
     def _check_offset(self, offset: int) -> None:
         if self._current not in self.blocks:
@@ -382,6 +382,8 @@ class Grammar:
         if offset > self.blocks[self._current] - self.page_size:
             raise self.error(f"page at {offset:#x} outside block {self._current!r}")
 
-
-def _text(data: bytes) -> str:
-    return data.decode("ascii", "backslashreplace")
+    def _text(self, data: bytes) -> str:
+        """QEMU's names are ASCII; another one could not be written again as it was."""
+        if not data.isascii():
+            raise self.error(f"name {data!r}, expected ASCII", len(data))
+        return data.decode("ascii")

@@ -35,6 +35,8 @@ PRIVATE_CODE = 0x3E
 _INIT = struct.Struct(">II16sBBB5x32s")
 INIT_BYTES = _INIT.size
 NAME_BYTES = 31
+MOST_ID = 254
+"""Of a channel: there are at most 255 (multifd-channels, qapi/migration.json, QEMU 10.0)."""
 _HEADER = struct.Struct(">IIIIIIQII24x256s")
 _NAME = slice(64, 320)
 _U32 = struct.Struct(">I")
@@ -67,7 +69,7 @@ class InitPacket:
         Raises:
             LocalWireError: a field does not fit its bytes.
         """
-        fits = 0 <= self.id <= 254 and 0 <= self.channels <= 255 and 0 <= self.wire_version <= 255
+        fits = 0 <= self.id <= MOST_ID and 0 <= self.channels <= 255 and 0 <= self.wire_version <= 255
         if not (fits and len(self.uuid) == 16 and self.method.isascii() and len(self.method) <= NAME_BYTES):
             raise LocalWireError(f"cannot announce {self}")
         name = self.method.encode("ascii")
@@ -86,6 +88,8 @@ class InitPacket:
         text, _, padding = name.partition(b"\0")
         if any(padding) or len(text) > NAME_BYTES or not (text.isascii() and text.decode("ascii").isprintable()):
             raise RemoteWireError(f"method name {name!r} is not NUL-padded ASCII", offset=32)
+        if id_ > MOST_ID:
+            raise RemoteWireError(f"channel id {id_}, at most {MOST_ID}", offset=24)
         if channels and id_ >= channels:
             raise RemoteWireError(f"channel id {id_} with {channels} channels announced", offset=24)
         return cls(id_, uuid, channels, wire_version, text.decode("ascii"))

@@ -84,6 +84,10 @@ class MainStreamReader:
             events += self._remainder(rest)
         return events
 
+    def taken(self) -> list[Event]:
+        """What the bytes completed of which the last `feed` raised, before the place where they broke the grammar."""
+        return self._grammar.take_events()
+
     @property
     def has_configuration(self) -> bool:
         """Whether a configuration section was read: machine types from 2.4 on begin with one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from multifd.errors import StreamError
 
@@ -23,6 +23,8 @@ def encode_answer(kind: int, value: int) -> bytes:
 class ReturnPathReader:
     """The source's side of the return path: `feed` bytes, get (type, value).
 
+    A message is given before what follows it is looked at: a destination that has confirmed has, whatever it says then.
+
     Thread rule: one thread. What is not a whole message is kept, at most 7 bytes.
     """
 
@@ -31,20 +33,19 @@ class ReturnPathReader:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> list[tuple[int, int]]:
-        """The messages that these bytes complete.
+    def feed(self, data: bytes) -> Iterator[tuple[int, int]]:
+        """The messages that these bytes complete, each looked for when it is asked for.
 
         Raises:
             StreamError: a message that a precopy destination does not send.
         """
         self._buffer += data
-        messages = []
         while len(self._buffer) >= 4:
             kind, length = struct.unpack_from(">HH", self._buffer)
             if self._LENGTHS.get(kind) != length:
                 raise StreamError(f"return path: message {kind} of {length} bytes, expected SHUT or PONG of 4")
             if len(self._buffer) < 4 + length:
                 break
-            messages.append((kind, int.from_bytes(self._buffer[4 : 4 + length], "big")))
+            value = int.from_bytes(self._buffer[4 : 4 + length], "big")
             del self._buffer[: 4 + length]
-        return messages
+            yield kind, value

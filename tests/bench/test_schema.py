@@ -67,7 +67,7 @@ def test_what_is_no_document_is_refused(document):
         schema.check(document)
 
 
-@pytest.mark.parametrize("text", ["", "{", "\x00", "nan?"])
+@pytest.mark.parametrize("text", ["", "{", "\x00", "nan?", "[" * 100_000])
 def test_a_file_that_is_no_json_is_refused(tmp_path, text):
     path = tmp_path / "result.json"
     path.write_text(text)

@@ -327,6 +327,7 @@ class TestScriptedDestination:
         ("answer", "take", "kind", "words"),
         [
             (b"\0\1\0\4\0\0\0\0", None, None, ""),
+            (b"\0\1\0\4\0\0\0\0" + b"\0\7\0\0", None, None, ""),  # in one read
             (b"", None, OutcomeUnknown, "may hold the memory"),
             (b"\0\1\0\4\0\0\0\1", None, PeerFailed, "good copy"),
             (b"\0\7\0\0", None, OutcomeUnknown, "message 7"),

@@ -532,6 +532,24 @@ class TestFaults:
         between.main_out.close()
         self.check_sides(between, OutcomeUnknown, "without a confirmation")
 
+    @pytest.mark.parametrize("pieces", [1, 2])
+    def test_what_is_not_understood_hides_nothing_of_what_came_before_it(self, relay, destination, pieces):
+        """In whatever pieces main comes: with a return path the destination has to confirm."""
+        stream = peer.main_stream([(b"ram", BLOCK)], return_path=True)
+        head = stream["header"] + stream["commands"] + stream["setup"]
+        unknown = b"\x04\0\0\0\x09\x06device" + bytes(8)
+        between = relay(destination.uri)
+        with peer.Peer(between.uri) as source:
+            main_in = source.connect(head + unknown if pieces == 1 else head)
+            main_out = destination.accept()
+            assert read(main_out, len(head)) == head
+            if pieces == 2:
+                main_in.sendall(unknown)
+            assert read(main_out, len(unknown)) == unknown
+            main_out.close()
+            with pytest.raises(OutcomeUnknown, match="without a confirmation"):
+                between.join()
+
     def test_same_passes_a_method_that_nobody_here_knows(self, ends):
         between = ends(out_method="same")
         unknown = peer.packet([0, 4096], b"nobody knows", flags=0x0A) + peer.sync()

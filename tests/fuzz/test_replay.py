@@ -1,41 +1,62 @@
-"""The fuzzer's seeds, and what is one step away from them, without the fuzzer."""
+"""The fuzzer's inputs that are kept, and what is one step away from them, without the fuzzer.
+
+An input that was found once is a file of the corpus, so it is tried here for ever; its name says what it found.
+"""
 
 from __future__ import annotations
 
+import importlib
+import json
+import os
 import random
-from collections.abc import Iterator
-from pathlib import Path
+import re
+from types import ModuleType
 
 import pytest
 
-from multifd.errors import CodecError, MethodNotFound, RemoteWireError
 from multifd.pump import library
-from tests.fuzz.packet import KINDS, SPECS, quick_folder, run, seeds
+from tests.fuzz import driver, minimise, table
 
-pytestmark = pytest.mark.skipif(bool(library.unavailable_reason()), reason=f"no pump: {library.unavailable_reason()}")
-
-STEPS = 25
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with quick_folder() as made:
-        yield Path(made)
+NEEDS_PUMP = frozenset({"packet", "relay", "send"})
+STEPS, STEPS_OF_PUMP = 150, 20
 
 
-@pytest.mark.parametrize("number", range(len(KINDS) * len(SPECS)))
-def test_seeds_and_their_neighbours(number: int, folder: Path) -> None:
-    seed, rng = list(seeds())[number], random.Random(number)
-    seen = run(seed, folder)
-    assert seen.error is None
-    assert (seen.normal_pages, seen.zero_pages) == (6, 5)
-    kinds = set()
-    for _ in range(STEPS):
-        data = bytearray(seed)
-        for _ in range(rng.choice((1, 1, 2))):
-            data[rng.randrange(1, min(len(data), 260))] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)))
-        if rng.random() < 0.1:
-            del data[rng.randrange(1, len(data)) :]
-        error = run(bytes(data), folder).error
-        kinds.add(error and error[0])
-    assert kinds & {RemoteWireError, CodecError, MethodNotFound}
+def _load(name: str) -> ModuleType:
+    if name in NEEDS_PUMP and (reason := library.unavailable_reason()):
+        pytest.skip(f"no pump: {reason}")
+    return driver.load(name)
+
+
+@pytest.mark.parametrize("name", driver.names())
+def test_inputs_and_their_neighbours(name: str) -> None:
+    target, rng = _load(name), random.Random(name)
+    kept = [data for _, data in driver.inputs(name)]
+    words = {target.run(data) for data in kept}
+    for _ in range(STEPS_OF_PUMP if name in NEEDS_PUMP else STEPS):
+        words.add(target.run(driver.neighbour(target, rng.choice(kept), rng)))
+    assert len(words) > 1, "whatever comes, the same is seen"
+
+
+@pytest.mark.parametrize("name", driver.names())
+def test_the_corpus_is_small(name: str) -> None:
+    sizes = [path.stat().st_size for path in minimise.kept(driver.CORPUS / name)]
+    assert sum(sizes) <= minimise.MOST_BYTES
+    assert max([0, *sizes]) <= driver.longest(_load(name))
+
+
+def test_every_folder_of_the_corpus_is_a_targets() -> None:
+    assert {path.name for path in driver.CORPUS.glob("*")} <= set(driver.names())
+
+
+def test_the_page_has_every_target_and_no_other() -> None:
+    named = set(re.findall(r"TARGET=(\w+)", table.PAGE.with_suffix(".md").read_text()))
+    assert "all" in named <= {*driver.names(), "all"}
+    assert table.PAGE.read_text() == table.render(json.loads(table.RECORD.read_text())), "python -m tests.fuzz.table"
+
+
+@pytest.mark.skipif("MULTIFD_QPL_SANITIZED" not in os.environ, reason="make sanitize asks")
+@pytest.mark.parametrize(
+    ("module", "folder"), [("multifd._pump", "MULTIFD_SANITIZED"), ("multifd_qpl._batch", "MULTIFD_QPL_SANITIZED")]
+)
+def test_what_is_sanitized_is_what_is_run(module: str, folder: str) -> None:
+    assert str(importlib.import_module(module).__file__).startswith(os.environ[folder])

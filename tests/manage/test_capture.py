@@ -204,7 +204,25 @@ def test_a_folder_that_cannot_be_written(fake, tmp_path):
     assert fake.look() == before
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", '{"version": 1}', '{"version": 2}', "no json"])
+_LEFT = {
+    "version": 1,
+    "monitor": {"qmp": "/q"},
+    "run_state": "running",
+    "before": {"capabilities": {}, "parameters": {}},
+}
+_OTHER = [
+    {"monitor": "/q"}, {"monitor": {"qmp": 1}}, {"run_state": None}, {"before": {"capabilities": [], "parameters": {}}},
+    {"before": {"capabilities": {"multifd": "on"}, "parameters": {}}},
+    {"before": {"capabilities": {}, "parameters": 1}}, {"disks": "d"}, {"disks": [1]}, {"snapshot": 1},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{}", "[]", '{"version": 1}', '{"version": 2}', "no json", "[" * 100_000]
+    + [json.dumps(_LEFT | other) for other in _OTHER],
+    ids=lambda content: content[-40:],
+)
 def test_a_state_file_that_is_none(tmp_path, content):
     state_file(tmp_path / "vm.ram").write_text(content)
     with pytest.raises(RamError, match="not what a capture leaves"):

@@ -6,12 +6,12 @@ import contextlib
 import mmap
 import re
 import socket
+import struct
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 
@@ -34,14 +34,19 @@ from multifd.wire.stream import Machine
 
 PATHS = ("python", "pump")
 TIMEOUT_S = 30.0
+_AT_ONCE = 200_000
+"""Bytes that a socket takes though nobody reads: less than half of wmem_max, which the kernel doubles."""
 
 
 @contextlib.contextmanager
 def by(path: str) -> Iterator[None]:
     """Let channels that are opened inside go by one path."""
-    reason = "a test compares it" if path == "python" else ""
-    with mock.patch.object(library, "unavailable_reason", return_value=reason):
+    was = library.unavailable_reason
+    library.unavailable_reason = lambda: "a test compares it" if path == "python" else ""  # type: ignore[assignment]
+    try:
         yield
+    finally:
+        library.unavailable_reason = was
 
 
 @dataclass
@@ -68,11 +73,33 @@ def told(error: MultifdError) -> tuple[Any, ...]:
     return type(error), text, *place
 
 
-def _pair() -> tuple[socket.socket, socket.socket]:
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Two ends that are connected."""
     a, b = socket.socketpair()
     for sock in (a, b):
         sock.settimeout(TIMEOUT_S)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _AT_ONCE)
     return a, b
+
+
+@contextlib.contextmanager
+def saying(sock: socket.socket, wire: bytes) -> Iterator[None]:
+    """Let an end say `wire` and close."""
+
+    def write() -> None:
+        with sock, contextlib.suppress(OSError):
+            sock.sendall(wire)
+
+    if len(wire) <= _AT_ONCE:
+        write()
+        yield
+        return
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        yield
+    finally:
+        writer.join()
 
 
 def receive(path: str, wire: bytes, target: Target, machine: Machine, methods: Sequence[MultifdMethods]) -> Seen:
@@ -85,12 +112,13 @@ def receive(path: str, wire: bytes, target: Target, machine: Machine, methods: S
         machine: whose blocks they are.
         methods: those that a packet may be of.
     """
-    ours, theirs = _pair()
+    ours, theirs = pair()
     blocks = target.allocate(machine)
     figures, barrier = ChannelStats(), Barrier()
     barrier.expect(4)
     barrier.end()  # main has reached every sync point
     idle = IdleTimer(TIMEOUT_S)
+    connection = Connection(ours, idle, "the sender")
 
     def method_of(code: int) -> MultifdMethods:
         for method in methods:
@@ -98,23 +126,13 @@ def receive(path: str, wire: bytes, target: Target, machine: Machine, methods: S
                 return method
         raise MethodNotFound(f"code {code}", [])
 
-    def write() -> None:
-        with theirs, contextlib.suppress(OSError):
-            theirs.sendall(wire)
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    connection = Connection(ours, idle, "the sender")
     channel = RecvChannel(3, connection, barrier, method_of, lambda: False, figures)
     seen = Seen()
     try:
-        with by(path):
+        with saying(theirs, wire), contextlib.closing(connection), by(path):
             channel.run(Geometry.of(machine.page_size), blocks, idle)
     except MultifdError as e:
         seen.error = told(e)
-    finally:
-        connection.close()
-        writer.join()
     seen.normal_pages, seen.zero_pages = figures.normal_pages, figures.zero_pages
     seen.counters = dict(figures.counters)
     return seen
@@ -141,7 +159,7 @@ def send(
         rounds: how often.
         bytes_per_s: a limit, 0 for none.
     """
-    ours, theirs = _pair()
+    ours, theirs = pair()
     geometry, idle = Geometry.of(source.machine.page_size), IdleTimer(TIMEOUT_S)
     limit = RateLimit(bytes_per_s, idle.abort) if bytes_per_s else None
     connection = Connection(ours, idle, "the destination", limit)
@@ -181,6 +199,21 @@ def send(
     seen.normal_pages, seen.zero_pages, seen.custody = figures.normal_pages, figures.zero_pages, fate.custody
     seen.counters = dict(figures.counters)
     return seen
+
+
+def offsets_of_zero(main: bytes) -> list[int]:
+    """Offsets in ZERO words: u64 with flags in the low bits, a name after those that name their block, a fill byte."""
+    found, at = [], 0
+    while at < len(main):
+        (word,) = struct.unpack_from(">Q", main, at)
+        at += 8
+        if not word & 0x20:  # CONTINUE
+            at += 1 + main[at]
+        assert word & 0x02  # ZERO
+        assert main[at] == 0
+        at += 1
+        found.append(word & ~0xFFF)
+    return found
 
 
 def memory(nbytes: int, data: bytes = b"") -> mmap.mmap:

@@ -77,7 +77,7 @@ def test_publishers_get_an_error(source: Path) -> None:
 def test_an_unknown_mode_is_refused(source: Path) -> None:
     done = build(source, MULTIFD_BUILD="fast")
     assert done.returncode
-    assert "expected strict, sanitize or pure" in done.stderr
+    assert "expected strict, sanitize, fuzz or pure" in done.stderr
 
 
 @pytest.mark.skipif("MULTIFD_SANITIZED" not in os.environ, reason="make sanitize asks")

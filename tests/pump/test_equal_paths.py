@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ from multifd.ram.memory import MemorySource, MemoryTarget
 from multifd.ram.raw import RawImageSource, RawImageTarget
 from multifd.registry import load_method
 from multifd.wire.stream import Block, Machine
-from tests.pump.both_paths import PATHS, memory, random_pages, receive, send
+from tests.pump.both_paths import PATHS, memory, offsets_of_zero, random_pages, receive, send
 
 pytestmark = pytest.mark.skipif(bool(library.unavailable_reason()), reason=f"no pump: {library.unavailable_reason()}")
 
@@ -232,21 +231,6 @@ def test_send(kind, method, dialect, content, tmp_path):
     assert seen[0] == seen[1]
     assert seen[0].error is None
     assert seen[0].zero_pages > 0 < seen[0].normal_pages
-
-
-def offsets_of_zero(main: bytes) -> list[int]:
-    """Offsets in ZERO words: u64 with flags in the low bits, a name after those that name their block, a fill byte."""
-    found, at = [], 0
-    while at < len(main):
-        (word,) = struct.unpack_from(">Q", main, at)
-        at += 8
-        if not word & 0x20:  # CONTINUE
-            at += 1 + main[at]
-        assert word & 0x02  # ZERO
-        assert main[at] == 0
-        at += 1
-        found.append(word & ~0xFFF)
-    return found
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -59,6 +59,11 @@ def loads(path: Path) -> tuple[dict[int, bytes], list[tuple[bytes, int, bytes]]]
     return memory, notes
 
 
+def in_bytes(name: str) -> Device:
+    """A CPU one of whose fields is described as so many bytes instead of registers."""
+    return Device("cpu", 0, [(n, 1 if n == name else size, data) for n, size, data in cpu().fields])
+
+
 class TestElf:
     def test_memory(self, path, tmp_path):
         done = export(path, tmp_path / "core", format="elf")
@@ -122,6 +127,8 @@ class TestElf:
         ("devices", "remark"),
         [
             ([clock(LOW, HIGH), cpu(0), Device("cpu", 1, [("env.regs", 4, bytes(32))])], "registers of 1 of 2 CPUs"),
+            ([clock(LOW, HIGH), in_bytes("env.regs")], "registers of 0 of 1 CPUs"),
+            ([clock(LOW, HIGH), in_bytes("env.eip")], "registers of 0 of 1 CPUs"),
             ([clock(LOW, HIGH)], "the devices' state does not tell its CPUs"),
         ],
     )

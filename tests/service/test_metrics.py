@@ -172,6 +172,11 @@ def test_openmetrics_is_served_to_who_asks_for_it(scraped):
     assert text.endswith("# EOF\n")
 
 
+@pytest.mark.parametrize("version", ["1.0.\xff", "1", "x", "1.0.0.0", "", "1..0"])
+def test_a_version_that_there_is_not_is_answered_all_the_same(scraped, version):
+    assert "multifd_" in scraped.get("/metrics", accept=f"application/openmetrics-text;version={version};q=0.5")
+
+
 def test_health(scraped):
     assert json.loads(scraped.get("/health")) == {"state": "ready"}
     scraped.is_ready = False

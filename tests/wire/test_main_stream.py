@@ -234,6 +234,8 @@ class TestRefuses:
             (CONFIG + START + listed((b"ram", 2 * PAGE), total=PAGE), "up to 4096", 53),
             (CONFIG + START + listed((b"ram", (1 << 64) - PAGE), total=PAGE), "up to 4096", 53),
             (CONFIG + START + listed((b"ram", PAGE), (b"ram", PAGE)), "listed twice", None),
+            (CONFIG + START + listed((b"r\xe4m", PAGE)), "name b'r.xe4m', expected ASCII", None),
+            (b"QEVM\0\0\0\x03\x07\0\0\0\x02\xffpc", "expected ASCII", 13),
             (CONFIG + START + listed((b"", PAGE)), "empty name", 49),
             (CONFIG + SETUP + listed((b"x", PAGE)), "flags 0x4", None),
             (after_start(START), "section 'ram' comes before", None),
@@ -535,27 +537,36 @@ class TestReturnPath:
     def test_bytes(self):
         reader = ReturnPathReader()
         data = bytes.fromhex("0002 0004 00000001  0001 0004 00000000")
-        assert reader.feed(data) == [(return_path.PONG, 1), (return_path.SHUT, 0)]
+        assert list(reader.feed(data)) == [(return_path.PONG, 1), (return_path.SHUT, 0)]
         assert [m for byte in data for m in reader.feed(bytes([byte]))] == [(2, 1), (1, 0)]
-        assert reader.feed(return_path.encode_answer(return_path.SHUT, 0xFFFFFFFF)) == [(1, 0xFFFFFFFF)]
+        assert list(reader.feed(return_path.encode_answer(return_path.SHUT, 0xFFFFFFFF))) == [(1, 0xFFFFFFFF)]
 
     @pytest.mark.parametrize(
         "head", ["0000 0000", "0001 0008", "0001 0000", "0002 0000", "0003 0010", "0007 0000", "0002 ffff", "5145 564d"]
     )
     def test_refused(self, head):
         data = bytes.fromhex(head)
-        assert ReturnPathReader().feed(data[:3]) == []
+        assert list(ReturnPathReader().feed(data[:3])) == []
         with pytest.raises(StreamError, match="return path: message"):
-            ReturnPathReader().feed(data)
+            list(ReturnPathReader().feed(data))
+
+    def test_what_was_said_before_what_cannot_be_is_heard(self):
+        """In whatever pieces it comes: a SHUT says where the memory is."""
+        answers = ReturnPathReader().feed(return_path.encode_answer(return_path.SHUT, 0) + b"QEVM")
+        assert next(answers) == (return_path.SHUT, 0)
+        with pytest.raises(StreamError, match="return path: message"):
+            next(answers)
 
     @given(st.binary(max_size=64), st.integers(1, 9))
     def test_any_bytes(self, data, step):
         def run(n: int) -> object:
-            reader = ReturnPathReader()
+            reader, messages = ReturnPathReader(), []
             try:
-                return [m for at in range(0, len(data), n) for m in reader.feed(data[at : at + n])]
+                for at in range(0, len(data), n):
+                    messages.extend(reader.feed(data[at : at + n]))
             except StreamError as e:
-                return str(e)
+                return messages, str(e)
+            return messages, ""
 
         assert run(step) == run(64)
 

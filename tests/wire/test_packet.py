@@ -74,6 +74,7 @@ class TestInit:
         [
             (0, b"QEVM", "magic 0x5145564d, expected 0x11223344", 0),
             (4, struct.pack(">I", 2), "version 2, expected 1", 4),
+            (24, b"\xff", "channel id 255, at most 254", 24),
             (25, b"\x02", "channel id 2 with 2 channels", 24),
             (32, b"a\0b", "NUL-padded", 32),
             (32, b"\xff", "NUL-padded", 32),

@@ -28,6 +28,7 @@ def damaged(folder: Path, whole: Path) -> dict[str, str]:
         "big-endian": (data[:5] + b"\x02" + data[6:], "not a shared object for this machine"),
         "program": (data[:16] + struct.pack("<H", 2) + data[18:], "not a shared object for this machine"),
         "far-headers": (data[:32] + struct.pack("<Q", 1 << 62) + data[40:], "cut short or damaged"),
+        "farther-headers": (data[:32] + struct.pack("<Q", (1 << 64) - 1) + data[40:], "cut short or damaged"),
         "many-headers": (data[:56] + struct.pack("<H", 0xFFFF) + data[58:], "cut short or damaged"),
         "no-headers": (data[:56] + struct.pack("<H", 0) + data[58:], "cut short or damaged"),
         "odd-headers": (data[:54] + struct.pack("<H", 1) + data[56:], "cut short or damaged"),

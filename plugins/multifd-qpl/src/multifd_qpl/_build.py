@@ -2,7 +2,8 @@
 
 The extension is optional: without a compiler the installation succeeds, qpl runs on ISA-L, and the method's
 availability says so. MULTIFD_QPL_BUILD=strict makes it necessary and warnings errors, as for whoever publishes a
-wheel; MULTIFD_QPL_BUILD=sanitize adds ASan and UBSan (`make sanitize`).
+wheel; MULTIFD_QPL_BUILD=sanitize adds ASan and UBSan (`make sanitize`), MULTIFD_QPL_BUILD=fuzz what the fuzzer needs
+besides.
 """
 
 import os
@@ -117,10 +118,14 @@ _SOURCES = ("_jobs.c", "_compress.c", "_decompress.c", "_native.c", "_isal.c", "
 _HEADERS = ("_batch.h", "_jobs.h", "_isal.h", "_noise.h")
 
 _MODE = os.environ.get("MULTIFD_QPL_BUILD", "")
-if _MODE not in ("", "strict", "sanitize"):
-    raise SystemExit(f"MULTIFD_QPL_BUILD={_MODE}: expected strict or sanitize")
+if _MODE not in ("", "strict", "sanitize", "fuzz"):
+    raise SystemExit(f"MULTIFD_QPL_BUILD={_MODE}: expected strict, sanitize or fuzz")
 _STRICT = ["-Wall", "-Wextra", "-Werror"] if _MODE else []
-_SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"] if _MODE == "sanitize" else []
+_SANITIZERS = (
+    ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"] if _MODE in ("sanitize", "fuzz") else []
+)
+# Where branches are followed by the fuzzer, it brings the sanitizers' code with it: clang, `make fuzz-c`.
+_FUZZED = ["-fsanitize=fuzzer-no-link"] if _MODE == "fuzz" else []
 _DEBUG = ["-g", "-O1", "-fno-omit-frame-pointer"] if _SANITIZERS else ["-O2"]
 
 # What cffi writes behind this does not use every argument.
@@ -136,7 +141,7 @@ ffibuilder.set_source(
     sources=[f"src/multifd_qpl/{name}" for name in _SOURCES],  # from setup.py, as setuptools wants it
     include_dirs=[str(_HERE)],
     depends=[str(_HERE / name) for name in _HEADERS],
-    extra_compile_args=["-fvisibility=hidden", *_DEBUG, *_STRICT, *_SANITIZERS],
-    extra_link_args=_SANITIZERS,
+    extra_compile_args=["-fvisibility=hidden", *_DEBUG, *_STRICT, *_SANITIZERS, *_FUZZED],
+    extra_link_args=[] if _FUZZED else _SANITIZERS,
     optional=not _MODE,
 )

@@ -108,7 +108,8 @@ def _check_file(path: str, fd: int) -> None:
     _, kind, machine, _, _, at, _, _, _, entry_size, count, *_ = _HEADER.unpack(head)
     if not head.startswith(_ELF64_LITTLE) or kind != _SHARED or machine not in (_own_machine(), 0):
         raise NotLoadable(f"{path}: not a shared object for this machine")
-    table = os.pread(fd, count * _SEGMENT.size, at) if entry_size == _SEGMENT.size else b""
+    is_inside = entry_size == _SEGMENT.size and at < found.st_size
+    table = os.pread(fd, count * _SEGMENT.size, at) if is_inside else b""
     segments = [_SEGMENT.unpack_from(table, i * _SEGMENT.size) for i in range(len(table) // _SEGMENT.size)]
     needed = [offset + size for kind, _, offset, _, _, size, *_ in segments if kind in (_LOAD, _DYNAMIC)]
     if len(segments) != count or not {_LOAD, _DYNAMIC} <= {kind for kind, *_ in segments}:
