@@ -8,13 +8,14 @@ COMPILED := $(wildcard setup.py multifd/pump/_build.py multifd/pump/*.[ch] plugi
 # Reinstalled when what describes the distributions changes.
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test sanitize fuzz interop lint docs bench check-machine clean
+.PHONY: help demo test sanitize fuzz faults interop lint docs bench check-machine clean
 
 help:
 	@echo "make demo    migrate memory that is being written by every installed method and a running QEMU guest, and show the figures"
 	@echo "make test    all tests, of multifd and of every plugin"
 	@echo "make sanitize the tests of the packet pump and of qpl's C code under ASan and UBSan, and of their threads under TSan"
 	@echo "make fuzz    TARGET=packet SECONDS=60: the packet parser, by both paths, under a coverage-guided fuzzer"
+	@echo "make faults  RUNS=1000 SEED=1: migrations in which a process is killed or its disk, files, clock or connections fail"
 	@echo "make interop every case of the tests against real QEMUs, for hours; \`make test\` tries a pairwise selection"
 	@echo "make lint    ruff, mypy --strict, import-linter"
 	@echo "make docs    the documentation, into docs/_build/html"
@@ -66,6 +67,13 @@ fuzz: $(STAMP)
 	mkdir -p build/fuzz
 	$(BIN)/python -m tests.fuzz.$(TARGET) build/fuzz/$(TARGET) -max_total_time=$(SECONDS) \
 		-artifact_prefix=build/fuzz/ $(FUZZ_ARGS)
+
+# What a trial that is told wrong says is a command that tries it again.
+RUNS ?= 100
+SEED ?= 1
+
+faults: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m faults --runs $(RUNS) --seed $(SEED) $(FAULTS_ARGS)
 
 # A second, newer QEMU is unpacked if none is named; where that fails, what needs it says so.
 NEWER = MULTIFD_QEMU_NEW="$${MULTIFD_QEMU_NEW:-$$(tests/interop/newer-qemu.sh)}"
