@@ -8,7 +8,7 @@ COMPILED := $(wildcard setup.py multifd/pump/_build.py multifd/pump/*.[ch] plugi
 # Reinstalled when what describes the distributions changes.
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test sanitize fuzz fuzz-c interop lint docs bench check-machine clean
+.PHONY: help demo test sanitize fuzz fuzz-c faults interop lint docs bench check-machine clean
 
 help:
 	@echo "make demo    migrate memory that is being written by every installed method and a running QEMU guest, and show the figures"
@@ -16,6 +16,7 @@ help:
 	@echo "make sanitize the tests of the packet pump and of qpl's C code under ASan and UBSan, and of their threads under TSan"
 	@echo "make fuzz    TARGET=all SECONDS=180: every parser of what others wrote, in turn, under a coverage-guided fuzzer"
 	@echo "make fuzz-c  TARGET=recv_qpl SECONDS=180: the same, guided by the branches of C, under ASan and UBSan; needs clang"
+	@echo "make faults  RUNS=1000 SEED=1: migrations in which a process is killed or its disk, files, clock or connections fail"
 	@echo "make interop every case of the tests against real QEMUs, for hours; \`make test\` tries a pairwise selection"
 	@echo "make lint    ruff, mypy --strict, import-linter"
 	@echo "make docs    the documentation, into docs/_build/html"
@@ -83,6 +84,13 @@ fuzz-c: $(STAMP)
 	PYTHONPATH=$(FUZZED)/lib:$(CURDIR):tests PYTHONSAFEPATH=1 ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		LD_PRELOAD="$$($(BIN)/python -c 'import atheris; print(atheris.path())')/asan_with_fuzzer.so" \
 		$(BIN)/python -m tests.fuzz.campaign $(TARGET) $(SECONDS) $(FUZZ_ARGS)
+
+# What a trial that is told wrong says is a command that tries it again.
+RUNS ?= 100
+SEED ?= 1
+
+faults: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m faults --runs $(RUNS) --seed $(SEED) $(FAULTS_ARGS)
 
 # A second, newer QEMU is unpacked if none is named; where that fails, what needs it says so.
 NEWER = MULTIFD_QEMU_NEW="$${MULTIFD_QEMU_NEW:-$$(tests/interop/newer-qemu.sh)}"

@@ -56,8 +56,11 @@ class Group(click.Group):
             if isinstance(e, click.UsageError) and e.ctx is not None:
                 message += f" ({e.ctx.command_path} --help)"
             _fail(message, e.exit_code, {"status": "failed"} if self._wants_document(words) else None)
-        except click.Abort:
-            _fail("interrupted", _INTERRUPTED, {"status": "cancelled"} if self._wants_document(words) else None)
+        except (click.Abort, KeyboardInterrupt, signals.Terminated) as e:
+            # Before a command had begun; what comes later is its own to tell.
+            is_terminated = isinstance(e, signals.Terminated)
+            status, message = (_TERMINATED, "terminated") if is_terminated else (_INTERRUPTED, "interrupted")
+            _fail(message, status, {"status": "cancelled"} if self._wants_document(words) else None)
 
     def _wants_document(self, words: list[str]) -> bool:
         """Whether --json asks for a document on stdout, as far as can be seen in words that were refused."""

@@ -6,6 +6,7 @@ shrinks is an error of a system call then, not a SIGBUS.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -45,7 +46,7 @@ class OpenFile:
         with self._lock:
             is_first, self._is_closed = not self._is_closed, True
             if is_first and not self._users:
-                os.close(self._fd)
+                close(self._fd)
 
     def _acquire(self) -> int:
         with self._lock:
@@ -58,7 +59,7 @@ class OpenFile:
         with self._lock:
             self._users -= 1
             if self._is_closed and not self._users:
-                os.close(self._fd)
+                close(self._fd)
 
     def __del__(self) -> None:
         self.close()
@@ -91,9 +92,19 @@ def open_regular(path: Path) -> tuple[OpenFile, int]:
         raise RamError(f"{path}: {reason(e)}") from e
     info = os.fstat(fd)
     if not stat.S_ISREG(info.st_mode):
-        os.close(fd)
+        close(fd)
         raise RamError(f"{path}: not a regular file")
     return OpenFile(fd, path), info.st_size
+
+
+def close(fd: int) -> None:
+    """Give a descriptor back; it is gone whatever the system says of it (close(2), Linux).
+
+    A disk or a quota may fail here that did not fail before, as over NFS. That is no news: what counts was synced, and
+    told then; what was not is thrown away.
+    """
+    with contextlib.suppress(OSError):
+        os.close(fd)
 
 
 def reason(error: OSError | ValueError) -> str:

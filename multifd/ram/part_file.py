@@ -16,7 +16,7 @@ import threading
 from pathlib import Path
 
 from multifd.errors import RamError
-from multifd.ram.file import OpenFile, reason
+from multifd.ram.file import OpenFile, close, reason
 
 _LOG = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class PartFile:
             self._refuse_special()
             self.fd = OpenFile(self._open(), self.part)
         except BaseException as e:
-            os.close(self._folder)
+            close(self._folder)
             if isinstance(e, OSError | ValueError):
                 raise RamError(f"{self.part}: cannot be made: {reason(e)}") from e
             raise
@@ -96,7 +96,7 @@ class PartFile:
             except BlockingIOError:
                 raise RamError(f"{self.path}: another process is receiving into it") from None
             finally:
-                os.close(fd)
+                close(fd)
 
     def resize(self, nbytes: int) -> None:
         """Make it `nbytes` long; what is not written stays a hole.
@@ -170,4 +170,4 @@ class PartFile:
                 with contextlib.suppress(OSError):
                     os.unlink(self.part.name, dir_fd=self._folder)
             self.fd.close()
-            os.close(self._folder)
+            close(self._folder)

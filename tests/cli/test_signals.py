@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import threading
 import pytest
 
 from multifd.cli import signals
+from multifd.cli.main import main
 
 DEADLINE_S = 60
 EXPECTED = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: signals.Terminated}
@@ -96,3 +98,22 @@ def test_a_command_whose_starter_ignores_signals_can_be_ended(number, status, tm
     assert process.returncode == status
     assert len(out.splitlines()) == 1
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+@pytest.mark.parametrize(
+    ("number", "status", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_one_that_comes_before_the_command_begins(monkeypatch, capsys, number, status, word, as_json):
+    """While the words of the command line are read."""
+
+    def interrupted(*args, **options):
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(main.commands["methods"], "parse_args", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        main(["methods", "--json"] if as_json else ["methods"])
+    out, err = capsys.readouterr()
+    assert caught.value.code == status
+    assert err.strip() == f"multifd: error: {word}"
+    assert [json.loads(line)["status"] for line in out.splitlines()] == ["cancelled"] * as_json

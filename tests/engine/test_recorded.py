@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
-import json
 import random
 import socket
 import struct
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import peer
 import pytest
-import zstandard
 from interop.mapped import read_blocks
+from recordings import load
 
 import multifd
 from multifd.errors import MultifdError, RamError, RemoteWireError, StreamError
@@ -25,34 +23,9 @@ from multifd.wire.packet import InitPacket, decode_packet, header_bytes
 from multifd.wire.reader import MainStreamReader
 from multifd.wire.stream import DeviceState, Machine, Ping, StreamEnd, SyncPoint, ZeroPages
 
-FOLDER = Path(__file__).parents[1] / "recorded"
 STREAMS = ["7.2-pc-zlib", "10.0-q35-zstd", "10.0-old-type-zlib", "10.0-bare-none"]
 FILE = "10.0-mapped-ram"
 PAGE = 4096
-
-
-class Recording(NamedTuple):
-    head: dict[str, Any]
-    connections: list[bytes]
-
-    @property
-    def main(self) -> bytes:
-        return next(c for c in self.connections if c.startswith(b"QEVM"))
-
-    @property
-    def channels(self) -> list[bytes]:
-        return [c for c in self.connections if not c.startswith(b"QEVM")]
-
-
-@functools.cache
-def load(name: str) -> Recording:
-    line, _, rest = zstandard.decompress((FOLDER / f"{name}.zst").read_bytes()).partition(b"\n")
-    head, connections = json.loads(line), []
-    for length in head["connections"]:
-        connections.append(rest[:length])
-        rest = rest[length:]
-    assert not rest
-    return Recording(head, connections)
 
 
 def events(data: bytes, step: int) -> tuple[list[object], bytes]:

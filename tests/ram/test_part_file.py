@@ -244,6 +244,26 @@ def test_a_published_file_is_no_failure(
     assert "power failure" in caplog.text
 
 
+@pytest.mark.parametrize("may_commit", [True, False])
+def test_an_error_at_close_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, may_commit: bool) -> None:
+    """Over NFS, or beyond a quota; the descriptor is gone all the same, and what counts was synced before."""
+    real = os.close
+
+    def fail(fd: int) -> None:
+        real(fd)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(os, "close", fail)
+    file = PartFile(tmp_path / "out")
+    if may_commit:
+        file.commit()
+    file.discard()
+    assert file.is_committed == may_commit
+    assert [p.name for p in tmp_path.iterdir()] == ["out"] * may_commit
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_a_folder_that_moves_away(tmp_path: Path) -> None:
     """The file goes where its folder went: no other folder of that name gets it."""
     (tmp_path / "a").mkdir()

@@ -1,0 +1,65 @@
+"""``PYTHONPATH=tests python -m faults --runs 1000 --seed 1``: as many trials, their table, and what is wrong.
+
+What is wrong is told with the command that tries it again. ``--only N`` is that trial alone, with all that its ends
+said; ``--table FILE`` writes the table as the documentation includes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from faults import table
+from faults.judge import classify, judge
+from faults.outcome import Outcome
+from faults.run import Run, methods
+
+
+def describe(outcome: Outcome) -> str:
+    """All that is known of a trial."""
+    lines = [f"trial {outcome.plan.number} of seed {outcome.plan.seed}: {outcome.plan.words}"]
+    lines.append(f"  {classify(outcome)}, {outcome.seconds:.1f} s, there {outcome.is_there}, old {outcome.is_old}")
+    for end in outcome.ends.values():
+        lines.append(f"  {end.role}: status {end.status}")
+        lines += [f"    {line}" for line in (end.out + end.err).splitlines()]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="faults", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--runs", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", type=int, action="append", metavar="N", help="of the trials; may be repeated")
+    parser.add_argument("--at-once", type=int, default=3)
+    parser.add_argument("--table", type=Path, metavar="FILE")
+    arguments = parser.parse_args()
+    numbers = arguments.only or range(arguments.runs)
+    outcomes, wrong = [], 0
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+        run = Run(Path(folder), methods())
+        for outcome in run.trials(arguments.seed, numbers, arguments.at_once):
+            outcomes.append(outcome)
+            problems = judge(outcome)
+            if problems or arguments.only:
+                print(describe(outcome), flush=True)
+            for problem in problems:
+                print(f"  WRONG: {problem}")
+            if problems:
+                wrong += 1
+                again = f"--seed {arguments.seed} --only {outcome.plan.number}"
+                print(f"  again: PYTHONPATH=tests python -m faults {again}")
+    text = table.text(outcomes, arguments.seed)
+    print(text)
+    print(f"{len(outcomes)} trials in {time.monotonic() - start:.0f} s, {wrong} wrong")
+    if arguments.table:
+        arguments.table.write_text(text)
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()
