@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -169,6 +170,23 @@ class Bed:
             with multifd(*command) as send:
                 return Figures(finished(send)["total_time_ms"], 0.0)
 
+    def keep(self, method: str) -> Figures:
+        """Streams in a folder, as the source sends them."""
+        folder = self.folder / "streams"
+        shutil.rmtree(folder, ignore_errors=True)
+        with multifd("receive", "tcp:127.0.0.1:0", f"dir:{folder}", "--channels", CHANNELS) as receive:
+            self.source.multifd(method, CHANNELS, return_path=True)
+            figures = self.migrate(listening(receive))
+            finished(receive)
+        return figures
+
+    def play(self, method: str) -> Figures:
+        """The streams that were kept last into a QEMU, the comparison with their digests included."""
+        with self.destination(method) as (_, uri):
+            self.settle()
+            with multifd("send", f"dir:{self.folder}/streams", uri) as send:
+                return Figures(finished(send)["total_time_ms"], 0.0)
+
     def relay(self) -> Figures:
         """QEMU to QEMU with us between."""
         with self.destination("none") as (_, uri):
@@ -189,10 +207,14 @@ def ways(bed: Bed) -> dict[str, Way]:
         "capture, none": lambda: bed.capture("none", return_path=True),
         "capture, none, no return path": lambda: bed.capture("none", return_path=False),
         "replay, none": lambda: bed.replay("none"),
+        "streams kept, none": lambda: bed.keep("none"),
+        "streams sent, none": lambda: bed.play("none"),
         "relay, none": bed.relay,
         "QEMU to QEMU, zstd": lambda: bed.to_qemu("zstd"),
         "capture, zstd": lambda: bed.capture("zstd", return_path=True),
         "replay, zstd": lambda: bed.replay("zstd"),
+        "streams kept, zstd": lambda: bed.keep("zstd"),
+        "streams sent, zstd": lambda: bed.play("zstd"),
     }
 
 
@@ -203,9 +225,12 @@ AIMS = [
     ("capture, none, no return path", "QEMU to file", 1.1),
     ("capture, none", "QEMU to file, multifd", None),
     ("replay, none", "QEMU to QEMU, none", 1.1),
+    ("streams sent, none", "QEMU to QEMU, none", 1.1),
     ("relay, none", "QEMU to QEMU, none", 1.3),
     ("capture, zstd", "QEMU to QEMU, zstd", None),
     ("replay, zstd", "QEMU to QEMU, zstd", 1.1),
+    ("streams kept, zstd", "QEMU to QEMU, zstd", None),
+    ("streams sent, zstd", "QEMU to QEMU, zstd", 1.1),
 ]
 """A way, its yardstick, and how many times as long it may take."""
 

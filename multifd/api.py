@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
+from multifd.engine import resend, storing
 from multifd.engine.canceller import Canceller, unless_cancelled
-from multifd.engine.config import ReceiveConfig, RelayConfig, SendConfig
-from multifd.engine.receiver import Receiver
+from multifd.engine.config import SAME, ReceiveConfig, RelayConfig, SendConfig, dialect_for
 from multifd.engine.relay import Relay
 from multifd.engine.sender import Sender
 from multifd.engine.still import send_still
@@ -27,6 +27,7 @@ from multifd.ram.block import Source, Target
 from multifd.ram.digest import Verdict
 from multifd.ram.image import open_source, open_target
 from multifd.ram.memory import MemorySource, MemoryTarget
+from multifd.ram.part_folder import PartFolder
 from multifd.ram.raw import RawImageSource
 from multifd.ram.stored import StoredSource
 from multifd.registry import load_method
@@ -34,12 +35,11 @@ from multifd.stats import RelayResult, Result
 from multifd.transport import clear
 from multifd.transport.accept import Acceptor
 from multifd.transport.access import Access
-from multifd.transport.address import Uri
+from multifd.transport.address import Uri, folder_of
 from multifd.transport.incoming import PlainIncoming
 from multifd.transport.listen import Listener
 from multifd.transport.listen import listen as listen_at
 from multifd.transport.tls import Tls, TlsClient, TlsServer
-from multifd.wire.dialect import DIALECTS, Dialect, dialect_of
 
 Progress = Callable[[Result], None]
 
@@ -107,9 +107,9 @@ class Live:
 def send(
     source: str | os.PathLike[str] | Buffer | Image | MemoryImage | Live,
     uri: str,
-    method: str | MultifdMethods = "none",
+    method: str | MultifdMethods | None = None,
     *,
-    channels: int = 2,
+    channels: int | None = None,
     max_bandwidth: int = 0,
     connect_timeout: float = 10.0,
     timeout: float = 60.0,
@@ -122,11 +122,13 @@ def send(
     """Migrate RAM to a destination that listens, or will within `connect_timeout`.
 
     Args:
-        source: what is sent; a path is short for `Image`, a buffer for `MemoryImage`.
+        source: what is sent; a path is short for `Image`, a buffer for `MemoryImage`; ``dir:PATH`` is a folder of
+            stored streams.
         uri: ``tcp:HOST:PORT``, ``unix:PATH``, ``vsock:CID:PORT``, or ``fd:N,N,...``: connected sockets, main's first,
-            which are taken over.
-        method: a name, a name with options (``zstd:level=3``), or a method from `load_method`.
-        channels: connections besides main, 1 to 255.
+            which are taken over. With ``dir:PATH`` the streams are stored in a folder that is made.
+        method: a name, a name with options (``zstd:level=3``), or a method from `load_method`; None: ``none``, or of
+            stored streams the one by which they were stored, of which nothing is decoded.
+        channels: connections besides main, 1 to 255; None: 2, or as many as stored streams have.
         max_bandwidth: bytes each second; 0 is unlimited.
         connect_timeout: seconds to wait for the destination to listen.
         timeout: seconds that all connections may be silent.
@@ -144,10 +146,15 @@ def send(
         MultifdError: see `multifd.errors`; its ``result`` has the figures up to then, and says by its status where
             the memory is. Whatever else is raised, an interrupt or what a callback raised, has that ``result``, too.
     """
-    if dialect is not None and dialect not in DIALECTS:
-        raise about(UsageError(f"dialect {dialect!r}, expected one of {', '.join(DIALECTS)}"), "dialect")
     address = Uri.parse(uri)
     client = TlsClient(tls, address) if tls is not None else None
+    canceller = canceller or Canceller()
+    if folder := folder_of(source):
+        if dialect is not None or uuid is not None:
+            raise about(UsageError("of stored streams that is as it is"), "uuid" if dialect is None else "dialect")
+        how = resend.Way(address, channels, max_bandwidth, connect_timeout, timeout, client)
+        return resend.send(folder, method, how, on_progress, canceller)
+    method = method or "none"
     loaded = load_method(method) if isinstance(method, str) else method
     if not isinstance(source, Image | MemoryImage | Live):
         source = Image(source) if isinstance(source, str | os.PathLike) else MemoryImage(_buffer(source))
@@ -156,15 +163,14 @@ def send(
             UsageError(f"page size {source.page_size}, expected a power of two from 4096 to 65536"), "page_size"
         )
     limits = _limits(source) if isinstance(source, Live) else None
-    with _opened(source) as opened:
+    count = 2 if channels is None else channels
+    with _opened(source) as opened, storing.destination(address, method, timeout) as where:
         verdict: Verdict | None = None
         if isinstance(source, Image) and isinstance(opened, StoredSource | RawImageSource):
             verdict = digest.check(opened, source.digest, unless_cancelled(canceller, source.on_digest))
         if uuid is not None:
             opened.machine = dataclasses.replace(opened.machine, uuid=_uuid_bytes(uuid))
-        config = SendConfig(
-            address, channels, _dialect(opened, dialect), max_bandwidth, connect_timeout, timeout, client
-        )
+        config = SendConfig(where, count, dialect_for(opened, dialect), max_bandwidth, connect_timeout, timeout, client)
         sender = Sender(opened, loaded, config, on_progress, canceller)
         if isinstance(source, Live) and isinstance(opened, LiveSource) and limits is not None:
             controls = Controls(source.pause, source.resume, source.throttle)
@@ -217,15 +223,6 @@ def _uuid_bytes(text: str) -> bytes:
         raise about(UsageError(f"uuid {text!r}, expected 32 hexadecimal digits"), "uuid") from None
 
 
-def _dialect(source: Source, name: str | None) -> Dialect:
-    if not isinstance(source, StoredSource):
-        return DIALECTS[name or "9.0"]
-    # A destination may hold other bytes where a page is zero, such as its own firmware. A QEMU clears a
-    # zero page in a packet only if it received that page before, one on main always.
-    dialect = DIALECTS[name] if name else dialect_of(source.machine.name)
-    return dataclasses.replace(dialect, zero_pages_in_packets=False)
-
-
 def receive(
     uri: str,
     into: str | os.PathLike[str] | Buffer | Arena,
@@ -245,9 +242,11 @@ def receive(
 
     Args:
         uri: where to listen, as for `send`; with tcp, port 0 lets the kernel choose. ``fd:N`` is a listening socket,
-            ``fd:N,N,...`` are the migration's connections, in any order; they are taken over.
+            ``fd:N,N,...`` are the migration's connections, in any order; they are taken over. With ``dir:PATH``
+            nobody connects: stored streams are read.
         into: the path of the file to make (it appears only when complete), or a writable buffer of the right
-            length, or an `Arena` with the sender's blocks (either is undefined after a failure).
+            length, or an `Arena` with the sender's blocks (either is undefined after a failure); ``dir:PATH`` is a
+            folder to make, in which the streams are stored as they come, without decoding.
         format: of the file: mapped-ram, QEMU's own, which holds everything; stream, the same as a plain QEMU stream;
             libvirt-raw or libvirt-sparse, what ``virsh restore`` takes; or raw, for a single RAM block.
         xml: of the libvirt formats: a file with the domain's XML.
@@ -267,21 +266,21 @@ def receive(
         MultifdError: see `multifd.errors`; its ``result`` has the figures up to then, and says by its status where
             the memory is. Whatever else is raised, an interrupt or what a callback raised, has that ``result``, too.
     """
-    parsed = Uri.parse(uri)
+    parsed, canceller = Uri.parse(uri), canceller or Canceller()
+    if tls is not None:
+        parsed.refuse_folder()
     config = ReceiveConfig(channels, tuple(methods), timeout, TlsServer(tls) if tls is not None else None)
     access = access or Access()
     target = _target(into, format, xml)
     try:
-        listener = listen_at(parsed, access)
-        try:
-            receiver = Receiver(listener, target, config, on_progress, canceller)
-            if on_listening is not None:
+        with storing.source(parsed, access, timeout, canceller, listen_at) as (listener, count):
+            config = dataclasses.replace(config, channels=channels or count)
+            receiver = storing.receiver(listener, target, config, on_progress, canceller)
+            if on_listening is not None and not parsed.folder:
                 receiver.announce(on_listening)
             if tls is None:
                 clear.warn_arriving(listener, access)
             return receiver.run()
-        finally:
-            listener.close()
     finally:
         target.discard()
 
@@ -309,8 +308,10 @@ def relay(
 
     Args:
         listen: where sources connect, ``tcp:HOST:PORT``, ``unix:PATH``, ``vsock:CID:PORT`` or ``fd:N``, a listening
-            socket, which is taken over; with tcp, port 0 lets the kernel choose.
-        to: where the destination listens, or will within `connect_timeout`.
+            socket, which is taken over; with tcp, port 0 lets the kernel choose. With `once` also ``dir:PATH``, stored
+            streams.
+        to: where the destination listens, or will within `connect_timeout`; with `once` also ``dir:PATH``, a folder to
+            make, in which the streams are stored.
         in_method: the only method a source may use, ``NAME:key=value``; None: any that it may choose.
         out_method: the method towards the destination; ``same``: the source's, whose packets go on as they are.
         channels: how many a source must have, which is announced to the destination; None: as many as come.
@@ -331,20 +332,26 @@ def relay(
         MultifdError: arguments that cannot be meant, an address that cannot be had; with `once` also what went
             wrong, with the figures as ``result``.
     """
-    address = Uri.parse(to)
+    address, comes_from = Uri.parse(to), Uri.parse(listen)
+    if folder := "" if once else address.folder or comes_from.folder:
+        raise about(UsageError(f"dir:{folder}: a folder has one migration"), "once")
     with _named("out_"):
         client = TlsClient(out_tls, address) if out_tls is not None else None
     with _named("in_"):
+        if in_tls is not None:
+            comes_from.refuse_folder()
         open_ = TlsServer(in_tls).open if in_tls is not None else PlainIncoming
-    config = RelayConfig(
-        address, in_method, out_method, channels, connect_timeout, timeout, max_bandwidth, out_tls=client
-    )
     canceller = canceller or Canceller()
     access = access or Access()
-    listener = Listener(Uri.parse(listen), access)
-    acceptor = Acceptor(listener, timeout, open_)
-    try:
-        if on_listening is not None:
+    with (
+        storing.destination(address, "" if out_method == SAME else out_method, timeout) as where,
+        storing.source(comes_from, access, timeout, canceller, Listener) as (listener, _),
+        contextlib.closing(Acceptor(listener, timeout, open_)) as acceptor,
+    ):
+        config = RelayConfig(
+            where, in_method, out_method, channels, connect_timeout, timeout, max_bandwidth, out_tls=client
+        )
+        if on_listening is not None and not comes_from.folder:
             on_listening(str(listener.uri))
         if in_tls is None:
             clear.warn_arriving(listener, access)
@@ -366,9 +373,6 @@ def relay(
                 return
             if result.status != "completed":
                 one.turn_away_late()
-    finally:
-        acceptor.close()
-        listener.close()
 
 
 @contextlib.contextmanager
@@ -381,7 +385,13 @@ def _named(start: str) -> Iterator[None]:
         raise
 
 
-def _target(into: str | os.PathLike[str] | Buffer | Arena, format: str, xml: str | os.PathLike[str] | None) -> Target:
+def _target(
+    into: str | os.PathLike[str] | Buffer | Arena, format: str, xml: str | os.PathLike[str] | None
+) -> Target | PartFolder:
+    if folder := folder_of(into):
+        if (format, xml) != ("mapped-ram", None):
+            raise about(UsageError(f"{into!r}: streams are stored as they come"), "format" if xml is None else "xml")
+        return PartFolder(folder)
     if isinstance(into, Arena):
         return ArenaTarget(into)
     if not isinstance(into, str | os.PathLike):

@@ -44,6 +44,19 @@ def test_the_quickstarts_shell_example_runs(tmp_path):
     assert (tmp_path / "copy.ram").read_bytes() == (tmp_path / "guest.ram").read_bytes()
 
 
+@pytest.mark.parametrize(("heading", "language"), [("Try it", "sh"), ("Other commands", "python")])
+def test_the_examples_of_stored_streams_run(tmp_path, heading, language):
+    section = (ROOT / "docs/stored.md").read_text().split(f"## {heading}")[1]
+    script = re.search(rf"```{language}\n(.*?)```", section, re.DOTALL)[1].replace("64M", "4M")
+    (tmp_path / "guest.ram").write_bytes(os.urandom(1 << 20))
+    command = ["bash", "-ec"] if language == "sh" else [sys.executable, "-c"]
+    done = subprocess.run(
+        [*command, script], cwd=tmp_path, env=with_multifd(), capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "copy.ram").read_bytes() == (tmp_path / "guest.ram").read_bytes()
+
+
 def test_the_relay_pair_of_one_machine_runs(tmp_path):
     """As it stands, but for the port, which another may have."""
     section = (ROOT / "docs/between-hosts.md").read_text().split("All of it on one machine")[1]

@@ -152,10 +152,10 @@ def check_source(spec: SourceSpec) -> None:
     if not spec.path:
         needed = 2 * synthetic.parse(spec.synthetic)[1]
     else:
-        with opened(spec) as source:
+        with materialised(spec) as made, opened(made) as source:
             nbytes = sum(block.used_length for block in source.blocks)
-        # Zero pages take no memory, and are holes of a file as a rule.
-        needed = 2 * min(nbytes, os.stat(spec.path).st_blocks * 512)
+            # Zero pages take no memory, and are holes of a file as a rule.
+            needed = 2 * min(nbytes, os.stat(made.path).st_blocks * 512)
     free = machine.free_memory_bytes()
     if needed > free:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""A source that lies elsewhere, as a file of this host: any URL that fsspec reads.
+"""A source that is no file of this host, as one: any URL that fsspec reads, and stored streams, ``dir:PATH``.
 
 Rules of this file: what is fetched lies in a file without a name, so that nothing is left of it however this process
 ends. The last one is kept, since what is measured of a source follows each other.
@@ -11,10 +11,14 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import IO, Any
 
+from multifd.engine import resend
 from multifd.errors import MultifdError, RamError, UsageError
+from multifd.ram.folder import StoredFolder
+from multifd.transport.address import folder_of
 
 _PIECE = 1 << 20
 _lock = threading.Lock()
@@ -23,8 +27,8 @@ _kept: tuple[tuple[str, str], IO[bytes]] | None = None
 
 
 def is_url(path: str) -> bool:
-    """Whether a source's path is a URL, not a file of this host."""
-    return "://" in path
+    """Whether a source's path is a URL or a folder of stored streams, not a file of this host."""
+    return "://" in path or bool(folder_of(path))
 
 
 @contextlib.contextmanager
@@ -32,7 +36,7 @@ def fetched(url: str) -> Iterator[str]:
     """What lies at a URL, as a path that processes of this user on this host can open while the context lasts.
 
     Args:
-        url: of any kind that an installed fsspec driver reads; a ``file`` is not copied.
+        url: of any kind that an installed fsspec driver reads; a ``file`` is not copied; ``dir:PATH`` is unpacked.
 
     Raises:
         UsageError: nothing is installed for this kind of URL.
@@ -52,19 +56,50 @@ def fetched(url: str) -> Iterator[str]:
 def _copied(url: str) -> IO[bytes]:
     """The copy that is kept; of another URL than before it replaces the other."""
     global _kept
+    version, copy = _unpacking(folder_of(url)) if folder_of(url) else _copying(url)
+    if _kept is None or _kept[0] != (url, version):
+        if _kept is not None:
+            _kept[1].close()
+            _kept = None
+        _kept = (url, version), copy()
+    return _kept[1]
+
+
+def _unpacking(folder: str) -> tuple[str, Callable[[], IO[bytes]]]:
+    """The version of stored streams, and what makes a capture without a name of them."""
+    streams = StoredFolder(folder)
+    streams.close()
+
+    def unpack() -> IO[bytes]:
+        with (
+            tempfile.TemporaryDirectory(prefix="multifd-bench-") as place,
+            resend.as_file(f"dir:{folder}", Path(place, "source")) as path,
+        ):
+            return open(path, "rb")
+
+    return streams.manifest.encode().decode(), unpack
+
+
+def _copying(url: str) -> tuple[str, Callable[[], IO[bytes]]]:
+    """The version of what lies at a URL, and what copies it."""
     filesystem, path = _filesystem(url)
+
+    def copy() -> IO[bytes]:
+        with _told_of(url):
+            return _copy(filesystem, path)
+
+    with _told_of(url):
+        return str(filesystem.ukey(path)), copy
+
+
+@contextlib.contextmanager
+def _told_of(url: str) -> Iterator[None]:
     try:
-        version = str(filesystem.ukey(path))
-        if _kept is None or _kept[0] != (url, version):
-            if _kept is not None:
-                _kept[1].close()
-                _kept = None
-            _kept = (url, version), _copy(filesystem, path)
+        yield
     except MultifdError:
         raise
     except Exception as e:  # a driver of any store raises what it likes
         raise RamError(f"{url}: {type(e).__name__}: {e}") from e
-    return _kept[1]
 
 
 def _filesystem(url: str) -> tuple[Any, str]:

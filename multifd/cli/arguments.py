@@ -99,6 +99,19 @@ class FilePath(click.ParamType[Path]):
         return Path(text)
 
 
+class StoredPlace(click.ParamType["Path | str"]):
+    """A file's path, or ``dir:PATH``, a folder of stored streams, as it was given."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+        text = str(value)
+        if not text.startswith("dir:"):
+            return FilePath().convert(value, param, ctx)
+        _path_text(self, text.removeprefix("dir:"), param, ctx)
+        return text
+
+
 class Mode(click.ParamType[int]):
     """Permissions of a file as chmod takes them: 0660."""
 
@@ -133,9 +146,7 @@ class FolderPath(click.ParamType[Path]):
         return Path(text)
 
 
-def _path_text(
-    kind: click.ParamType[Path], value: Any, param: click.Parameter | None, ctx: click.Context | None
-) -> str:
+def _path_text(kind: click.ParamType[Any], value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
     """What was given, if it can be a path: not empty, without NUL, at most 4095 bytes."""
     text = str(value)
     try:
@@ -148,7 +159,7 @@ def _path_text(
 
 
 class SourcePlace(click.ParamType[str]):
-    """A file, or a URL, as it was given; whether there is anything is seen where it lies."""
+    """A file, a URL or ``dir:PATH``, as it was given; whether there is anything is seen where it lies."""
 
     name = "source"
 
@@ -179,7 +190,7 @@ METHOD = "NAME[:KEY=VALUE,...]"
 CHANNELS = click.IntRange(1, 255)
 """multifd-channels, qapi/migration.json of QEMU 10.0."""
 
-capture = click.argument("capture", type=FilePath())
+capture = click.argument("capture", type=StoredPlace())
 channels = click.option("--channels", default=2, show_default=True, type=CHANNELS, help="Connections besides main.")
 digest = click.option(
     "--digest",

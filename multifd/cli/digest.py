@@ -10,6 +10,7 @@ from multifd.cli import arguments, signals, tables
 from multifd.cli.arguments import FilePath
 from multifd.cli.console import remark, reporting, say, show
 from multifd.errors import MultifdError
+from multifd.transport.address import folder_of
 
 
 def register(main: click.Group) -> None:
@@ -35,14 +36,20 @@ def digest(file: Path, as_json: bool) -> None:
 @arguments.capture
 @arguments.digest
 @reporting
-def verify(capture: Path, digest: str, as_json: bool) -> None:
+def verify(capture: Path | str, digest: str, as_json: bool) -> None:
     """Check that CAPTURE, a stored machine of any format, is sound: structure, bitmaps, lengths, end, digests.
 
     No format has a checksum: without CAPTURE.sha256, which receive, capture and digest write, bytes inside a page are
-    not checked. A raw RAM image can be verified by that alone.
+    not checked. A raw RAM image can be verified by that alone. Stored streams, dir:PATH, have digests of their own:
+    every byte is compared with them, and every header is looked at.
     """
+    from multifd.engine import streams_info
     from multifd.ram.capture import verify as call
 
+    if isinstance(capture, str):
+        streams = streams_info.verify(folder_of(capture))
+        show(streams.as_dict(), as_json, lambda: say(f"{capture}: sound"))
+        return
     with tables.Progress("verify") as progress:
         found = call(capture, digest, progress.compared)
 

@@ -62,9 +62,9 @@ def bench(
 ) -> None:  # fmt: skip
     """Migrate SOURCEs by several methods, and compare: time, bytes, processors, memory.
 
-    SOURCE is what send takes, a stored machine or a raw RAM image, or its URL. Each migration runs in two processes
-    of one machine, from memory to memory over loopback TCP, and its destination is compared with the source, byte for
-    byte. Every combination has its first run, then its second. Ctrl-C keeps what was measured.
+    SOURCE is what send takes, a stored machine, a raw RAM image or stored streams, or its URL. Each migration runs in
+    two processes of one machine, from memory to memory over loopback TCP, and its destination is compared with the
+    source, byte for byte. Every combination has its first run, then its second. Ctrl-C keeps what was measured.
     """
     from multifd.bench import campaign
     from multifd.cli import evidence_tables as shown

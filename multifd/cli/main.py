@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from multifd._version import __version__
-from multifd.cli import arguments, evidence, guests, report, signals, tls
+from multifd.cli import arguments, evidence, guests, look, report, signals, tls
 from multifd.cli import digest as digests
-from multifd.cli.arguments import CHANNELS, METHOD, FilePath, MethodSpec, Size
+from multifd.cli.arguments import CHANNELS, METHOD, FilePath, MethodSpec, Size, StoredPlace
 from multifd.cli.console import EPILOG, Group, remark, reporting, say, show, show_one
 from multifd.errors import MethodError, MultifdError
 
@@ -105,10 +105,11 @@ def methods(as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("source", type=FilePath())
+@click.argument("source", type=StoredPlace())
 @click.argument("uri")
-@click.option("--method", default="none", type=MethodSpec(), metavar=METHOD, show_default=True, help="How to compress.")
-@arguments.channels
+@click.option("--method", type=MethodSpec(), metavar=METHOD, show_default="none, or as SOURCE is stored", help="How to "
+              "compress.")  # fmt: skip
+@click.option("--channels", type=CHANNELS, show_default="2, or as SOURCE is stored", help="Connections besides main.")
 @click.option(
     "--max-bandwidth",
     default=0,
@@ -136,8 +137,9 @@ def methods(as_json: bool) -> None:
 @reporting
 @tls.options()
 def send(
-    source: Path, uri: str, method: str, channels: int, max_bandwidth: int, connect_timeout: float, timeout: float,
-    dialect: str | None, uuid: str | None, source_format: str, digest: str, tls: Tls | None, as_json: bool,
+    source: Path | str, uri: str, method: str | None, channels: int | None, max_bandwidth: int,
+    connect_timeout: float, timeout: float, dialect: str | None, uuid: str | None, source_format: str, digest: str,
+    tls: Tls | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Send SOURCE, a stored machine or a raw RAM image, to the destination that listens at URI.
 
@@ -145,15 +147,21 @@ def send(
     libvirt save image; the destination may be a stock QEMU that was started with -incoming. URI is
     tcp:HOST:PORT, unix:PATH, vsock:CID:PORT, or fd:N,N,... for connections that were handed over, main's first.
     Either end may be started first.
+
+    dir:PATH in the place of URI stores the migration in a folder, each connection's bytes in a file. In the place of
+    SOURCE it sends such a folder: as it is stored, nothing decoded, or by another --method; from folder to folder
+    every page once.
     """
     from multifd.api import Image
     from multifd.api import send as call
 
+    if isinstance(source, str) and source_format != "auto":
+        raise click.UsageError(f"{source}: stored streams have no --source-format")
     _migrate(
         lambda progress, compared, canceller: call(
-            Image(source, source_format, digest=digest, on_digest=compared), uri, method, channels=channels,
-            max_bandwidth=max_bandwidth, connect_timeout=connect_timeout, timeout=timeout, dialect=dialect, uuid=uuid,
-            tls=tls, on_progress=progress, canceller=canceller,
+            source if isinstance(source, str) else Image(source, source_format, digest=digest, on_digest=compared),
+            uri, method, channels=channels, max_bandwidth=max_bandwidth, connect_timeout=connect_timeout,
+            timeout=timeout, dialect=dialect, uuid=uuid, tls=tls, on_progress=progress, canceller=canceller,
         ),
         as_json=as_json,
         what="send",
@@ -162,7 +170,7 @@ def send(
 
 @main.command()
 @click.argument("uri")
-@click.argument("out", type=FilePath())
+@click.argument("out", type=StoredPlace())
 @click.option(
     "--format",
     "format_",
@@ -197,7 +205,7 @@ def send(
 @reporting
 @tls.options(listens=True)
 def receive(
-    uri: str, out: Path, format_: str, xml: Path | None, channels: int | None, methods: tuple[str, ...],
+    uri: str, out: Path | str, format_: str, xml: Path | None, channels: int | None, methods: tuple[str, ...],
     timeout: float, no_digest: bool, metrics: str | None, tls: Tls | None, as_json: bool, **who: Any,
 ) -> None:  # fmt: skip
     """Wait at URI for a sender, multifd or QEMU, and write its RAM, and its devices, to OUT.
@@ -205,6 +213,9 @@ def receive(
     OUT appears when everything is in place and durable, never before; OUT.sha256, its digests, after that. URI is
     tcp:HOST:PORT, unix:PATH, vsock:CID:PORT, or fd:N, a listening socket that was handed over; fd:N,N,... are the
     connections themselves. With port 0 the URI with the chosen port is printed on stderr at once.
+
+    dir:PATH in the place of OUT keeps the migration as it comes, each connection's bytes in a file of a folder,
+    nothing decoded. In the place of URI it reads such a folder.
     """
     from multifd.api import receive as call
     from multifd.transport.access import Access
@@ -219,49 +230,8 @@ def receive(
         as_json=as_json,
         what="receive",
         metrics=metrics,
-        out=None if no_digest else out,
+        out=None if no_digest or isinstance(out, str) else out,
     )  # fmt: skip
-
-
-@main.command()
-@arguments.capture
-@reporting
-def info(capture: Path, as_json: bool) -> None:
-    """Show what is in CAPTURE, a stored machine of any format: machine, RAM blocks, devices, and libvirt's XML."""
-    from multifd.cli import tables
-    from multifd.ram.capture import info as call
-
-    found = call(capture)
-    show(found.as_dict(), as_json, lambda: tables.print_capture(found))
-
-
-@main.command()
-@arguments.capture
-@arguments.digest
-@click.argument("out", type=FilePath())
-@click.option(
-    "--format",
-    "format_",
-    default="raw",
-    show_default=True,
-    type=click.Choice(["raw", "physical", "elf", "lime"]),
-    help="A block as it is; guest-physical memory, byte X at address X; an ELF core of it with CPUs; LiME.",
-)
-@click.option("--block", metavar="NAME", help="Of raw: the RAM block, such as pc.ram; needed if there are several.")
-@click.option("--below-4g", type=Size(), metavar="SIZE", help="RAM below the PCI hole, if it is not found right.")
-@reporting
-def export(
-    capture: Path, out: Path, format_: str, block: str | None, below_4g: int | None, digest: str, as_json: bool
-) -> None:
-    """Write RAM of CAPTURE, a stored machine of any format, to OUT for other tools; zero pages are holes."""
-    from multifd.cli import tables
-    from multifd.ram.export import export as call
-
-    with tables.Progress("export") as progress:
-        done = call(
-            capture, out, block, format=format_, below_4g=below_4g, digest_mode=digest, on_progress=progress.compared
-        )
-    show(done.as_dict(), as_json, lambda: tables.print_export(str(out), done))
 
 
 @main.command()
@@ -393,6 +363,7 @@ def new_plugin(name: str, as_json: bool) -> None:
 
 digests.register(main)
 guests.register(main)
+look.register(main)
 tls.register(main)
 evidence.register(main)
 report.register(main)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from multifd.engine.streams_info import StreamsInfo
     from multifd.ram.capture import CaptureInfo
     from multifd.ram.export import Exported
 _LINE_S = 1.0
@@ -160,6 +161,33 @@ def print_capture(info: CaptureInfo) -> None:
         say(f"  {device}")
     for line in (info.xml or "").splitlines():
         say(line)
+
+
+def print_streams(info: StreamsInfo) -> None:
+    """What is in stored streams: a line each, and a table of the files."""
+    say(f"format: stored streams, written by {info.writer}")
+    say(f"machine type: {info.machine or 'not named (2.3 or older)'}")
+    say(f"QEMU release: {f'{info.qemu_at_least} or later' if info.qemu_at_least else 'does not show'}")
+    say(f"uuid: {info.uuid or 'none'}")
+    say(f"page size: {info.page_size} bytes")
+    for idstr, used_length in info.blocks.items():
+        say(f"block {idstr}: {used_length} bytes")
+    say(f"method: {info.method or 'not known'}")
+    print_table(
+        ("file", "bytes", "packets", "normal pages", "zero pages"),
+        [
+            (s.name, str(s.nbytes), "" if s.name == "main" else str(s.packets), str(s.normal_pages), str(s.zero_pages))
+            for s in info.streams
+        ],
+    )
+    say(f"in all: {info.stored_bytes} bytes")
+    if info.repeated_pages:
+        say(
+            f"{info.repeated_pages} pages are stored again, as the guest wrote to them meanwhile: "
+            "multifd send from this folder to another one leaves them out"
+        )
+    if not info.has_return_path:
+        say("a destination is not asked for its confirmation: the source had return-path off")
 
 
 def print_export(out: str, done: Exported) -> None:

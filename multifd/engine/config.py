@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from multifd.errors import MultifdError, UsageError, about
+from multifd.ram.block import Source
+from multifd.ram.stored import StoredSource
 from multifd.registry import load_method
 from multifd.transport.address import Uri
 from multifd.transport.tls import TlsClient, TlsServer
-from multifd.wire.dialect import Dialect
+from multifd.wire.dialect import DIALECTS, Dialect, dialect_of
 
 MOST_CHANNELS = 255  # multifd-channels, qapi/migration.json, QEMU 10.0
 SAME = "same"
@@ -89,11 +91,32 @@ class RelayConfig:
                 except MultifdError as e:
                     about(e, setting)
                     raise
+        self.to.refuse_folder()
         if self.to.fds:
             raise about(
                 UsageError(f"{self.to}: a relay connects anew for each migration; expected the destination's address"),
                 "to",
             )
+
+
+def dialect_for(source: Source, name: str | None) -> Dialect:
+    """How a source is sent.
+
+    Args:
+        source: opened.
+        name: the destination's dialect; None: a stored machine's type says it, and of anything else it is 9.0.
+
+    Raises:
+        UsageError: there is no such dialect, or the machine type does not say.
+    """
+    if name is not None and name not in DIALECTS:
+        raise about(UsageError(f"dialect {name!r}, expected one of {', '.join(DIALECTS)}"), "dialect")
+    if not isinstance(source, StoredSource):
+        return DIALECTS[name or "9.0"]
+    # A destination may hold other bytes where a page is zero, such as its own firmware. A QEMU clears a
+    # zero page in a packet only if it received that page before, one on main always.
+    dialect = DIALECTS[name] if name else dialect_of(source.machine.name)
+    return replace(dialect, zero_pages_in_packets=False)
 
 
 def _check_channels(channels: int | None) -> None:

@@ -171,7 +171,7 @@ class Receiver:
         if self._main is not None:
             self._acceptor.dismiss(incoming)
             return
-        candidate = RecvMain(incoming.take(self._idle, peer), self)
+        candidate = self._new_main(incoming.take(self._idle, peer))
         self._idle.touch()
         self._candidates.add(candidate, candidate.connection)
 
@@ -206,11 +206,17 @@ class Receiver:
             self.stats.method = init.method
         connection = incoming.take(self._idle, f"channel {init.id} ({peer})")
         self._idle.touch()
-        channel = RecvChannel(
-            init.id, connection, self.barrier, self._negotiation.method_of, self._has_ended, self.stats.add_channel()
-        )
+        channel = self._new_channel(init, connection)
         self._channels.append(channel)
         self._crew.start(f"multifdrecv_{init.id}", self._run_channel, channel)
+
+    def _new_main(self, connection: Connection) -> RecvMain:
+        return RecvMain(connection, self)
+
+    def _new_channel(self, init: InitPacket, connection: Connection) -> RecvChannel:
+        return RecvChannel(
+            init.id, connection, self.barrier, self._negotiation.method_of, self._has_ended, self.stats.add_channel()
+        )
 
     def _connections(self) -> list[Connection]:
         mains = self._candidates if self._main is None else [self._main]

@@ -105,7 +105,7 @@ class RecvMain:
             RamError: its RAM cannot be received.
         """
         buffer = memoryview(bytearray(_READ_BYTES))
-        ahead = deque(self._reader.feed(stream.MAGIC_BYTES))
+        ahead = deque(self._feed(stream.MAGIC_BYTES))
         bytes_ahead, is_complete = 0, False
         while not self.has_ended:
             # A source without multifd sends pages on main and has no channels: a sync point would be waited for in
@@ -126,12 +126,15 @@ class RecvMain:
             elif not is_waiting or self._has_more():
                 got = self.connection.recv_into([buffer], at_least=1)
                 if got:
-                    ahead += self._reader.feed(buffer[:got])
+                    ahead += self._feed(buffer[:got])
                     bytes_ahead += got if is_waiting else 0
                     is_complete = any(isinstance(event, stream.StreamEnd) for event in ahead)
                 else:
                     self._check_end()
                     is_complete = True
+
+    def _feed(self, data: bytes | memoryview) -> list[stream.Event]:
+        return self._reader.feed(data)
 
     def _waits_for_channels(self, event: stream.Event) -> bool:
         return isinstance(event, stream.SyncPoint) and not self._host.barrier.is_expecting

@@ -20,7 +20,7 @@ from multifd.engine.fate import SENDER, Custody, Fate, attach
 from multifd.engine.refusal import Evidence, Seen, explain
 from multifd.engine.send_channel import SendChannel
 from multifd.engine.session import SendSession
-from multifd.engine.source_main import SourceMain
+from multifd.engine.source_main import SourceMain, seen
 from multifd.engine.sync import Portion, Rounds
 from multifd.errors import (
     Aborted,
@@ -273,11 +273,11 @@ class Sender:
         self.fate.commit()
 
     def _evidence(self, main: SourceMain) -> Evidence:
-        channels = [_seen(c) for c in self._connections[1:]]
+        channels = [seen(c) for c in self._connections[1:]]
         if len(channels) < self._config.channels:
             channels.append(Seen.UNREAD)  # the one that could not connect
         return Evidence(
-            main.has_answered, _seen(main.connection), channels, main.has_failed, main.has_confirmed, self._method.name,
+            main.has_answered, seen(main.connection), channels, main.has_failed, main.has_confirmed, self._method.name,
             self._source.machine.name,
         )  # fmt: skip
 
@@ -392,9 +392,3 @@ class Sender:
     def _close(self) -> None:
         for connection in self._connections:
             connection.close()
-
-
-def _seen(connection: Connection) -> Seen:
-    if connection.was_reset():
-        return Seen.UNREAD
-    return Seen.CLOSED if connection.has_hung_up() else Seen.OPEN

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import threading
 
+from multifd.engine.refusal import Seen
 from multifd.errors import ChannelError, PeerFailed
+from multifd.pages import Buffer
 from multifd.transport.connection import Connection
 from multifd.wire.return_path import PONG, SHUT, ReturnPathReader
 from multifd.wire.writer import encode_ping, encode_return_path
@@ -37,7 +39,7 @@ class SourceMain:
         """Whether the destination has read anything of the stream: it has answered a PING."""
         return self._pong > 0
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: Buffer) -> None:
         """Bytes of the stream, in one piece.
 
         Raises:
@@ -55,6 +57,10 @@ class SourceMain:
         """Ask for a PONG, which comes when everything before it on main was done."""
         self._ping += 1
         self.write(encode_ping(self._ping))
+
+    def expect_pong(self, value: int) -> None:
+        """A PING with this value is on its way in the stream."""
+        self._ping = value
 
     def is_pong_due(self) -> bool:
         """Whether the last PING is not answered yet."""
@@ -91,3 +97,10 @@ class SourceMain:
                 elif kind == SHUT:
                     self.has_confirmed = True
                     return
+
+
+def seen(connection: Connection) -> Seen:
+    """What the source sees of one connection now."""
+    if connection.was_reset():
+        return Seen.UNREAD
+    return Seen.CLOSED if connection.has_hung_up() else Seen.OPEN

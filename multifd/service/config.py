@@ -197,6 +197,7 @@ def _listen(text: str) -> Uri | str:
     name = text.removeprefix(SYSTEMD)
     if name == text:
         uri = Uri.parse(text)
+        uri.refuse_folder()
         if uri.fds:
             raise about(
                 UsageError(f"a route may have to listen anew, {uri} is gone then; expected systemd:NAME"), "listen"

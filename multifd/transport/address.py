@@ -19,7 +19,8 @@ class Uri:
     """Where to connect or listen, as QEMU writes it.
 
     ``tcp:HOST:PORT``, ``unix:PATH``, ``vsock:CID:PORT``, or ``fd:N``: a socket that whoever started this process has
-    handed over, or several, ``fd:N,N,...``.
+    handed over, or several, ``fd:N,N,...``. Not QEMU's is ``dir:PATH``, a folder of stored streams, where nobody
+    connects or listens: `multifd.engine.storing` has its ends.
     """
 
     path: str = ""
@@ -32,6 +33,8 @@ class Uri:
     """Of vsock: the machine, vsock(7); None for all others."""
     fds: tuple[int, ...] = ()
     """Descriptors of this process; empty for all others."""
+    folder: str = ""
+    """Of stored streams; empty for all others."""
 
     @classmethod
     def parse(cls, text: str) -> Uri:
@@ -45,6 +48,8 @@ class Uri:
             if len(os.fsencode(rest)) > 107:  # sun_path, unix(7)
                 raise UsageError(f"URI {text!r}: a unix socket's path has at most 107 bytes")
             return cls(path=rest)
+        if kind == "dir" and rest and "\0" not in rest:
+            return cls(folder=rest)
         if kind == "fd" and _DESCRIPTORS.fullmatch(rest):
             fds = tuple(map(int, rest.split(",")))
             if len(fds) != len(set(fds)) or len(fds) > _MOST_DESCRIPTORS:
@@ -61,17 +66,31 @@ class Uri:
                 return cls(host=host, port=int(port))
         raise UsageError(
             f"URI {text!r}: expected tcp:HOST:PORT (an IPv6 host in brackets, port 0 to 65535), unix:PATH, "
-            "vsock:CID:PORT (numbers of 32 bits) or fd:N[,N...]"
+            "vsock:CID:PORT (numbers of 32 bits), fd:N[,N...] or dir:PATH"
         )
+
+    def refuse_folder(self) -> None:
+        """Raise `UsageError` if it is a folder: nobody connects or listens there."""
+        if self.folder:
+            raise UsageError(
+                f"{self}: a folder of stored streams; expected an address where one can connect, such as tcp:HOST:PORT"
+            )
 
     def __str__(self) -> str:
         if self.path:
             return f"unix:{self.path}"
+        if self.folder:
+            return f"dir:{self.folder}"
         if self.fds:
             return f"fd:{','.join(map(str, self.fds))}"
         if self.cid is not None:
             return f"vsock:{self.cid}:{self.port}"
         return f"tcp:{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+
+def folder_of(place: object) -> str:
+    """The folder of a text ``dir:PATH``, empty of whatever else says where something is."""
+    return Uri.parse(place).folder if isinstance(place, str) and place.startswith("dir:") else ""
 
 
 def _is_host(host: str) -> bool:

@@ -54,10 +54,11 @@ def connect(
     Raises:
         ChannelError: nobody answered in time, or the migration was aborted.
         TlsError: somebody answered, and TLS with him failed.
-        UsageError: the time cannot be meant, or the descriptor is no connected socket.
+        UsageError: the time cannot be meant, the descriptor is no connected socket, or `uri` is a folder.
     """
     if not timeout_s > 0:
         raise UsageError(f"connect timeout: got {timeout_s}, expected seconds above 0")
+    uri.refuse_folder()
     if uri.fds:
         sock, peer = handed.take_connected(uri.fds[number]), f"fd:{uri.fds[number]}"
     else:

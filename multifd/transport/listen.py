@@ -52,6 +52,7 @@ class Listener:
     def __init__(self, uri: Uri, access: Access | None = None) -> None:
         self._access = access or Access()
         self._access.check(uri)
+        uri.refuse_folder()
         self._file: tuple[int, int] | None = None
         try:
             if uri.fds:

@@ -120,6 +120,7 @@ class TlsClient:
     def __init__(self, tls: Tls, uri: Uri) -> None:
         if tls.authz:
             raise about(UsageError("tls-authz is for the side that listens; this one connects"), "tls_authz")
+        uri.refuse_folder()
         self._lock = threading.Lock()
         self._uri = uri
         self._tls, self._context, self._own = tls, *_load(tls, "client")

@@ -50,6 +50,8 @@ class MainStreamReader:
         self._position = 0  # behind what has come of the remainder
         self._tail = bytearray()  # the remainder, once ram has ended
         self._ended = False
+        self.ram_end: int | None = None
+        """Of the stream's bytes the first behind RAM, which is the devices'; None before it has come."""
 
     @property
     def page_size(self) -> int:
@@ -79,7 +81,7 @@ class MainStreamReader:
         rest = self._buffer[start:]
         del self._buffer[:start]
         if grammar.is_over:
-            self._position = grammar.position
+            self._position = self.ram_end = grammar.position
             self._buffer.clear()
             events += self._remainder(rest)
         return events

@@ -20,6 +20,7 @@ import fleet_tasks
 import pytest
 from conftest import DEADLINE_S, make_image
 
+import multifd
 from multifd.bench import cluster, fetch, fleet, host, schema, worker
 from multifd.bench.campaign import Evidence, plan
 from multifd.bench.fleet import Fleet, gather, run
@@ -27,6 +28,7 @@ from multifd.bench.job import Figures, Row, SourceSpec
 from multifd.bench.report.group import grouped
 from multifd.bench.worker import Outcome, Task
 from multifd.errors import ChannelError, RamError, UsageError
+from multifd.ram.image import open_source
 
 NOWHERE = SourceSpec("nowhere", "/nowhere")
 
@@ -177,6 +179,19 @@ def store():
     filesystem = fsspec.filesystem("memory")
     yield filesystem
     filesystem.store.clear()
+
+
+def test_stored_streams_are_unpacked_once_and_leave_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    (tmp_path / "vm.raw").write_bytes(bytes(range(256)) * 64)
+    streams = f"dir:{tmp_path}/streams"
+    multifd.send(tmp_path / "vm.raw", streams, "zlib")
+    with fetch.fetched(streams) as path, fetch.fetched(streams) as again:
+        assert Path(path).stat().st_ino == Path(again).stat().st_ino
+        with contextlib.closing(open_source(path)) as source:
+            assert [block.used_length for block in source.blocks] == [16384]
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_a_url_is_measured_as_a_file_is_and_fetched_once(store, threads, monkeypatch, measured):

@@ -12,7 +12,18 @@ from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from multifd.cli.arguments import FilePath, FolderPath, Link, MethodSpec, Mode, Seconds, Size, SourcePlace, Uid
+from multifd.cli.arguments import (
+    FilePath,
+    FolderPath,
+    Link,
+    MethodSpec,
+    Mode,
+    Seconds,
+    Size,
+    SourcePlace,
+    StoredPlace,
+    Uid,
+)
 from multifd.cli.main import main
 
 NEVER = {
@@ -49,6 +60,7 @@ NEVER = {
     Uid: ["", "-1", "x", "1.5", "0x10", "4294967295", "9" * 5000, "٣"],
     Mode: ["", "9", "66", "0o660", "00660", "1000", "rw-rw----", "٣٣٣"],
     FilePath: ["", "x" * 5000, "a\0b", "."],
+    StoredPlace: ["", "x" * 5000, "a\0b", ".", "dir:", "dir:" + "x" * 5000, "dir:a\0b"],
     FolderPath: ["", "x" * 5000, "a\0b", __file__],
     SourcePlace: ["", "x" * 5000, "a\0b", ".", "s3://" + "x" * 5000],
 }

@@ -1,0 +1,72 @@
+"""``multifd info`` and ``multifd export``: what is in a stored machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from multifd.cli import arguments
+from multifd.cli.arguments import FilePath, Size
+from multifd.cli.console import reporting, show
+from multifd.transport.address import folder_of
+
+
+def register(main: click.Group) -> None:
+    """Add the commands."""
+    main.add_command(info)
+    main.add_command(export)
+
+
+@click.command()
+@arguments.capture
+@reporting
+def info(capture: Path | str, as_json: bool) -> None:
+    """Show what is in CAPTURE, a stored machine of any format: machine, RAM blocks, devices, and libvirt's XML.
+
+    Of stored streams, dir:PATH, also the files and how many pages are stored more than once.
+    """
+    from multifd.cli import tables
+    from multifd.engine import streams_info
+    from multifd.ram.capture import info as call
+
+    if isinstance(capture, str):
+        streams = streams_info.info(folder_of(capture))
+        show(streams.as_dict(), as_json, lambda: tables.print_streams(streams))
+        return
+    found = call(capture)
+    show(found.as_dict(), as_json, lambda: tables.print_capture(found))
+
+
+@click.command()
+@arguments.capture
+@arguments.digest
+@click.argument("out", type=FilePath())
+@click.option(
+    "--format",
+    "format_",
+    default="raw",
+    show_default=True,
+    type=click.Choice(["raw", "physical", "elf", "lime"]),
+    help="A block as it is; guest-physical memory, byte X at address X; an ELF core of it with CPUs; LiME.",
+)
+@click.option("--block", metavar="NAME", help="Of raw: the RAM block, such as pc.ram; needed if there are several.")
+@click.option("--below-4g", type=Size(), metavar="SIZE", help="RAM below the PCI hole, if it is not found right.")
+@reporting
+def export(
+    capture: Path | str, out: Path, format_: str, block: str | None, below_4g: int | None, digest: str, as_json: bool
+) -> None:
+    """Write RAM of CAPTURE, a stored machine of any format, to OUT for other tools; zero pages are holes.
+
+    Stored streams, dir:PATH, are compared with their own digests and unpacked beside OUT, for as long as it takes.
+    """
+    from multifd.cli import tables
+    from multifd.engine.resend import as_file
+    from multifd.ram.export import export as call
+
+    with tables.Progress("export") as progress, as_file(capture, out) as path:
+        done = call(
+            path, out, block, format=format_, below_4g=below_4g,
+            digest_mode="ignore" if isinstance(capture, str) else digest, on_progress=progress.compared,
+        )  # fmt: skip
+    show(done.as_dict(), as_json, lambda: tables.print_export(str(out), done))

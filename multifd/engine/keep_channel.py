@@ -1,0 +1,78 @@
+"""One channel of a migration that is kept as it comes: its bytes go to a file, and SYNCs wait for main as at any end.
+
+Rules of this file: everything belongs to the channel's thread. Nothing is decoded and no method is run; headers are
+looked at for where a packet ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from multifd.engine.recv_channel import RecvChannel
+from multifd.engine.sync import Barrier
+from multifd.errors import RemoteWireError
+from multifd.method import MultifdMethods
+from multifd.pages import Geometry
+from multifd.ram.block import TargetBlock, private_map
+from multifd.ram.part_folder import StreamFile
+from multifd.stats import ChannelStats
+from multifd.transport.connection import Connection
+from multifd.transport.idle import IdleTimer
+from multifd.wire.packet import FLAG_SYNC, decode_counts
+from multifd.wire.walker import PacketWalker
+
+_READ_BYTES = 1 << 20
+
+
+class KeepChannel(RecvChannel):
+    """A channel's connection and its file, in the place of a `RecvChannel`.
+
+    Args:
+        id, connection, barrier, method_of, has_ended, figures: as there.
+        file: what has come before, the init packet, is in it; the caller's.
+        check: called with the method's code of each packet with pages; what it raises ends the migration.
+    """
+
+    def __init__(
+        self,
+        id: int,
+        connection: Connection,
+        barrier: Barrier,
+        method_of: Callable[[int], MultifdMethods],
+        has_ended: Callable[[], bool],
+        figures: ChannelStats,
+        file: StreamFile,
+        check: Callable[[int], object],
+    ) -> None:
+        super().__init__(id, connection, barrier, method_of, has_ended, figures)
+        self._file, self._check = file, check
+
+    def run(self, geometry: Geometry, blocks: Mapping[str, TargetBlock], idle: IdleTimer) -> None:
+        """Keep packets until the connection ends; see `RecvChannel.run`."""
+        walker, buffer = PacketWalker(geometry), private_map(_READ_BYTES)
+        try:
+            while got := self.connection.recv_into([buffer], at_least=1):
+                syncs = sum(self._look(header, geometry) for header in walker.feed(buffer[:got]))
+                self._file.write(buffer[:got])
+                for _ in range(syncs):
+                    self._barrier.arrive(self.id)
+        except RemoteWireError as e:
+            e.channel, e.packet = self.id, walker.packets
+            raise
+        if walker.pending or walker.missing:
+            raise self.connection.closed_after(0, walker.missing)
+        if self._has_unsynced:
+            self._refuse_unsynced()
+        self._file.normal_pages, self._file.zero_pages = self._figures.normal_pages, self._figures.zero_pages
+        self._barrier.leave(self.id)
+
+    def _look(self, header: bytearray, geometry: Geometry) -> bool:
+        """Count a packet's pages; whether it is a SYNC."""
+        counts = decode_counts(header, geometry)
+        if counts.normal_pages:
+            self._check(counts.code)
+        self._figures.normal_pages += counts.normal_pages
+        self._figures.zero_pages += counts.zero_pages
+        is_sync = bool(counts.flags & FLAG_SYNC)
+        self._has_unsynced = not is_sync and (self._has_unsynced or counts.normal_pages + counts.zero_pages > 0)
+        return is_sync

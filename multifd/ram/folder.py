@@ -1,0 +1,146 @@
+"""Stored streams: a folder whose files are the bytes of a migration's connections, as they went over the wire.
+
+A transport, not a format: ``main`` and ``channel-0`` and so on are what a destination reads, and ``manifest.json`` says
+how long they are and what their digests are. A file may be a symbolic link, so channels can lie on several disks.
+
+Rules of this file: nothing of a file is given to anybody before `check` has read all of it; what is wrong is said of
+the file that it is wrong with. `multifd.ram.part_folder` writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from multifd.errors import MultifdError, RamError
+from multifd.ram import manifest
+from multifd.ram.file import open_regular, read_exactly
+from multifd.ram.manifest import FileEntry, Manifest
+
+_PIECE_BYTES = 1 << 20
+
+
+class StoredStream:
+    """One file.
+
+    Thread rule: any thread.
+
+    Args:
+        path: it.
+        entry: what the manifest says of it.
+
+    Raises:
+        RamError: it is missing, is no regular file, or has another length.
+    """
+
+    def __init__(self, path: Path, entry: FileEntry) -> None:
+        self.path, self.entry = path, entry
+        self._file, nbytes = open_regular(path)
+        if nbytes != entry.nbytes:
+            self.close()
+            raise RamError(f"{path}: {nbytes} bytes, the manifest says {entry.nbytes}: cut short or damaged")
+
+    def read(self, view: memoryview, offset: int) -> int:
+        """Read at most `view`, and at most up to the length that the manifest says; 0 at that end.
+
+        Raises:
+            RamError: it cannot be read, or ends before.
+        """
+        wanted = min(len(view), self.entry.nbytes - offset)
+        read_exactly(self._file, view[:wanted], offset, self.path)
+        return wanted
+
+    def check(self, go_on: Callable[[], object]) -> None:
+        """Read all of it and compare its digest.
+
+        Args:
+            go_on: called between pieces; what it raises ends the check.
+
+        Raises:
+            RamError: it is not what was written.
+        """
+        digest, at = hashlib.sha256(), 0
+        view = memoryview(bytearray(_PIECE_BYTES))
+        while got := self.read(view, at):
+            digest.update(view[:got])
+            at += got
+            go_on()
+        if digest.hexdigest() != self.entry.sha256:
+            raise RamError(f"{self.path}: damaged: its SHA-256 is {digest.hexdigest()}, not {self.entry.sha256}")
+
+    def close(self) -> None:
+        """Twice is harmless."""
+        self._file.close()
+
+
+class StoredFolder:
+    """A folder of stored streams, opened; its manifest is sound, its files are all there and as long as it says.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        RamError: it is none, or something in it is missing, too much or of another length.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.main: StoredStream
+        self.channels: list[StoredStream] = []
+        self.manifest = _read_manifest(self.path)
+        _refuse_others(self.path, self.manifest)
+        opened: list[StoredStream] = []
+        try:
+            for name, entry in self.manifest.files.items():
+                opened.append(StoredStream(self.path / name, entry))
+        except MultifdError:
+            for stream in opened:
+                stream.close()
+            raise
+        self.main, *self.channels = opened
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all streams."""
+        return sum(entry.nbytes for entry in self.manifest.files.values())
+
+    @property
+    def streams(self) -> list[StoredStream]:
+        """Main's, then those of the channels."""
+        return [self.main, *self.channels]
+
+    def close(self) -> None:
+        """Twice is harmless."""
+        for stream in self.streams:
+            stream.close()
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / manifest.NAME
+    try:
+        file, nbytes = open_regular(path)
+    except RamError as e:
+        raise RamError(f"{e}; expected a folder of stored streams, which has a manifest") from e
+    try:
+        if nbytes > manifest.MOST_BYTES:
+            raise RamError(f"{path}: {nbytes} bytes, at most {manifest.MOST_BYTES}: that is no manifest")
+        data = bytearray(nbytes)
+        read_exactly(file, memoryview(data), 0, path)
+    finally:
+        file.close()
+    try:
+        return Manifest.decode(bytes(data))
+    except RamError as e:
+        raise RamError(f"{path}: {e}") from e
+
+
+def _refuse_others(folder: Path, said: Manifest) -> None:
+    try:
+        others = sorted(set(os.listdir(folder)) - {manifest.NAME, *said.files})
+    except OSError as e:
+        raise RamError(f"{folder}: cannot be listed: {e.strerror}") from e
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        raise RamError(f"{folder / others[0]}: not in the manifest{more}: it does not belong to these streams")
