@@ -94,9 +94,9 @@ def folder_of(place: object) -> str:
 
 
 def _is_host(host: str) -> bool:
-    """Whether getaddrinfo takes it; of others it raises a UnicodeError or a plain ValueError."""
+    """Whether getaddrinfo takes it; of others it raises a UnicodeError or a plain ValueError. Brackets are no part of it."""
     try:
         host.encode("idna")
     except UnicodeError:
         return False
-    return "\0" not in host
+    return not any(c in host for c in "\0[]")

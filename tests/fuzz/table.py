@@ -11,6 +11,7 @@ import importlib
 import json
 import subprocess
 import sys
+import time
 from typing import Any
 
 from tests.fuzz import driver
@@ -19,8 +20,11 @@ from tests.fuzz.campaign import OUT, TALLY
 RECORD = driver.FOLDER / "record.json"
 PAGE = driver.FOLDER.parents[1] / "docs" / "fuzzing.inc"
 _COLUMNS = (
-    "| target | what must hold | executions | edges | lines | branches |\n| --- | --- | --: | --: | --: | --: |\n"
+    "| target | what must hold | executions | a CPU's second | edges | lines | branches |\n"
+    "| --- | --- | --: | --: | --: | --: | --: |\n"
 )
+_TIMED = 300
+"""Inputs whose time is taken, for the rate."""
 
 
 def render(record: dict[str, Any]) -> str:
@@ -32,7 +36,8 @@ def render(record: dict[str, Any]) -> str:
         lines, branches = (
             f"{100 * a // b} %" if b else "-" for a, b in (done.get("lines", (0, 0)), done.get("branches", (0, 0)))
         )
-        rows.append(f"| `{name}` | {_promise(name)} | {executions:,} | {edges:,} | {lines} | {branches} |\n")
+        figures = f"{executions:,} | {done.get('rate', 0):,} | {edges:,} | {lines} | {branches}"
+        rows.append(f"| `{name}` | {_promise(name)} | {figures} |\n")
     return _COLUMNS + "".join(rows)
 
 
@@ -42,16 +47,22 @@ def _promise(name: str) -> str:
     return " ".join(text.split("\n\n")[0].split()).removesuffix(".")
 
 
-def measure(name: str) -> dict[str, tuple[int, int]]:
-    """Lines and branches that a target's inputs reach of the modules that it is about, and all there are."""
+def measure(name: str) -> dict[str, Any]:
+    """How many inputs a CPU runs in a second, without the fuzzer; and of the modules that a target is about, how many
+    lines and branches its inputs reach, and how many there are."""
     import coverage
 
     cov = coverage.Coverage(branch=True, source_pkgs=list(driver.PACKAGES), data_file=None, config_file=False)
     cov.start()
     target = driver.load(name)
-    for data in [data for _, data in driver.inputs(name)] + [path.read_bytes() for path in (OUT / name).glob("*")]:
+    inputs = [data for _, data in driver.inputs(name)] + [path.read_bytes() for path in (OUT / name).glob("*")]
+    for data in inputs:
         target.run(data)
     cov.stop()
+    begin = time.process_time()
+    for data in (inputs * _TIMED)[:_TIMED]:
+        target.run(data)
+    rate = _TIMED / (time.process_time() - begin)
     lines, branches = [0, 0], [0, 0]
     for module in target.COVERS:
         path = str(importlib.import_module(module).__file__)
@@ -59,7 +70,7 @@ def measure(name: str) -> dict[str, tuple[int, int]]:
         lines = [lines[0] + len(statements) - len(missing), lines[1] + len(statements)]
         for there, taken in cov.branch_stats(path).values():
             branches = [branches[0] + taken, branches[1] + there]
-    return {"lines": (lines[0], lines[1]), "branches": (branches[0], branches[1])}
+    return {"rate": int(float(f"{rate:.2g}")), "lines": lines, "branches": branches}
 
 
 def main() -> None:

@@ -54,6 +54,7 @@ def test_uri(text: str, uri: Uri) -> None:
      "fd:1234567890", "fd:" + ",".join(map(str, range(257))), "vsock:3", "vsock:3:", "vsock::3", "vsock:-1:3",
      "vsock:4294967296:3", "vsock:3:4294967296", "vsock:3:\u0661", "exec:cat",
      "TCP:host:1", "unix:" + "x" * 108, "unix:a\0b", "tcp:a\0b:1", "tcp:a..b:1",
+     "tcp:[[]]:0", "tcp:a]:0", "tcp:[a:0",
      "tcp:" + "x" * 64 + ":1"],
 )  # fmt: skip
 def test_uri_damaged(text: str) -> None:

@@ -108,8 +108,8 @@ static uint32_t take(mq_channel *c, uint32_t i, uint32_t status, uint64_t *compl
 
 static void add_piece(payload_t *p, int32_t run, uint32_t start, uint32_t length)
 {
-    mq_piece *last = p->pieces + p->piece_count - 1;
-    if (p->piece_count && last->run == run && last->start + last->length == start)
+    mq_piece *last = p->piece_count ? p->pieces + p->piece_count - 1 : NULL;
+    if (last && last->run == run && last->start + last->length == start)
         last->length += length;
     else
         p->pieces[p->piece_count++] = (mq_piece){run, start, length};
