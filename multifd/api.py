@@ -165,9 +165,7 @@ def send(
     limits = _limits(source) if isinstance(source, Live) else None
     count = 2 if channels is None else channels
     with _opened(source) as opened, storing.destination(address, method, timeout) as where:
-        verdict: Verdict | None = None
-        if isinstance(source, Image) and isinstance(opened, StoredSource | RawImageSource):
-            verdict = digest.check(opened, source.digest, unless_cancelled(canceller, source.on_digest))
+        verdict = _compared(source, opened, canceller)
         if uuid is not None:
             opened.machine = dataclasses.replace(opened.machine, uuid=_uuid_bytes(uuid))
         config = SendConfig(where, count, dialect_for(opened, dialect), max_bandwidth, connect_timeout, timeout, client)
@@ -180,6 +178,14 @@ def send(
         verdict.log()
         result = send_still(sender, opened)
         return dataclasses.replace(result, notes=(*result.notes, verdict.words))
+
+
+def _compared(source: Image | MemoryImage | Live, opened: Source, canceller: Canceller | None) -> Verdict | None:
+    """What the digests of a file say; None if they are not asked for."""
+    if not isinstance(source, Image) or source.digest == "ignore":
+        return None
+    assert isinstance(opened, StoredSource | RawImageSource)  # what an image is opened as
+    return digest.check(opened, source.digest, unless_cancelled(canceller, source.on_digest))
 
 
 def _buffer(source: object) -> Buffer:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 import pytest
+from mapped_files import build
 
 from multifd.cli.main import main
 from multifd.errors import exit_statuses
@@ -79,6 +80,17 @@ def test_the_descriptors_example_runs(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "copy.ram").read_bytes() == (tmp_path / "guest.ram").read_bytes()
+
+
+def test_the_digests_example_runs(tmp_path):
+    section = (ROOT / "docs/capture.md").read_text().split("## Digests")[1]
+    script = re.search(r"```sh\n(.*?)```", section, re.DOTALL)[1]
+    (tmp_path / "vm.ram").write_bytes(build([(b"pc.ram", os.urandom(1 << 16))]))
+    done = subprocess.run(
+        ["bash", "-ec", script], cwd=tmp_path, env=with_multifd(), capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "vm.ram.sha256\nvm.ram: sound, and matches vm.ram.sha256\nvm.ram: OK\n"
 
 
 def with_multifd() -> dict[str, str]:

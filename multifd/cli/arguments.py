@@ -197,7 +197,8 @@ digest = click.option(
     default="auto",
     show_default=True,
     type=click.Choice(["auto", "require", "ignore"]),
-    help="Compare the file with the digests beside it (FILE.sha256) first: if there are any, they must be there, not.",
+    help="auto: compare the file with its digests, FILE.sha256, first, if that is there; require: it must be there; "
+    "ignore: do not compare.",
 )
 no_digest = click.option("--no-digest", is_flag=True, help="Do not write OUT.sha256 when OUT is complete.")
 connect_timeout = click.option(

@@ -92,9 +92,11 @@ def make(source: DigestedSource, on_progress: Progress | None = None) -> Path:
         RamError: the file cannot be read or changes meanwhile, or the sidecar cannot be written.
     """
     path, before = source.path, _identity(source.file)
+    with source.file.use() as fd:
+        like = os.fstat(fd)
     spans = source.spans(step_for(source.nbytes))
     whole, *digests = _digests(source, [_all(source), *spans], on_progress)
-    file = sidecar.write_beside(path, sidecar.encode(path.name, whole, spans, digests))
+    file = sidecar.write_beside(path, sidecar.encode(path.name, whole, spans, digests), like)
     try:
         _require_same(source, before)
         file.commit()
@@ -149,7 +151,7 @@ def _compare(source: DigestedSource, known: Sidecar, before: tuple[int, ...], on
         wrong = [_place(span) for span, is_wrong in zip(there, differs, strict=True) if is_wrong]
         if source.nbytes != known.nbytes:
             wrong.append(f"{source.nbytes} bytes, expected {known.nbytes}")
-        is_another = _is_another(there, digests, differs)
+        is_another = any(differs) and _is_another(there, digests, differs)
     if not wrong:
         return Verdict("match", f"{path}: matches {name}")
     if _identity_of(path) != before:

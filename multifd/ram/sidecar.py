@@ -84,8 +84,13 @@ def encode(name: str, digest: str, spans: Sequence[Span], digests: Sequence[str]
     return text + b"# " + sha256(text).hexdigest().encode() + _SEAL
 
 
-def write_beside(path: Path, text: bytes) -> PartFile:
+def write_beside(path: Path, text: bytes, like: os.stat_result) -> PartFile:
     """A sidecar that only needs `PartFile.commit` to appear beside `path`; whoever calls discards it.
+
+    Args:
+        path: the file that it is of.
+        text: from `encode`.
+        like: of that file: who may read it may read its sidecar.
 
     Raises:
         RamError: it cannot be written.
@@ -93,6 +98,11 @@ def write_beside(path: Path, text: bytes) -> PartFile:
     file = PartFile(path_beside(path))
     try:
         write(file.fd, text, 0, file.part)
+        with file.fd.use() as fd:
+            with contextlib.suppress(OSError):  # only root may, and not to everybody
+                os.fchown(fd, like.st_uid, like.st_gid)
+            with contextlib.suppress(OSError):
+                os.fchmod(fd, 0o600 | (like.st_mode & 0o044))
     except BaseException:
         file.discard()
         raise

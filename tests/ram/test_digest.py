@@ -136,8 +136,19 @@ class TestSidecar:
         assert known.spans[0].what == "structure"
         assert known.spans[-1].what == "devices"
 
-    def test_it_is_private_and_alone(self, path):
-        assert (path.parent / "vm.ram.sha256").stat().st_mode & 0o777 == 0o600
+    def test_who_may_read_the_file_may_read_it(self, path):
+        for mode, expected in ((0o600, 0o600), (0o640, 0o640), (0o755, 0o644), (0o400, 0o600)):
+            path.chmod(mode)
+            assert make(path).stat().st_mode & 0o777 == expected
+
+    def test_it_belongs_to_whom_the_file_does(self, mapped):
+        if os.geteuid():
+            pytest.skip("only root may give a file away")
+        os.chown(mapped, 12345, 12346)
+        found = make(mapped).stat()
+        assert (found.st_uid, found.st_gid) == (12345, 12346)
+
+    def test_it_is_alone(self, path):
         assert sorted(p.name for p in path.parent.iterdir()) == ["vm.ram", "vm.ram.sha256"]
 
     def test_its_length_is_bounded(self):
