@@ -68,7 +68,8 @@ def test_a_slow_link_gets_high_levels(link, receiver, programs, channels):
 
 
 def test_what_does_not_shrink_goes_as_it_is(link, receiver):
-    result = migrate(link, receiver, random.Random(1).randbytes(16 * MIB))
+    link.shape(10 * SLOW)
+    result = migrate(link, receiver, random.Random(1).randbytes(32 * MIB))
     assert share(result, float("-inf"), float("-inf")) > 0.5
 
 
