@@ -94,7 +94,7 @@ def folder_of(place: object) -> str:
 
 
 def _is_host(host: str) -> bool:
-    """Whether getaddrinfo takes it; of others it raises a UnicodeError or a plain ValueError. Brackets are no part of it."""
+    """Whether getaddrinfo takes it; it raises a UnicodeError or a plain ValueError of others. No brackets here."""
     try:
         host.encode("idna")
     except UnicodeError:
