@@ -8,7 +8,7 @@ COMPILED := $(wildcard setup.py multifd/pump/_build.py multifd/pump/*.[ch] plugi
 # Reinstalled when what describes the distributions changes.
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test sanitize fuzz fuzz-c faults interop lint docs bench check-machine clean
+.PHONY: help demo test sanitize fuzz fuzz-c faults interop lint docs bench dist check-dist check-machine clean
 
 help:
 	@echo "make demo    migrate memory that is being written by every installed method and a running QEMU guest, and show the figures"
@@ -20,6 +20,7 @@ help:
 	@echo "make interop every case of the tests against real QEMUs, for hours; \`make test\` tries a pairwise selection"
 	@echo "make lint    ruff, mypy --strict, import-linter"
 	@echo "make docs    the documentation, into docs/_build/html"
+	@echo "make dist    what is published, into dist: source distributions, wheels with C code, pure wheels; check-dist tries them"
 	@echo "make bench   one table of ratios: QEMU to QEMU, iperf3, zstd through socat; then where the time goes, and the rest"
 
 check-machine:
@@ -116,6 +117,16 @@ bench: $(STAMP)
 	$(NEWER) PYTHONPATH=tests $(BIN)/python benchmarks/compare.py
 	$(NEWER) PYTHONPATH=tests $(BIN)/python benchmarks/qemu.py
 	$(BIN)/python benchmarks/live.py cost
+
+dist: $(STAMP)
+	rm -rf dist
+	$(BIN)/python .ci/dist.py dist
+
+# In clean environments, by the oldest and the newest of what is needed, by each Python that is here.
+check-dist: dist
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+	MULTIFD_DIST=dist $(BIN)/python -m pytest tests/packages -rs -n 2 --dist loadfile -o faulthandler_timeout=600 $(PYTEST_ARGS)
 
 clean:
 	rm -rf $(VENV) .qemu build dist docs/_build *.egg-info

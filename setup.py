@@ -1,14 +1,18 @@
-"""What setup.cfg cannot say: the packet pump, which is optional (multifd/pump/_build.py), and that one wheel serves
-every CPython from 3.11 on, as it keeps to the limited API."""
+"""What setup.cfg cannot say: the packet pump, which is optional (multifd/pump/_build.py), that one wheel serves
+every CPython from 3.11 on, as it keeps to the limited API, and the man pages, where they were made (.ci/dist.py)."""
 
 import os
+from glob import glob
 
 from setuptools import setup
 
+MAN_PAGES = [("share/man/man1", sorted(glob("man/*.1")))]
+
 if os.environ.get("MULTIFD_BUILD") == "pure":
-    setup()
+    setup(data_files=MAN_PAGES)
 else:
     setup(
+        data_files=MAN_PAGES,
         cffi_modules=["multifd/pump/_build.py:ffibuilder"],
         options={"bdist_wheel": {"py_limited_api": "cp311"}},
     )

@@ -30,6 +30,7 @@ Status 0 is success and 130 is Ctrl-C. Whatever else leaves the library is a bug
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
@@ -99,6 +100,8 @@ class MethodNotFound(MethodError, LookupError):
     def __init__(self, name: str, installed: Sequence[str], near: Sequence[str] = ()) -> None:
         self.name, self.installed, self.near = name, tuple(installed), tuple(near)
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        if not near and re.fullmatch(r"[a-z][a-z0-9-]*", name):
+            hint = f"; if it is a plugin's: pip install multifd-{name}"
         super().__init__(f"no method {name!r} is installed (installed: {', '.join(installed) or 'none at all'}){hint}")
 
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stevedore import NamedExtensionManager
 
@@ -30,6 +30,11 @@ from multifd.errors import (
 from multifd.method import API, OLDEST_API, Availability, Capabilities, MethodOptions, MultifdMethods
 
 GROUP = "multifd.methods"
+
+if TYPE_CHECKING:
+    _Manager = NamedExtensionManager[Any]
+else:  # stevedore 5.2 has no parameters there
+    _Manager = NamedExtensionManager
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class MethodInfo:
     """The fields of `multifd.method.Capabilities` that are promised, sorted; ``stateless`` is ``streaming=False``."""
 
 
-class _Plugins(NamedExtensionManager[Any]):
+class _Plugins(_Manager):
     """stevedore's manager for our group, with its traps guarded; each is pinned by a test in test_registry.py.
 
     * Its list comes from a cache on disk that misses what was installed in the last two minutes and has lost the

@@ -10,11 +10,23 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from multifd.errors import UsageError
+
+if TYPE_CHECKING:
+    from click import ParamType
+    from click.shell_completion import CompletionItem
+else:
+
+    class ParamType(click.ParamType):
+        """click's; of 8.2 it has no parameter, which is for type checkers."""
+
+        def __class_getitem__(cls, _kind):
+            return cls
+
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
 _MOST_BYTES = (1 << 63) - 1
@@ -26,7 +38,14 @@ _MOST_S = 1_000_000.0
 _LONGEST = 4095  # bytes of a path, PATH_MAX in linux/limits.h
 
 
-class Size(click.ParamType[int]):
+def _offer(value: str, kind: str) -> list[CompletionItem]:
+    """What completion shows; kind file or dir: the shell looks for those that begin like it."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(value, type=kind)]
+
+
+class Size(ParamType[int]):
     """Bytes, with a binary suffix: 512K, 100M, 2G, and ``/s`` if it is a rate.
 
     Args:
@@ -54,7 +73,7 @@ class Size(click.ParamType[int]):
         return nbytes
 
 
-class Link(click.ParamType[int]):
+class Link(ParamType[int]):
     """A link's rate in bits each second, decimal as networks count: 1Gbit, 2.5Gbit, 400Mbit."""
 
     name = "link"
@@ -72,7 +91,7 @@ class Link(click.ParamType[int]):
         return bits
 
 
-class Seconds(click.ParamType[float]):
+class Seconds(ParamType[float]):
     """A time that a wait can have: above 0, finite, at most 1000000 s."""
 
     name = "seconds"
@@ -87,10 +106,13 @@ class Seconds(click.ParamType[float]):
         return seconds
 
 
-class FilePath(click.ParamType[Path]):
+class FilePath(ParamType[Path]):
     """A path that the system can have at all: not empty, without NUL, at most 4095 bytes, no folder's."""
 
     name = "path"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return _offer(incomplete, "file")
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         text = _path_text(self, value, param, ctx)
@@ -99,10 +121,13 @@ class FilePath(click.ParamType[Path]):
         return Path(text)
 
 
-class StoredPlace(click.ParamType["Path | str"]):
+class StoredPlace(ParamType["Path | str"]):
     """A file's path, or ``dir:PATH``, a folder of stored streams, as it was given."""
 
     name = "path"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return _offer(incomplete, "file")
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
         text = str(value)
@@ -112,7 +137,7 @@ class StoredPlace(click.ParamType["Path | str"]):
         return text
 
 
-class Mode(click.ParamType[int]):
+class Mode(ParamType[int]):
     """Permissions of a file as chmod takes them: 0660."""
 
     name = "mode"
@@ -123,7 +148,7 @@ class Mode(click.ParamType[int]):
         return int(value, 8)
 
 
-class Uid(click.ParamType[int]):
+class Uid(ParamType[int]):
     """A user, by number: 32 bits, whose last value is nobody's."""
 
     name = "uid"
@@ -134,10 +159,13 @@ class Uid(click.ParamType[int]):
         return int(value)
 
 
-class FolderPath(click.ParamType[Path]):
+class FolderPath(ParamType[Path]):
     """A folder's path that the system can have at all; nothing else may be there, perhaps nothing is."""
 
     name = "folder"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return _offer(incomplete, "dir")
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         text = _path_text(self, value, param, ctx)
@@ -158,20 +186,28 @@ def _path_text(kind: click.ParamType[Any], value: Any, param: click.Parameter | 
     return text
 
 
-class SourcePlace(click.ParamType[str]):
+class SourcePlace(ParamType[str]):
     """A file, a URL or ``dir:PATH``, as it was given; whether there is anything is seen where it lies."""
 
     name = "source"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return _offer(incomplete, "file")
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         FilePath().convert(value, param, ctx)
         return str(value)
 
 
-class MethodSpec(click.ParamType[str]):
+class MethodSpec(ParamType[str]):
     """A method's name with options, ``zstd:level=3``; whether there is such a method is seen later."""
 
     name = "method"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from multifd.registry import installed
+
+        return [item for name in installed() if name.startswith(incomplete) for item in _offer(name, "plain")]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         from multifd.registry import parse_spec

@@ -41,7 +41,7 @@ def unavailable_reason() -> str:
     try:
         _, lib = load()
     except ModuleNotFoundError:
-        return "the packet pump was not built, for want of a C compiler"
+        return "no packet pump in this installation: a pure wheel, or built without a C compiler"
     except ImportError as e:
         return f"the packet pump does not load: {e}"
     if any(getattr(lib, f"PUMP_{one.name}", None) != one for one in (*Kind, *Stop)):

@@ -66,7 +66,7 @@ def test_without_a_compiler_it_runs_in_python_and_says_why(source: Path, tmp_pat
     assert (migrated.returncode, migrated.stderr) == (0, "")
     assert told.returncode == 0, told.stderr
     assert told.stdout.splitlines()[1:] == [
-        "packets travel in Python: the packet pump was not built, for want of a C compiler"
+        "packets travel in Python: no packet pump in this installation: a pure wheel, or built without a C compiler"
     ]
 
 

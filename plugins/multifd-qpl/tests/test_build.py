@@ -38,7 +38,7 @@ def test_an_unknown_mode_is_refused(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode
-    assert "expected strict, sanitize or fuzz" in done.stderr
+    assert "expected strict, sanitize, fuzz or pure" in done.stderr
 
 
 def _copy(folder: Path) -> Path:

@@ -3,7 +3,7 @@
 The extension is optional: without a compiler the installation succeeds, qpl runs on ISA-L, and the method's
 availability says so. MULTIFD_QPL_BUILD=strict makes it necessary and warnings errors, as for whoever publishes a
 wheel; MULTIFD_QPL_BUILD=sanitize adds ASan and UBSan (`make sanitize`), MULTIFD_QPL_BUILD=fuzz what the fuzzer needs
-besides.
+besides; MULTIFD_QPL_BUILD=pure leaves it out.
 """
 
 import os
@@ -118,9 +118,9 @@ _SOURCES = ("_jobs.c", "_compress.c", "_decompress.c", "_native.c", "_isal.c", "
 _HEADERS = ("_batch.h", "_jobs.h", "_isal.h", "_noise.h")
 
 _MODE = os.environ.get("MULTIFD_QPL_BUILD", "")
-if _MODE not in ("", "strict", "sanitize", "fuzz"):
-    raise SystemExit(f"MULTIFD_QPL_BUILD={_MODE}: expected strict, sanitize or fuzz")
-_STRICT = ["-Wall", "-Wextra", "-Werror"] if _MODE else []
+if _MODE not in ("", "strict", "sanitize", "fuzz", "pure"):
+    raise SystemExit(f"MULTIFD_QPL_BUILD={_MODE}: expected strict, sanitize, fuzz or pure")
+_STRICT = ["-Wall", "-Wextra", "-Werror"] if _MODE in ("strict", "sanitize", "fuzz") else []
 _SANITIZERS = (
     ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"] if _MODE in ("sanitize", "fuzz") else []
 )

@@ -107,8 +107,8 @@ def _open_and_test() -> Library:
     except ImportError as e:
         raise LibraryUnavailable(
             f"the extension multifd_qpl._batch, without which neither libqpl nor a device is used, is not there: {e} "
-            "(no C compiler when multifd-qpl was installed? "
-            "pip install --force-reinstall --no-cache-dir --no-deps multifd-qpl builds it)"
+            "(a pure wheel, or no C compiler when multifd-qpl was installed: "
+            "pip install --force-reinstall --no-cache-dir --no-deps --no-binary multifd-qpl multifd-qpl builds it)"
         ) from e
     opened, path, version = open_shared_object()
     table = ffi.new("mq_table *")
