@@ -275,7 +275,8 @@ class SendParams:
     clears it before the hook. The buffers are the method's, or views of the packet's pages, and stay untouched until
     the next hook of this channel."""
     counters: dict[str, int] = field(default_factory=dict)
-    """Counters of the method, summed over channels into the migration's ``method_stats``."""
+    """Counters of the method, summed over channels into the migration's ``method_stats``. Those that are named
+    ``METHOD.WORD_packets`` say how many packets went by what, and progress shows it."""
     timeout_s: float = 60.0
     """Seconds that a hook may wait for a device that does not answer; the migration's ``timeout``."""
 

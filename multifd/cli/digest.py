@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
-from multifd.cli import arguments, signals, tables
+from multifd.cli import arguments, signals
 from multifd.cli.arguments import FilePath
 from multifd.cli.console import remark, reporting, say, show
+from multifd.cli.progress import Progress
 from multifd.errors import MultifdError
 from multifd.transport.address import folder_of
 
@@ -27,7 +28,7 @@ def digest(file: Path, as_json: bool) -> None:
 
     FILE is a stored machine of any format, or a raw RAM image. sha256sum -c reads FILE.sha256, too, in its folder.
     """
-    with tables.Progress("digest") as progress:
+    with Progress("digest") as progress:
         place = _make(file, progress)
     show({"file": str(file), "sidecar": str(place)}, as_json, lambda: say(str(place)))
 
@@ -50,7 +51,7 @@ def verify(capture: Path | str, digest: str, as_json: bool) -> None:
         streams = streams_info.verify(folder_of(capture))
         show(streams.as_dict(), as_json, lambda: say(f"{capture}: sound"))
         return
-    with tables.Progress("verify") as progress:
+    with Progress("verify") as progress:
         found = call(capture, digest, progress.compared)
 
     matches = found.checked is not None and found.checked.digest == "match"
@@ -68,14 +69,14 @@ def leave(out: Path) -> str | None:
     """
     with signals.raising():
         try:
-            with tables.Progress("digest") as progress:
+            with Progress("digest") as progress:
                 return str(_make(out, progress))
         except (MultifdError, KeyboardInterrupt, signals.Terminated) as e:
             remark(f"{out}: is complete, but has no digests: {str(e) or 'interrupted'}; multifd digest makes them")
             return None
 
 
-def _make(path: Path, progress: tables.Progress) -> Path:
+def _make(path: Path, progress: Progress) -> Path:
     from multifd.ram.capture import digest_file
 
     return digest_file(path, progress.compared)

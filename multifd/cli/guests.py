@@ -87,6 +87,7 @@ def capture(
     SIGINT or SIGTERM leaves guest, disks and settings as they were; after SIGKILL, --recover does.
     """
     from multifd.cli import tables
+    from multifd.cli.progress import Progress
     from multifd.engine.canceller import Canceller
     from multifd.manage import capture as calls
 
@@ -97,7 +98,7 @@ def capture(
     canceller = Canceller()
     with (
         _open(qmp, libvirt, connect) as monitor,
-        tables.Progress("capture") as progress,
+        Progress("capture") as progress,
         signals.cancelling(canceller),
     ):
         done = calls.capture(
@@ -135,12 +136,13 @@ def restore(
 ) -> None:
     """Restore CAPTURE, a stored machine, into a QEMU that was started with -incoming defer; settings are put back."""
     from multifd.cli import tables
+    from multifd.cli.progress import Progress
     from multifd.engine.canceller import Canceller
     from multifd.manage.restore import restore as call
 
     canceller = Canceller()
     with _open(qmp, libvirt, connect) as monitor:
-        with tables.Progress("restore") as progress, signals.cancelling(canceller):
+        with Progress("restore") as progress, signals.cancelling(canceller):
             result, state = call(
                 monitor, capture, listen=_listen_at(listen, libvirt), on_progress=progress.update,
                 on_digest=progress.compared, canceller=canceller, **options,

@@ -61,10 +61,11 @@ def export(
     Stored streams, dir:PATH, are compared with their own digests and unpacked beside OUT, for as long as it takes.
     """
     from multifd.cli import tables
+    from multifd.cli.progress import Progress
     from multifd.engine.resend import as_file
     from multifd.ram.export import export as call
 
-    with tables.Progress("export") as progress, as_file(capture, out) as path:
+    with Progress("export") as progress, as_file(capture, out) as path:
         done = call(
             path, out, block, format=format_, below_4g=below_4g,
             digest_mode="ignore" if isinstance(capture, str) else digest, on_progress=progress.compared,

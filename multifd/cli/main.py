@@ -41,22 +41,22 @@ def _migrate(
     Args:
         out: the file to digest when it is complete; None: none.
     """
-    from multifd.cli import service, tables
+    from multifd.cli import progress, service, tables
     from multifd.engine.canceller import Canceller
 
     canceller = Canceller()
     with (
         service.observed(metrics, what) as observer,
-        tables.Progress(what) as progress,
+        progress.Progress(what) as shown,
         signals.cancelling(canceller),
     ):
 
         def update(result: Result) -> None:
             observer.update(result)
-            progress.update(result)
+            shown.update(result)
 
         try:
-            result = call(update, progress.compared, canceller)
+            result = call(update, shown.compared, canceller)
         except MultifdError as e:
             if e.result is not None:
                 observer.finish(e.result)
@@ -294,21 +294,27 @@ def relay(
         raise click.UsageError("expected LISTEN_URI and TO_URI, or --config FILE")
 
     from multifd.api import relay as call
-    from multifd.cli import tables
+    from multifd.cli import progress, tables
     from multifd.engine.canceller import Canceller
     from multifd.transport.access import Access
 
+    def update(result: RelayResult) -> None:
+        observer.update(result)
+        shown.update_relay(result)
+
     def show_result(result: RelayResult) -> None:
         observer.finish(result)
+        shown.clear()
         show_one(result.as_dict(), as_json, lambda: tables.print_relay(result))
 
     canceller = Canceller()
-    with service.observed(metrics, "relay") as observer, signals.cancelling(canceller):
+    shown = progress.Progress("relay")
+    with service.observed(metrics, "relay") as observer, shown, signals.cancelling(canceller):
         call(
             listen_uri, to_uri, in_method=in_method, out_method=out_method, channels=channels, once=once,
             connect_timeout=connect_timeout, timeout=timeout, access=Access(**who), in_tls=in_tls, out_tls=out_tls,
             canceller=canceller,
-            on_listening=lambda chosen: remark(f"listening on {chosen}"), on_progress=observer.update,
+            on_listening=lambda chosen: remark(f"listening on {chosen}"), on_progress=update,
             on_result=show_result,
         )  # fmt: skip
 
@@ -332,10 +338,10 @@ def demo(size: int, channels: int, methods: tuple[str, ...], as_json: bool) -> N
     A program writes to it all the time. Every destination is compared, byte for byte, with the source as it stood at
     the switchover.
     """
-    from multifd.cli import demo, tables
+    from multifd.cli import demo, progress, tables
 
-    with tables.Progress("demo") as progress:
-        results = demo.compare(size, methods, channels=channels, on_progress=progress.update, say=progress.say)
+    with progress.Progress("demo") as shown:
+        results = demo.compare(size, methods, channels=channels, on_progress=shown.update, say=shown.say)
     show([r.as_dict() for r in results], as_json, lambda: tables.print_results(results))
     if failed := [r for r in results if r.error]:
         # The document has been printed, so what remains is a line and a status.

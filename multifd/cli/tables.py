@@ -1,4 +1,4 @@
-"""Figures to a person: tables on stdout, progress on stderr. rich is imported when something is shown.
+"""Figures to a person: tables on stdout. rich is imported when something is shown.
 
 Rules of this file: a text of a file, a peer or a plugin enters a table through `cell` and a line through `say`, so
 that none of it moves the cursor or is taken for rich's markup. A table is laid out for the terminal's width: a row for
@@ -9,11 +9,10 @@ wide, and no line is broken that another program may read.
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
-from multifd.cli.console import remark, say
+from multifd.cli.console import say
 from multifd.errors import printable
 from multifd.registry import MethodInfo
 from multifd.stats import RelayResult, Result
@@ -26,72 +25,8 @@ if TYPE_CHECKING:
     from multifd.engine.streams_info import StreamsInfo
     from multifd.ram.capture import CaptureInfo
     from multifd.ram.export import Exported
-_LINE_S = 1.0
 _WORTH_DIGGING = 64 << 10  # bytes; what a file system allocates ahead is less
 _ENDLESS = 10_000  # columns: wider than any table
-
-
-class Progress:
-    """A live bar on a terminal, else one line a second; a context manager.
-
-    Args:
-        what: the command's name, which starts each line.
-    """
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._bar: Any = None
-        self._task: Any = None
-        self._start, self._last_line = time.monotonic(), 0.0
-
-    def __enter__(self) -> Self:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, TextColumn
-            from rich.progress import Progress as Bar
-
-            self._bar = Bar(
-                TextColumn("{task.description}", markup=False), BarColumn(),
-                TextColumn("{task.fields[figures]}", markup=False),
-                console=Console(stderr=True), transient=True,
-            )  # fmt: skip
-            self._task = self._bar.add_task(self._what, total=None, figures="")
-            self._bar.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def say(self, text: str) -> None:
-        """One line of words."""
-        if self._bar is not None:
-            self._bar.console.print(cell(text), highlight=False)
-        else:
-            remark(text)
-
-    def compared(self, done: int, total: int) -> None:
-        """Bytes that were digested; nothing is shown in the first second without a terminal."""
-        figures = f"{done >> 20} of {total >> 20} MiB digested"
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=total or None, figures=figures)
-        elif (now := time.monotonic()) - self._start >= _LINE_S and now - self._last_line >= _LINE_S:
-            self._last_line = now
-            remark(f"{self._what}: {figures}")
-
-    def update(self, result: Result) -> None:
-        """The figures so far; nothing is shown before the first page."""
-        pages = result.normal_pages + result.zero_pages
-        if not pages:
-            return
-        moved = f"{result.transferred_bytes >> 20} MiB moved, {result.mbps:.0f} mbps"
-        figures = f"{printable(result.method)} {pages} pages, {moved}"
-        if self._bar is not None:
-            total = max(result.ram_bytes // 4096, pages) or None
-            self._bar.update(self._task, completed=pages, total=total, figures=figures)
-        elif (now := time.monotonic()) - self._last_line >= _LINE_S:
-            self._last_line = now
-            remark(f"{self._what}: {figures}")
 
 
 def print_results(results: Sequence[Result]) -> None:

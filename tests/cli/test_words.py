@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from multifd import errors
 from multifd.cli import console, signals, tables
 from multifd.cli.main import main
+from multifd.cli.progress import Progress, packets_by_word, words_of_late
 from multifd.errors import MultifdError, StreamError, exit_statuses, printable
 from multifd.ram.capture import BlockInfo, CaptureInfo
 from multifd.registry import MethodInfo
@@ -142,11 +143,40 @@ def test_tables_show_markup_and_controls_as_text(printer, columns):
 def test_progress_shows_markup_as_text(is_terminal, monkeypatch):
     stream = Screen() if is_terminal else io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
-    with tables.Progress(EVIL) as progress:
+    with Progress(EVIL) as progress:
         progress.say(EVIL)
         progress.update(replace(RESULT, normal_pages=1))
     assert "[/x][red]" in stream.getvalue()
     assert "owned\x07" not in stream.getvalue()
+
+
+def test_progress_says_what_packets_went_by_of_late(monkeypatch):
+    """A method's counters say it, by their names alone; a word that hardly a packet went by is left out."""
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr("multifd.cli.progress._LINE_S", 0)
+    first = {"mine.level_1_packets": 90, "mine.raw_packets": 10, "mine.level_1_bytes": 5000, "mine.level_9_packets": 0}
+    figures = [
+        first,
+        first,
+        {**first, "mine.raw_packets": 30, "mine.level_9_packets": 1},
+        {"mine.level_-7_packets": 4},  # the next migration
+        {"pages": 3},
+    ]
+    with Progress("send") as progress:
+        for stats in figures:
+            progress.update(replace(RESULT, normal_pages=1, method_stats=stats))
+        progress.update_relay(RelayResult("active", out_method="mine", zero_pages=1, out_stats=first))
+    ends = [line.rpartition(", ")[2] for line in stream.getvalue().splitlines()]
+    assert ends[:4] == ["now level 1 and raw", "now level 1 and raw", "now raw", "now level -7"]
+    assert ends[4].endswith("mbps")
+    assert ends[5] == "now level 1 and raw"
+
+
+@given(st.dictionaries(st.text(), st.integers(0, 1 << 40)), st.dictionaries(st.text(), st.integers(0, 1 << 40)))
+def test_any_counters_give_printable_words(now, before):
+    words = words_of_late(packets_by_word(now), packets_by_word(before))
+    assert words.isprintable()
 
 
 @pytest.mark.parametrize("count", [1, 3, 12])
