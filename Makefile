@@ -8,7 +8,7 @@ COMPILED := $(wildcard setup.py multifd/pump/_build.py multifd/pump/*.[ch] plugi
 # Reinstalled when what describes the distributions changes.
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test sanitize fuzz fuzz-c faults interop lint docs bench dist check-dist check-machine clean
+.PHONY: help demo test sanitize fuzz fuzz-c faults soak interop lint docs bench dist check-dist check-machine clean
 
 help:
 	@echo "make demo    migrate memory that is being written by every installed method and a running QEMU guest, and show the figures"
@@ -17,6 +17,7 @@ help:
 	@echo "make fuzz    TARGET=all SECONDS=180: every parser of what others wrote, in turn, under a coverage-guided fuzzer"
 	@echo "make fuzz-c  TARGET=recv_qpl SECONDS=180: the same, guided by the branches of C, under ASan and UBSan; needs clang"
 	@echo "make faults  RUNS=1000 SEED=1: migrations in which a process is killed or its disk, files, clock or connections fail"
+	@echo "make soak    MINUTES=60: migrations of every kind in one long run, whose memory, descriptors, threads and files stay flat"
 	@echo "make interop every case of the tests against real QEMUs, for hours; \`make test\` tries a pairwise selection"
 	@echo "make lint    ruff, mypy --strict, import-linter"
 	@echo "make docs    the documentation, into docs/_build/html"
@@ -92,6 +93,12 @@ SEED ?= 1
 
 faults: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m faults --runs $(RUNS) --seed $(SEED) $(FAULTS_ARGS)
+
+MINUTES ?= 60
+
+soak: $(STAMP)
+	mkdir -p build
+	$(BIN)/python benchmarks/soak.py --minutes $(MINUTES) --svg build/soak.svg $(SOAK_ARGS)
 
 # A second, newer QEMU is unpacked if none is named; where that fails, what needs it says so.
 NEWER = MULTIFD_QEMU_NEW="$${MULTIFD_QEMU_NEW:-$$(tests/interop/newer-qemu.sh)}"

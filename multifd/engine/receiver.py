@@ -183,7 +183,7 @@ class Receiver:
             if candidate is self._main or (self._main is None and self._is_a_source(candidate, e)):
                 raise
             _LOG.info("%s was not the migration's main: %s", candidate.connection.peer, e)
-            if self._main is None and candidate.has_configuration:
+            if self._main is None and (candidate.has_configuration or isinstance(e, StreamError)):
                 self._acceptor.last_stranger = f"a source that was not taken: {e}"
             self._candidates.remove(candidate)
             self._acceptor.count()

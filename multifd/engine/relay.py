@@ -191,6 +191,7 @@ class Relay:
             self._muster.drop_leftovers(self._way.config.timeout_s)
         else:
             self._check_outs(main)
+            main.check_source()
             for arrival, init in self._muster.channels():
                 self._start_channel(arrival, init, main)
             self._idle.check()

@@ -11,7 +11,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from multifd.engine.fate import Fate
+from multifd.engine.fate import Custody, Fate
 from multifd.errors import ChannelError, PeerFailed, StreamError
 from multifd.pages import Geometry
 from multifd.transport.connection import Connection
@@ -48,11 +48,12 @@ class RelayMain:
         self.source_is_done = threading.Event()
         """Another main now is the next migration's."""
         self.has_return_path = False
-        self.sync_points = 0
         self.zero_pages = 0
         """ZERO words; only those of a stream that is understood."""
         self.sync_points = 0
         """Of a stream that is understood."""
+        self._reading = threading.Lock()
+        """Held by whoever reads the source while the destination is not there, and when what was read goes to it."""
         self._start = bytearray(stream.MAGIC_BYTES)
         self._has_blocks = False
         self._may_complete = False  # what was looked at last may let the destination run
@@ -93,24 +94,50 @@ class RelayMain:
         """
         buffer = memoryview(bytearray(_READ_BYTES))
         self.destination = destination = connect()
-        # At once: a destination of 8.0 or later stands still until it has seen the first bytes.
-        self._send(destination, self._start)
-        self.is_out.set()
+        with self._reading:
+            # At once: a destination of 8.0 or later stands still until it has seen the first bytes.
+            self._send(destination, self._start)
+            self.is_out.set()
         start_return(destination)
         while got := self.source.recv_into([buffer], at_least=1):
             self._look(buffer[:got])
             self._send(destination, buffer[:got])
-        if self._reader is not None:
-            try:
-                self._reader.end()
-            except StreamError as e:
-                raise ChannelError(f"{self.source.peer} closed the connection: {e}") from e
+        self._check_complete()
         self._fate.hand_over()
         if self.source.may_be_cut and not (self._reader is not None and self._reader.has_seen_end):
             self._check_cut()
         self.stream_ended.set()
         self.source_is_done.set()
         destination.shutdown_write()
+
+    def check_source(self) -> None:
+        """While the destination is waited for: whether the source still lives, or has sent everything. In any thread.
+
+        Raises:
+            ChannelError: it is gone, and what it sent is no whole stream.
+        """
+        if self.is_out.is_set() or not self.source.has_hung_up() or not self._reading.acquire(blocking=False):
+            return
+        try:
+            while not self.is_out.is_set() and len(self._start) <= _MOST_START:
+                data = self.source.recv_available()
+                if data is None:
+                    return
+                if not data:
+                    self._check_complete()
+                    return
+                self._start += data
+                self._look(data)
+        finally:
+            self._reading.release()
+
+    def _check_complete(self) -> None:
+        """The source closed main: all of the stream must have come, as far as it is understood."""
+        if self._reader is not None:
+            try:
+                self._reader.end()
+            except StreamError as e:
+                raise ChannelError(f"{self.source.peer} closed the connection: {e}") from e
 
     def _check_cut(self) -> None:
         """An encrypted stream ended without a word that it is complete: only the destination's own may vouch for it."""
@@ -122,7 +149,7 @@ class RelayMain:
 
         Raises:
             PeerFailed: the destination said that it failed.
-            ChannelError: a connection broke, or the destination ended too early.
+            ChannelError: a connection broke, or the destination ended or confirmed too early.
         """
         answers: ReturnPathReader | None = ReturnPathReader()
         shut: int | None = None
@@ -131,6 +158,8 @@ class RelayMain:
             try:
                 for kind, value in answers.feed(bytes(buffer[:got])) if answers else ():
                     if kind == SHUT:
+                        if value == 0 and self._fate.custody is Custody.WITH_SOURCE:
+                            raise ChannelError(f"{destination.peer} confirmed before it had everything")
                         shut = value
                         self.source_is_done.set()
             except StreamError as e:

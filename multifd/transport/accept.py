@@ -248,7 +248,8 @@ class Acceptor:
             try:
                 init = InitPacket.decode(start)
             except RemoteWireError as e:
-                _LOG.info("%s: closed, what it began a channel with cannot be: %s", incoming.peer, e)
+                self.last_stranger = f"a channel that cannot be: {e}"
+                _LOG.info("%s: closed: %s", incoming.peer, self.last_stranger)
                 self._drop(pending)
                 return
         # It counts only once something follows main's magic, or a channel's init packet, as on every real one at
@@ -256,6 +257,8 @@ class Acceptor:
         pending.is_announced = True
         follows = incoming.has_more()
         if follows is False:
+            what = "main's magic" if init is None else "its init packet"
+            self.last_stranger = f"a client that closed after {what}"
             self._drop(pending)
         if not follows:
             return

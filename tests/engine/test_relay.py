@@ -571,6 +571,28 @@ class TestFaults:
         notes = " ".join(getattr(caught.value, "__notes__", ()))
         assert ("libvirt sets it alike at both ends" in notes) is is_told
 
+    def test_the_source_dies_while_the_destination_is_waited_for(self, relay, tmp_path):
+        """It is told at once; the next source need not wait until the destination is given up."""
+        between = relay(f"unix:{tmp_path}/nobody", connect_timeout=DEADLINE_S, timeout=DEADLINE_S)
+        with peer.Peer(between.uri) as source:
+            source.connect(start_of_main())
+            source.connect(peer.init(0) + peer.sync())
+        with pytest.raises(ChannelError, match=r"source's main .* closed the connection: byte .*before all of RAM"):
+            between.join()
+
+    def test_a_source_that_sent_everything_may_go_before_the_destination_comes(self, relay, receiver, tmp_path):
+        """Without a return path nobody waits for an answer."""
+        stream = peer.main_stream([(b"ram", BLOCK)])
+        between = relay(f"unix:{tmp_path}/late", connect_timeout=DEADLINE_S, timeout=DEADLINE_S, channels=1)
+        with peer.Peer(between.uri) as source:
+            source.connect(stream["header"] + stream["setup"] + stream["end"] + stream["eof"])
+            source.connect(peer.init(0) + peer.sync() + peer.packet([0], b"x" * peer.PAGE) + peer.sync())
+        into = bytearray(BLOCK)
+        end = receiver(into, uri=f"unix:{tmp_path}/late", channels=1)
+        end.join()
+        assert between.join().status == "completed"
+        assert into == b"x" * peer.PAGE + bytes(BLOCK - peer.PAGE)
+
     def test_nobody_listens(self, relay):
         with socket.create_server(("127.0.0.1", 0)) as free:
             uri = f"tcp:127.0.0.1:{free.getsockname()[1]}"

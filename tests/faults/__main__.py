@@ -1,15 +1,18 @@
 """``PYTHONPATH=tests python -m faults --runs 1000 --seed 1``: as many trials, their table, and what is wrong.
 
 What is wrong is told with the command that tries it again. ``--only N`` is that trial alone, with all that its ends
-said; ``--table FILE`` writes the table as the documentation includes it.
+said; Ctrl-C ends it with those that were tried; ``--table FILE`` writes the table as the documentation includes it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from faults import table
@@ -28,6 +31,12 @@ def describe(outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
+def until_interrupted(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
+    """Those that are there when Ctrl-C comes."""
+    with contextlib.closing(outcomes), contextlib.suppress(KeyboardInterrupt):
+        yield from outcomes
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="faults", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -37,12 +46,13 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=3)
     parser.add_argument("--table", type=Path, metavar="FILE")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it puts in the background
     numbers = arguments.only or range(arguments.runs)
     outcomes, wrong = [], 0
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         run = Run(Path(folder), methods())
-        for outcome in run.trials(arguments.seed, numbers, arguments.at_once):
+        for outcome in until_interrupted(run.trials(arguments.seed, numbers, arguments.at_once)):
             outcomes.append(outcome)
             problems = judge(outcome)
             if problems or arguments.only:

@@ -37,7 +37,7 @@ class Writer:
         self._words = np.frombuffer(memory, np.uint64)
         self._lock = threading.Lock()
         self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
@@ -48,7 +48,7 @@ class Writer:
                 for page in pages:
                     ends = self._words[page * WORDS :][:WORDS][[0, -1]]
                     self._words[page * WORDS :][:WORDS][[0, -1]] = ends + np.uint64(1)
-            time.sleep(0.002)
+            time.sleep(0.02)
 
     def pause(self) -> None:
         """Stand still."""

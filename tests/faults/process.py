@@ -19,8 +19,9 @@ from pathlib import Path
 
 from faults.outcome import End
 from faults.shim import Counts, Rule, begin
+from multifd.cli import signals
 
-DEADLINE_S = 90.0
+DEADLINE_S = 240.0
 """By when every process has ended; some wait for several things, one after another."""
 _READY = "ready\n"
 _LOCK = threading.Lock()
@@ -173,5 +174,11 @@ def _run(command: list[str], told: Told, out: Connection, err: Connection) -> No
     main = import_module(module).main
     sys.argv = [module, *words]
     begin(told.rules, told.folder, told.counts)
-    sys.stderr.write(_READY)
+    signals.install()  # from the moment that the runner may send one
+    try:
+        sys.stderr.write(_READY)
+    except (KeyboardInterrupt, signals.Terminated) as e:
+        number = signal.SIGINT if isinstance(e, KeyboardInterrupt) else signal.SIGTERM
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
     main()

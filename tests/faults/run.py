@@ -63,9 +63,12 @@ class Run:
             return Trial(draw(seed, number, self._methods), Path(folder), self._sources, self._processes).run()
 
     def trials(self, seed: int, numbers: Iterable[int], at_once: int) -> Iterator[Outcome]:
-        """Several, as they end, in their order."""
-        with ThreadPoolExecutor(at_once) as pool:
+        """Several, as they end, in their order; those that have not begun when this is left are not tried."""
+        pool = ThreadPoolExecutor(at_once)
+        try:
             yield from pool.map(lambda number: self.trial(seed, number), numbers)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _capture(memory: bytes, path: Path, folder: Path) -> None:

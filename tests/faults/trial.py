@@ -17,9 +17,10 @@ from faults.process import DEADLINE_S, Ends, Running, Told
 from faults.shim import Counts
 from interop.mapped import read_blocks
 
-TIMEOUT_S = 20
+TIMEOUT_S = 60
 """Given to every end: how long it may wait for another."""
-PATIENCE_S = 6.0
+CONNECT_TIMEOUT_S = 30
+PATIENCE_S = 10.0
 """How long after its source's end another end may take to notice; longer on no account but that nobody ever came."""
 OLD = b"what was there before" * 1000
 
@@ -42,6 +43,7 @@ class Trial:
         self._original = sources[plan.medium].read_bytes()
         self._memory = sources["raw"].read_bytes()
         self._running: dict[str, Running] = {}
+        self._start_s = 0.0
         self._counts = Counts(folder.with_suffix(".counts"))
 
     def run(self) -> Outcome:
@@ -65,6 +67,8 @@ class Trial:
             outcome.ends = {role: running.end for role, running in self._running.items()}
             outcome.counts = self._counts.read()
             self._look(outcome)
+            if self._start_s > CONNECT_TIMEOUT_S / 2:
+                outcome.skipped = f"the machine is too busy: it took {self._start_s:.0f} s to start a process"
             if outcome.ends["destination"].is_killed and self._plan.medium != "arena":
                 outcome.retry = self._retry()
         outcome.seconds = time.monotonic() - started
@@ -78,11 +82,12 @@ class Trial:
         if uri and self._plan.is_relayed:
             listen = "tcp:127.0.0.1:0" if self._plan.uri == "tcp" else f"unix:{self._folder}/relay"
             uri = self._start("relay", *self._relay_arguments(listen, uri)).listening()
-        is_sent = False
+        is_sent, listening_since = False, time.monotonic()
         if uri:
             source = self._start("source", *self._send_arguments(uri))
             victim = self._running[self._plan.role]
             source.wait_ready()
+            self._start_s = time.monotonic() - listening_since
             if self._plan.after_s and self._plan.signal and not victim.wait(self._plan.after_s):
                 victim.signal(self._plan.signal)
                 is_sent = True
@@ -119,7 +124,7 @@ class Trial:
     def _relay_arguments(self, listen: str, to: str) -> list[object]:
         return [
             "multifd.cli.main", "relay", listen, to, "--in", self._plan.method, "--out", self._plan.method, "--once",
-            "--json", "--timeout", TIMEOUT_S, "--connect-timeout", TIMEOUT_S,
+            "--json", "--timeout", TIMEOUT_S, "--connect-timeout", CONNECT_TIMEOUT_S,
         ]  # fmt: skip
 
     def _send_arguments(self, uri: str) -> list[object]:
@@ -127,7 +132,8 @@ class Trial:
         start = ["faults.arena_end", "send"] if is_arena else ["multifd.cli.main", "send", "--dialect", "9.0"]
         return [
             *start, self._source, uri, "--method", self._plan.method, "--channels", self._plan.channels, "--json",
-            "--max-bandwidth", f"{self._plan.mib_per_s}M", "--timeout", TIMEOUT_S, "--connect-timeout", TIMEOUT_S,
+            "--max-bandwidth", f"{self._plan.mib_per_s}M", "--timeout", TIMEOUT_S,
+            "--connect-timeout", CONNECT_TIMEOUT_S,
         ]  # fmt: skip
 
     # -- afterwards ---------------------------------------------------------------------------------
