@@ -19,6 +19,7 @@ from pathlib import Path
 
 from faults.outcome import End
 from faults.shim import Counts, Rule, begin
+
 from multifd.cli import signals
 
 DEADLINE_S = 240.0
