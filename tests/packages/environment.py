@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PLUGINS = ("multifd-qpl", "multifd-lz4")
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
-_PATIENCE_S = 500
+_PATIENCE_S = 800
 
 
 @functools.cache

@@ -22,7 +22,7 @@ import multifd
 
 pytestmark = [
     pytest.mark.skipif("MULTIFD_DIST" not in os.environ, reason="make check-dist builds what is looked at here"),
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1800),
 ]
 DIST = Path(os.environ.get("MULTIFD_DIST", "dist")).absolute()
 NAMES = {path.name for path in DIST.iterdir()} if DIST.is_dir() else set()
