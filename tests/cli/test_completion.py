@@ -33,13 +33,13 @@ def line_of(shell: str) -> str:
     return re.findall(r"`(.+?)`", row)[1].replace("\\|", "|")
 
 
-def complete(shell: str, words: str) -> list[str]:
+def complete(shell: str, words: str, home: Path) -> list[str]:
     if shutil.which(shell) is None:
         pytest.skip(f"no {shell} on this machine")
     split = words.split(" ")
     script = {"bash": BASH, "fish": FISH}[shell].format(line=line_of(shell), words=words, last=len(split) - 1)
     path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
-    env = {"PATH": path, "HOME": "/nonexistent"}
+    env = {"PATH": path, "HOME": str(home)}
     done = subprocess.run([shell, "-c", script], env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return [offered.split("\t")[0] for offered in done.stdout.split("\n") if offered]
@@ -57,8 +57,8 @@ def complete(shell: str, words: str) -> list[str]:
         ("multifd tls n", ["new"]),
     ],
 )
-def test_what_is_offered(shell, words, offered):
-    assert complete(shell, words) == offered
+def test_what_is_offered(shell, words, offered, tmp_path):
+    assert complete(shell, words, tmp_path) == offered
 
 
 def every_parameter() -> Iterator[tuple[str, click.Parameter]]:
@@ -81,10 +81,10 @@ def test_files_are_offered_where_files_are_meant():
     assert "send SOURCE" in meant
 
 
-def test_zsh_reads_the_script_and_has_the_command_s_completion():
+def test_zsh_reads_the_script_and_has_the_command_s_completion(tmp_path):
     if shutil.which("zsh") is None:
         pytest.skip("no zsh on this machine")
     script = f"autoload -U compinit; compinit -u -D; {line_of('zsh')}; print $_comps[multifd]"
-    env = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": "/nonexistent"}
+    env = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(tmp_path)}
     done = subprocess.run(["zsh", "-fc", script], env=env, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "_multifd_completion\n"), done.stderr
