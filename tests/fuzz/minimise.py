@@ -55,6 +55,7 @@ def minimise(name: str) -> tuple[int, int]:
     """Choose a target's part of the corpus anew; how many inputs, and how many bytes they have."""
     target, folder = driver.load(name), driver.CORPUS / name
     gathered = {path.read_bytes() for path in [*(OUT / name).glob("*"), *kept(folder)]}
+    gathered = {data for data in gathered if len(data) <= driver.longest(target)}
     known: set[Step] = set()
     for data in [*target.seeds(), *(path.read_bytes() for path in folder.glob("found-*"))]:
         steps(target, data)  # what happens only once happens here
