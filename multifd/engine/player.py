@@ -2,8 +2,7 @@
 
 Rules of this file: the caller's thread owns time, progress and what the destination answers; one thread writes main,
 one each channel, and each waits for its own connection alone, so the destination's sync points hold back what they
-would hold back of a living source. Whatever ends it goes through `_settle`, where the first error is chosen and `Fate`
-says where the memory is.
+would hold back of a living source. How it ends is `multifd.engine.source_end`'s.
 """
 
 from __future__ import annotations
@@ -16,43 +15,33 @@ from dataclasses import replace
 from multifd.engine.canceller import Canceller
 from multifd.engine.checking import MainStart
 from multifd.engine.config import SendConfig
-from multifd.engine.crew import JOIN_S, Crew
-from multifd.engine.fate import SENDER, Custody, Fate, attach
-from multifd.engine.refusal import Evidence, Seen, explain
-from multifd.engine.source_main import SourceMain, seen
+from multifd.engine.fate import Custody
+from multifd.engine.refusal import explain
+from multifd.engine.source_end import SourceEnd
+from multifd.engine.source_main import SourceMain
 from multifd.errors import (
-    Aborted,
-    Cancelled,
     ChannelError,
-    MultifdError,
-    PeerFailed,
     PeerMismatch,
     RamError,
+    RemoteWireError,
     StreamError,
-    TlsError,
-    note_hint,
 )
+from multifd.pages import Geometry
 from multifd.ram.block import private_map
 from multifd.ram.folder import StoredFolder, StoredStream
-from multifd.stats import MigrationStats, Result
-from multifd.transport import clear
-from multifd.transport.connect import connect
+from multifd.stats import Result
 from multifd.transport.connection import Connection
-from multifd.transport.idle import IdleTimer
-from multifd.transport.limit import RateLimit
+from multifd.wire.packet import FLAG_SYNC, INIT_BYTES, packet_flags
 from multifd.wire.reader import MainStreamReader
-from multifd.wire.stream import Ping
+from multifd.wire.stream import Ping, SyncPoint
+from multifd.wire.walker import PacketWalker
 
 _POLL_S = 0.05
-_GRACE_S = 0.5
-"""How long a broken connection waits for the destination's own word on what went wrong."""
-_LAST_WAIT_S = 5.0
-"""How long a call that was told to stop waiting still waits for the destination's confirmation."""
 _PIECE_BYTES = 256 << 10
 """Read and sent together; it stays in a processor's cache."""
 
 
-class Player:
+class Player(SourceEnd):
     """One migration out of a folder; use once.
 
     Thread rule: one thread, but for `Canceller`.
@@ -73,27 +62,20 @@ class Player:
         on_progress: Callable[[Result], None] | None = None,
         canceller: Canceller | None = None,
     ) -> None:
-        self._folder, self._begins, self._config, self._on_progress = folder, start, config, on_progress
-        self._canceller = canceller or Canceller()
-        self._idle = IdleTimer(config.timeout_s)
-        self._limit = RateLimit(config.max_bandwidth, self._idle.abort) if config.max_bandwidth else None
-        self._crew = Crew(self._idle)
-        self._main: SourceMain | None = None
-        self._connections: list[Connection] = []
+        method = folder.manifest.method.partition(":")[0]
+        super().__init__(config, method, start.machine.name, on_progress, canceller)
+        self._folder, self._begins = folder, start
         self._has_begun = threading.Event()
         """The destination has main's first bytes."""
         self._changed = threading.Condition()
         self._unsent = config.channels
-        self._give_up_at = float("inf")
-        self.fate = Fate(SENDER)
-        self.stats = MigrationStats(time.monotonic())
-        self.stats.method = folder.manifest.method.partition(":")[0]
+        self._sync_points = self._most_syncs = 0
+        self.stats.ram_bytes = sum(block.used_length for block in start.machine.blocks)
 
     @property
-    def result(self) -> Result:
-        """The figures so far, or of the end."""
-        self.stats.wire_bytes = sum(c.bytes_sent for c in self._connections)
-        return self.stats.snapshot(time.monotonic())
+    def _has_more_syncs(self) -> bool:
+        """Whether a channel ends with a SYNC that no destination waits for, as 9.1's and 9.2's do: it stays unread."""
+        return self._most_syncs > self._sync_points
 
     def run(self) -> Result:
         """Send all of it, and wait until the destination has everything.
@@ -103,34 +85,11 @@ class Player:
             OutcomeUnknown: the destination may have it.
             MultifdError: what else went wrong.
         """
-        try:
-            self._canceller.begin(self._cancel, self._stop_waiting)
+        with self:
             main = self._connect_main()
             self._start(main)
             self._await_confirmation(main)
-            notes = self._finish()
-        except BaseException as error:
-            told: BaseException = error
-            try:
-                told = self.fate.conclude(self._settle(error))
-                self._tear_down()
-            except BaseException as e:  # an interrupt: what is known of the memory is said of it, too
-                told = self.fate.conclude(e)
-            self._record(told)
-            if told is error:
-                raise
-            raise told from told.__cause__
-        _ = self.result  # the bytes as they are at the end
-        self.stats.finish(time.monotonic(), "completed", notes=notes)
         return self.result
-
-    # -- the caller's thread ----------------------------------------------------------------------
-
-    def _connect_main(self) -> SourceMain:
-        self._main = main = SourceMain(self._connect(0, retry=True))
-        if self._config.tls is None:
-            clear.warn_leaving(main.connection, self._config.uri)
-        return main
 
     def _start(self, main: SourceMain) -> None:
         """Main first, with its first bytes: a destination up to 7.2 takes the first connection for main."""
@@ -138,30 +97,12 @@ class Player:
         while not self._has_begun.wait(_POLL_S):
             self._watch()
         for i, stream in enumerate(self._folder.channels):
-            self._crew.start(f"play_{i}", self._play_channel, stream, self._connect(i + 1, retry=False))
+            self._crew.start(f"play_{i}", self._play_channel, stream, self._connect_channel(i))
         self.stats.setup_done(time.monotonic())
 
-    def _connect(self, number: int, *, retry: bool) -> Connection:
-        config = self._config
-        connection = connect(
-            config.uri,
-            self._idle,
-            timeout_s=config.connect_timeout_s,
-            limit=self._limit,
-            retry=retry,
-            tls=config.tls,
-            number=number,
-        )
-        self._connections.append(connection)
-        return connection
-
     def _watch(self) -> None:
-        """Errors, silence, progress: what the caller's thread waits for."""
-        self._crew.check()
-        self._idle.check()
-        result = self.result
-        if self.stats.tick(time.monotonic()) and self._on_progress is not None:
-            self._on_progress(result)
+        self._check()
+        self._report()
 
     def _await_confirmation(self, main: SourceMain) -> None:
         """Hear the destination out; one that was asked for no answer confirms by closing when it has everything."""
@@ -178,30 +119,11 @@ class Player:
                 break
         if self.fate.custody is not Custody.HANDED_OVER:
             raise ChannelError("the destination confirmed before it had everything")
-        if unread := explain(replace(self._evidence(main), has_confirmed=True)):
+        unread = explain(replace(self._evidence(main), has_confirmed=True))
+        if unread and not self._has_more_syncs:
             self.fate.take_back()
             raise PeerMismatch(unread)
         self.fate.commit()
-
-    def _evidence(self, main: SourceMain) -> Evidence:
-        channels = [seen(c) for c in self._connections[1:]]
-        if len(channels) < self._config.channels:
-            channels.append(Seen.UNREAD)  # the one that could not connect
-        return Evidence(
-            main.has_answered, seen(main.connection), channels, main.has_failed, main.has_confirmed, self.stats.method,
-            self._begins.machine.name,
-        )  # fmt: skip
-
-    def _finish(self) -> list[str]:
-        """The destination has everything: let the channels end. What fails now is said, not raised."""
-        late = self._crew.join()
-        notes = [f"{', '.join(late)}: still busy {JOIN_S:g} s after the end"] if late else []
-        try:
-            self._crew.check()
-        except MultifdError as e:
-            notes.append(str(e))
-        self._tear_down()
-        return notes
 
     # -- threads ------------------------------------------------------------------------------------
 
@@ -217,6 +139,7 @@ class Player:
             except StreamError as e:
                 raise RamError(f"{self._folder.main.path}: {e}") from e
             for event in events:
+                self._sync_points += isinstance(event, SyncPoint)
                 if isinstance(event, Ping) and self._begins.has_return_path:
                     main.expect_pong(event.value)
             behind_ram = got if reader.ram_end is None else max(reader.ram_end - at, 0)
@@ -241,67 +164,19 @@ class Player:
         self.fate.hand_over()
 
     def _play_channel(self, stream: StoredStream, connection: Connection) -> None:
-        buffer, at = private_map(_PIECE_BYTES), 0
-        figures = self.stats.add_channel()
+        buffer, at, syncs = private_map(_PIECE_BYTES), 0, 0
+        figures, walker = self.stats.add_channel(), PacketWalker(Geometry.of(self._begins.machine.page_size))
         while got := stream.read(buffer, at):
+            try:
+                for header in walker.feed(buffer[0 if at else INIT_BYTES : got]):
+                    syncs += bool(packet_flags(header) & FLAG_SYNC)
+            except RemoteWireError as e:
+                raise RamError(f"{stream.path}: {e}") from e
             connection.send([buffer[:got]])
             at += got
         figures.normal_pages, figures.zero_pages = stream.entry.normal_pages, stream.entry.zero_pages
         connection.finish()
         with self._changed:
             self._unsent -= 1
+            self._most_syncs = max(self._most_syncs, syncs)
             self._changed.notify_all()
-
-    def _cancel(self) -> None:
-        """From `Canceller.cancel`, in any thread: what blocks ends, the caller's thread raises `Cancelled`."""
-        self._crew.fail(Cancelled("the migration was cancelled"))
-        self._idle.abort.set()
-
-    def _stop_waiting(self) -> None:
-        self._give_up_at = min(self._give_up_at, time.monotonic() + _LAST_WAIT_S)
-
-    # -- the end ------------------------------------------------------------------------------------
-
-    def _settle(self, error: BaseException) -> BaseException:
-        """The error to tell: the destination's own word if it comes, else the first."""
-        told = self._crew.first_error(error)
-        if isinstance(told, ChannelError) and not isinstance(told, Aborted):
-            told = self._last_word(told)
-        if isinstance(told, PeerFailed):
-            self.fate.refuse()
-        is_explained = isinstance(told, TlsError)
-        if isinstance(told, ChannelError | PeerFailed) and self._main is not None and not is_explained:
-            if len(self._connections) > 1:
-                note_hint(told, explain(self._evidence(self._main)))
-            if self._main.connection.has_hung_up():
-                note_hint(told, self._main.connection.silence_hint())
-        return told
-
-    def _last_word(self, error: ChannelError) -> BaseException:
-        """What the destination says of a connection that broke; `error` if nothing."""
-        if self._main is None:
-            return error
-        deadline = time.monotonic() + _GRACE_S
-        try:
-            while (left := deadline - time.monotonic()) > 0 and not self._main.has_confirmed:
-                self._main.wait(left)
-        except PeerFailed as e:
-            e.add_note(str(error))
-            return e
-        except (ChannelError, StreamError):
-            pass
-        return error
-
-    def _record(self, told: BaseException) -> None:
-        _ = self.result  # the bytes as they are at the end
-        text, notes = str(told) or type(told).__name__, getattr(told, "__notes__", ())
-        self.stats.finish(time.monotonic(), self.fate.status(told), text, notes)
-        attach(told, self.result)
-
-    def _tear_down(self) -> None:
-        self._idle.abort.set()
-        for connection in self._connections:
-            connection.shutdown()
-        self._crew.join()
-        for connection in self._connections:
-            connection.close()

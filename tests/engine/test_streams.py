@@ -9,7 +9,9 @@ import os
 import random
 import shutil
 import signal
+import socket
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import peer
@@ -21,7 +23,16 @@ from limits import file_size_limit
 import multifd
 from multifd import registry
 from multifd.engine import keeper, streams_info
-from multifd.errors import Cancelled, ChannelError, MultifdError, PeerFailed, RamError, StreamError, UsageError
+from multifd.errors import (
+    Cancelled,
+    ChannelError,
+    MultifdError,
+    PeerFailed,
+    PeerMismatch,
+    RamError,
+    StreamError,
+    UsageError,
+)
 from multifd.live.arena import Arena
 
 METHODS = ["none", "zlib", "zstd:level=3"]
@@ -146,6 +157,37 @@ def test_a_method_that_is_not_installed_here_is_kept(tmp_path, receiver):
         assert end.join().status == "completed"
     assert files(tmp_path / "streams")["channel-0"] == data
     assert files(tmp_path / "streams")["main"] == b"".join(main.values())
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+def test_a_sync_that_nobody_waits_for_may_stay_unread(tmp_path, receiver, extra):
+    """9.1 and 9.2 end each channel with one; what else a destination leaves unread is missing there."""
+    end = receiver(f"dir:{tmp_path}/streams", format="mapped-ram", channels=1)
+    main = b"".join(peer.main_stream([(b"ram", 64 * peer.PAGE)]).values())
+    data = peer.init(0) + peer.sync() + peer.packet([0], bytes(4096)) + peer.sync()
+    sender = peer.Peer(end.uri)
+    with contextlib.closing(sender):
+        sender.connect(main)
+        sender.connect(data + peer.sync() * extra)
+        end.join()
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+        listener.settimeout(DEADLINE_S)
+        uri = f"tcp:127.0.0.1:{listener.getsockname()[1]}"
+        sent = pool.submit(multifd.send, f"dir:{tmp_path}/streams", uri)
+        mains, _ = listener.accept()
+        channel, _ = listener.accept()
+        with mains, channel:
+            mains.settimeout(DEADLINE_S)
+            got = b""
+            while len(got) < len(main):
+                got += mains.recv(len(main) - len(got))
+            assert len(channel.recv(len(data) - 1344 * (1 - extra), socket.MSG_WAITALL))
+            channel.close()  # a reset: something is unread
+        if extra:
+            assert sent.result(DEADLINE_S).status == "completed"
+        else:
+            with pytest.raises(PeerMismatch, match="closed channel 0 unread"):
+                sent.result(DEADLINE_S)
 
 
 # -- damage ------------------------------------------------------------------------------------------
