@@ -31,6 +31,7 @@ SPECS = (
     "none",
     *(f"zlib:engine={engine},level={level}" for engine, level in (("isal", 1), ("isal", 3), ("zlib", 1), ("zlib", 9))),
     "zlib:level=0",
+    "zlib:level=auto",
     *(f"zstd:engine={e},level={n}" for e in ("libzstd", "zstandard") for n in (-7, 1, 3)),
 )
 ZLIB = [s for s in SPECS if s.startswith("zlib")]

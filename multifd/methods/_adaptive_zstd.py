@@ -103,23 +103,46 @@ def raw_frame(runs: Sequence[memoryview]) -> list[Buffer]:
     return frame
 
 
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """What a format allows a channel whose level changes.
+
+    Args:
+        name: the method's, of its counters.
+        ladder: the levels.
+        start: the place in it to begin at, and to look by.
+        raw: a payload of the bytes as they are; the views go into it.
+        end: what follows the last payload of a level, in the same packet.
+    """
+
+    name: str
+    ladder: Sequence[Rung]
+    start: int
+    raw: Callable[[Sequence[memoryview]], list[Buffer]]
+    end: bytes
+
+
+ZSTD = Wire("zstd", LADDER, START, raw_frame, END_BLOCK)
+
+
 class Adaptive:
     """One channel's frames.
 
     Args:
         encoder: not open yet.
         counters: the channel's.
+        wire: what the encoder makes.
     """
 
-    def __init__(self, encoder: Encoder, counters: dict[str, int]) -> None:
-        self._encoder, self._counters = encoder, counters
-        self._policy = Policy(LADDER, START)
-        self._place = START
+    def __init__(self, encoder: Encoder, counters: dict[str, int], wire: Wire = ZSTD) -> None:
+        self._encoder, self._counters, self._wire = encoder, counters, wire
+        self._policy = Policy(wire.ladder, wire.start)
+        self._place = wire.start
         self._shared: Any = _Shared()
         self._spent, self._hook_ns, self._gap_ns = Spent(), 0, 0
         self._run_delay = RunDelay()
-        names = [name for rung in LADDER for name in _names(rung.level)]
-        counters.update(dict.fromkeys([*names, "zstd.changes", "zstd.encode_us", "zstd.between_us"], 0))
+        names = [name for rung in wire.ladder for name in self._names(rung.level)]
+        counters.update(dict.fromkeys([*names, *map(self._name, ("changes", "encode_us", "between_us"))], 0))
 
     def compress(self, runs: Sequence[memoryview]) -> list[Buffer]:
         """A packet's payload; views of the pages may be in it."""
@@ -129,13 +152,13 @@ class Adaptive:
         self._drain()
         if shared.stage == CHANGING:
             self._open()
-        payload: list[Buffer] = raw_frame(runs) if shared.stage == RAW else self._encoder.compress(runs)
+        payload: list[Buffer] = self._wire.raw(runs) if shared.stage == RAW else self._encoder.compress(runs)
         hook_ns, hook_cpu_ns = time.monotonic_ns() - start, time.thread_time_ns() - start_cpu
         page_bytes, payload_bytes = sum(map(len, runs)), sum(map(len, payload))
         self._count(1, hook_ns, hook_cpu_ns, gap_ns, gap_cpu_ns, page_bytes, payload_bytes)
         self._tell(lambda: runs[0][:SAMPLE_BYTES])
         if shared.is_changing:
-            payload.append(END_BLOCK)
+            payload += [self._wire.end] if self._wire.end else []
             shared.stage = CHANGING
         meter.left_ns, meter.left_cpu_ns = time.monotonic_ns(), time.thread_time_ns()
         return payload
@@ -173,12 +196,13 @@ class Adaptive:
         self._spent.add(
             Spent(hook_ns / 1e9, hook_cpu_ns / 1e9, gap_ns / 1e9, gap_cpu_ns / 1e9, page_bytes, payload_bytes)
         )
-        counters, (packets_name, bytes_name) = self._counters, _names(LADDER[self._place].level)
+        counters, (packets_name, bytes_name) = self._counters, self._names(self._wire.ladder[self._place].level)
         counters[packets_name] += packets
         counters[bytes_name] += payload_bytes
         self._hook_ns += hook_ns
         self._gap_ns += gap_ns
-        counters["zstd.encode_us"], counters["zstd.between_us"] = self._hook_ns // 1000, self._gap_ns // 1000
+        counters[self._name("encode_us")] = self._hook_ns // 1000
+        counters[self._name("between_us")] = self._gap_ns // 1000
 
     def _tell(self, sample: Callable[[], memoryview]) -> None:
         """Tell the policy what was spent, and let the next packets know what it chose."""
@@ -205,9 +229,9 @@ class Adaptive:
 
     def _open(self) -> None:
         shared, self._place = self._shared, self._policy.place
-        level = LADDER[self._place].level
+        level = self._wire.ladder[self._place].level
         shared.is_changing = 0
-        self._counters["zstd.changes"] += 1
+        self._counters[self._name("changes")] += 1
         if level is None:
             shared.stage = RAW
         else:
@@ -216,13 +240,14 @@ class Adaptive:
 
     def _look(self, sample: memoryview) -> None:
         """Compress a few pages, to see what pages now cost and save; not while a frame is open."""
-        rung = LADDER[START]
+        start_place = self._wire.start
+        rung = self._wire.ladder[start_place]
         assert rung.level is not None
         self._encoder.open(rung.level)
         start = time.thread_time_ns()
         payload = self._encoder.compress([sample])
         took_ns = time.thread_time_ns() - start
-        self._policy.look(START, took_ns / 1e9, len(sample), sum(map(len, payload)))
+        self._policy.look(start_place, took_ns / 1e9, len(sample), sum(map(len, payload)))
 
     def native_hook(self, page_size: int) -> NativeHook | None:
         """`compress` in native code, on the same frames; None if that was not built."""
@@ -232,13 +257,16 @@ class Adaptive:
         hook, self._shared = offer
         return hook
 
+    def _name(self, word: str) -> str:
+        """Of a counter."""
+        return f"{self._wire.name}.{word}"
+
+    def _names(self, level: int | None) -> tuple[str, str]:
+        """Of the counters of packets and payload bytes."""
+        word = "raw" if level is None else f"level_{level}"
+        return self._name(f"{word}_packets"), self._name(f"{word}_bytes")
+
 
 def _since(left_ns: int, now_ns: int) -> int:
     """Nanoseconds since a hook returned; 0 if none has."""
     return now_ns - left_ns if left_ns else 0
-
-
-def _names(level: int | None) -> tuple[str, str]:
-    """Of the counters of packets and payload bytes."""
-    word = "raw" if level is None else f"level_{level}"
-    return f"zstd.{word}_packets", f"zstd.{word}_bytes"

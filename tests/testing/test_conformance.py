@@ -2,4 +2,6 @@
 
 from multifd.testing.suite import *  # noqa: F403
 
-METHODS = ["none", "zlib", "zlib:engine=zlib", "zstd", "zstd:engine=zstandard", "zstd:level=auto"]
+METHODS = [
+    "none", "zlib", "zlib:engine=zlib", "zlib:level=auto", "zstd", "zstd:engine=zstandard", "zstd:level=auto",
+]  # fmt: skip

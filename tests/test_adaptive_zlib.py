@@ -1,0 +1,70 @@
+"""``zlib:level=auto`` on its wire: one stream to any decoder, whichever compressor made which packet."""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from collections.abc import Sequence
+
+import pytest
+from test_methods import PACKETS, Receiver, Sender, expected
+
+from multifd.methods import _adaptive_zstd
+from multifd.methods._adaptive_zlib import HEAD, SYNC, wire
+from multifd.methods.adapt import Rung
+from multifd.registry import load_method
+
+ENGINES = ["auto", "isal", "zlib"]
+
+
+class Restless:
+    """A policy that takes the whole ladder in turn, a place for each packet, and looks whenever it may."""
+
+    wants_look, is_watching = True, False
+
+    def __init__(self, ladder: Sequence[Rung], start: int) -> None:
+        self._places = itertools.cycle(range(len(ladder)))
+        self.place = start
+
+    def note(self, *told: object) -> None:
+        self.place = next(self._places)
+
+    def look(self, *told: object) -> None:
+        pass
+
+
+@pytest.fixture
+def restless(monkeypatch):
+    monkeypatch.setattr(_adaptive_zstd, "Policy", Restless)
+    monkeypatch.setattr(_adaptive_zstd, "TOLD_S", 0.0, raising=False)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_one_stream_without_end_whatever_the_level(restless, engine):
+    sender, plain = Sender(load_method(f"zlib:level=auto,engine={engine}")), zlib.decompressobj()
+    receivers = [Receiver(load_method(f"zlib:engine={engine}")) for engine in ENGINES]
+    payloads = []
+    for indexes in PACKETS * 4:
+        payload = sender.packet(indexes)
+        assert payload.endswith(SYNC[1:])  # three bits of it may be in the byte before
+        assert plain.decompress(payload) == expected(indexes)
+        assert all(receiver.packet(indexes, payload) == expected(indexes) for receiver in receivers)
+        payloads.append(payload)
+    assert not plain.eof
+    assert [payload.startswith(HEAD) for payload in payloads] == [True] + [False] * (len(payloads) - 1)
+    counters = sender.params.counters
+    for rung in wire(sender.method.availability(sender.method.options).engine).ladder:
+        assert counters["zlib.raw_packets" if rung.level is None else f"zlib.level_{rung.level}_packets"]
+    assert sum(n for name, n in counters.items() if name.endswith("_packets")) >= len(payloads) - 1
+
+
+@pytest.mark.parametrize(
+    ("engine", "levels"),
+    [("isal", [None, 1, 3]), ("zlib", [None, 1, 4, 5, 6]), ("isal and zlib", [None, 1, 3, 4, 5, 6])],
+)
+def test_the_ladder_goes_up(engine, levels):
+    ladder = wire(engine).ladder
+    assert [rung.level for rung in ladder] == levels
+    for low, high in itertools.pairwise(ladder):
+        assert (low.cost, low.saving) < (high.cost, high.saving)
+        assert low.saving < high.saving
