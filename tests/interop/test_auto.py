@@ -1,4 +1,4 @@
-"""``zstd:level=auto`` and ``zlib:level=auto`` into unmodified QEMUs: whatever the level does meanwhile, RAM is the same."""
+"""``level=auto`` of zstd and zlib into unmodified QEMUs: whatever the level does meanwhile, RAM is the same."""
 
 from __future__ import annotations
 
