@@ -18,12 +18,12 @@ ENGINES = ["auto", "isal", "zlib"]
 
 
 class Restless:
-    """A policy that takes the whole ladder in turn, a place for each packet, and looks whenever it may."""
+    """A policy that takes the whole ladder in turn, a place for two packets, and looks whenever it may."""
 
     wants_look, is_watching = True, False
 
     def __init__(self, ladder: Sequence[Rung], start: int) -> None:
-        self._places = itertools.cycle(range(len(ladder)))
+        self._places = itertools.cycle(place for place in range(len(ladder)) for _ in range(2))
         self.place = start
 
     def note(self, *told: object) -> None:
