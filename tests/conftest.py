@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from certificates import Folders
 from shaped_link import LinkUnavailable, ShapedLink
@@ -21,6 +22,10 @@ import multifd
 from multifd.stats import Result
 
 DEADLINE_S = 60
+
+# A busy machine is no defect.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 # Whoever started the tests may ignore SIGINT, as a shell does for what it puts in the background: tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

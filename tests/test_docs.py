@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import click
+import commands_of_docs
 import pytest
 from mapped_files import build
 
@@ -142,6 +143,40 @@ def test_commands_and_options_exist(page):
             for word in words:
                 if word.startswith("--"):
                     assert word.split("=")[0] in known | {"--help"}, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_every_command_is_run_or_it_is_known_why_not(page):
+    """tests/commands_of_docs.py says so of each."""
+    untold = [one for one in commands_of_docs.commands(page) if not commands_of_docs.told_of(page_name(page), one)]
+    assert untold == []
+
+
+def test_what_is_said_to_run_commands_exists_and_nothing_is_said_of_none():
+    shown = [(page_name(page), command) for page in PAGES for command in commands_of_docs.commands(page)]
+    assert len(shown) > 80
+    for pattern in (*commands_of_docs.ALIKE, *commands_of_docs.NOT_RUN):
+        assert any(re.fullmatch(pattern, command) for _, command in shown), pattern
+    for page, pattern in commands_of_docs.RUN.items():
+        assert any(re.fullmatch(pattern, command) for place, command in shown if place == page), page
+    for place in commands_of_docs.ALIKE.values():
+        assert (ROOT / place).exists(), place
+
+
+ANCHORED = re.compile(r"\]\(([\w./-]*\.md)?#([\w-]+)\)")
+
+
+def anchors_of(page: Path) -> set[str]:
+    """As myst_heading_anchors makes them."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    headings = re.findall(r"^#{1,3} (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_links_into_pages_lead_to_headings(page):
+    for target, anchor in ANCHORED.findall(page.read_text()):
+        assert anchor in anchors_of(page.parent / target if target else page), f"{target}#{anchor}"
 
 
 def test_every_status_in_the_table_of_failures_exists():
