@@ -88,7 +88,7 @@ def _files(outcome: Outcome) -> Iterator[str]:
         yield "the file that was there before is gone, and no complete one in its place"
     allowed = set()
     if outcome.ends["destination"].is_killed:
-        allowed |= {".out.multifd-part", "socket"}
+        allowed |= {".out.multifd-part", ".out.sha256.multifd-part", "socket"}
     if "relay" in outcome.ends and outcome.ends["relay"].is_killed:
         allowed.add("relay")
     if left := sorted(set(outcome.leftovers) - allowed):

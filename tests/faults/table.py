@@ -10,6 +10,7 @@ from faults.matrix import FAULTS, MEDIA, ROLES
 from faults.outcome import Outcome
 
 COLUMNS = ("complete", "kept", "unknown", "missed", "wrong")
+HEADS = ("what happens", "where", "memory in", "trials", *COLUMNS)
 
 
 def text(outcomes: Sequence[Outcome], seed: int) -> str:
@@ -20,8 +21,7 @@ def text(outcomes: Sequence[Outcome], seed: int) -> str:
         word = "wrong" if judge(outcome) else classify(outcome)
         found[plan.fault.name, plan.role, plan.medium, word] += 1
     tried = len(outcomes) - sum(count for key, count in found.items() if key[-1] == "skipped")
-    heads = ("what happens", "where", "memory in", "trials", *COLUMNS)
-    lines = [f"{tried} trials of seed {seed}.", "", _row(heads), "|---" * len(heads) + "|"]
+    lines = [f"{tried} trials of seed {seed}.", "", _row(HEADS), "|---" * len(HEADS) + "|"]
     for fault in FAULTS:
         for role in ROLES:
             for medium in MEDIA:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from faults.__main__ import describe
@@ -13,6 +14,7 @@ from faults.judge import classify, judge
 from faults.matrix import FAULTS, ROLES, draw
 from faults.run import Run, methods
 from faults.shim import NoCompiler
+from faults.table import HEADS
 
 SEED, TRIALS = 20, 36
 
@@ -43,3 +45,13 @@ def test_every_fault_is_drawn_at_every_role() -> None:
     drawn = {(plan.fault.name, plan.role) for plan in (draw(1, n, ("none",)) for n in range(2000))}
     assert drawn == {(fault.name, role) for fault in FAULTS for role in fault.roles}
     assert {role for _, role in drawn} == set(ROLES)
+
+
+def test_the_table_of_the_documentation_is_of_these_faults_and_has_none_that_was_told_wrongly() -> None:
+    lines = (Path(__file__).parents[2] / "docs/faults-table.inc").read_text().splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    head, *rows, total = cells
+    assert head == list(HEADS)
+    assert {row[0] for row in rows} <= {fault.name for fault in FAULTS}
+    assert sum(int(row[3]) for row in rows) == int(total[3])
+    assert [row for row in rows if row[-1] != "0"] == []

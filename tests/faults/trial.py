@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import signal
@@ -39,6 +40,7 @@ class Trial:
         self._plan, self._folder, self._processes = plan, folder, processes
         (folder / "dest").mkdir()
         self._source, self._out = folder / "source", folder / "dest" / "out"
+        self._sidecar = folder / "dest" / "out.sha256"
         shutil.copyfile(sources[plan.medium], self._source)
         self._original = sources[plan.medium].read_bytes()
         self._memory = sources["raw"].read_bytes()
@@ -149,9 +151,19 @@ class Trial:
             if self._out.exists() and not outcome.is_old:
                 outcome.stray = self._compare()
                 outcome.is_there = not outcome.stray
+                outcome.stray = outcome.stray or self._compare_sidecar()
         left = [*self._out.parent.iterdir(), *self._folder.iterdir()]
         known = {self._out, self._out.parent, self._source}
+        if outcome.is_there:
+            known.add(self._sidecar)
         outcome.leftovers = tuple(sorted(path.name for path in left if path not in known))
+
+    def _compare_sidecar(self) -> str:
+        """What is wrong with the digests beside the file, if there are any; empty if nothing."""
+        if not self._sidecar.exists():
+            return ""
+        said, found = self._sidecar.read_text().split()[0], hashlib.sha256(self._out.read_bytes()).hexdigest()
+        return "" if said == found else "a complete file, and digests of another one beside it"
 
     def _compare(self) -> str:
         """What is wrong with the file under the final name; empty if nothing."""
@@ -180,9 +192,9 @@ class Trial:
             receive.close()
         if (send.end.status, receive.end.status) != (0, 0):
             return f"source {send.end.status}, destination {receive.end.status}: {send.end.err}{receive.end.err}"
-        if wrong := self._compare():
+        if wrong := self._compare() or self._compare_sidecar():
             return wrong
-        left = [path.name for path in self._out.parent.iterdir() if path != self._out]
+        left = [path.name for path in self._out.parent.iterdir() if path not in (self._out, self._sidecar)]
         return f"leaves {left}" if left else ""
 
     def _close(self) -> None:
