@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import gc
 import json
 import mmap
 import os
@@ -242,6 +243,7 @@ def soak(minutes: float, mebibytes: int, seed: int) -> tuple[list[Series], colle
         try:
             while (now := time.monotonic() - start) < 60 * minutes:
                 run.step()
+                gc.collect()  # what a circle keeps until the collector comes is no leak
                 own, relay = held("self"), held(run.relay.process.pid)
                 files = len(list(Path(name).iterdir()))
                 rows.append(

@@ -25,6 +25,8 @@ from multifd.errors import MultifdError
 STREAMS = ("7.2-pc-zlib", "10.0-q35-zstd")
 INIT, HEADER = 64, 1344
 """Bytes of an init packet, and of a packet's header with room for 128 pages."""
+SHUT = b"\0\1\0\4"
+"""What the last message of the return path begins with: QEMU, migration/migration.h, MIG_RP_MSG_SHUT."""
 FLAGS, ALLOC, NORMAL, SIZE, ZERO, BLOCK, OFFSETS = 8, 12, 16, 20, 32, 64, 320
 """Bytes from a packet's start to its fields: QEMU, migration/multifd.h, MultiFDPacket_t."""
 
@@ -247,9 +249,10 @@ def play(uri: str, script: Script) -> None:
                     del left[sock]
                     end(sock, script.ends[how[sock]])
         # Until it answers for the last time, or gives up.
+        answers = b""
         with contextlib.suppress(OSError, ValueError):  # or nobody is left who could listen
-            while select.select([main], [], [], 20)[0] and main.recv(1 << 16):
-                pass
+            while SHUT not in answers and select.select([main], [], [], 20)[0] and (got := main.recv(1 << 16)):
+                answers += got
 
 
 def end(sock: socket.socket, how: str) -> None:
@@ -297,7 +300,13 @@ def test_at_a_receiver(receiver, tmp_path: Path, case: str, name: str) -> None:
     assert caught.value.exit_code in (4, 5)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if not CASES[case].options and "packet: " not in case])
+NO_MAIN = ("main: magic", "main: version")
+"""To a relay its source has not come then, and for that it waits for ever."""
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if not CASES[case].options and "packet: " not in case and case not in NO_MAIN]
+)
 def test_at_a_relay(receiver, tmp_path: Path, case: str) -> None:
     """Both end, whichever of them finds out; nothing is kept that is not complete."""
     recording = load("10.0-q35-zstd")
