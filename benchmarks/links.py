@@ -56,7 +56,7 @@ HOPELESS = 2.0
 LONGEST_RUN_MIB = 16
 """Of one kind in a row, in a mixed image."""
 QUICK = 3
-"""A quick run moves a third of the memory, once."""
+"""A quick run moves a third of the memory, once; over links that change all of it, but one image alone."""
 
 
 @dataclass(frozen=True)
@@ -184,9 +184,9 @@ def races(links: list[Link], images: dict[str, Path], share: int, *, is_shaped: 
     """Each image over each link, the link and both processes made for it; noise does not go over links that change."""
     for link in links:
         for kind, image in images.items():
-            if link.is_changing and kind == "noise":
+            if link.is_changing and (kind == "noise" or (share > 1 and kind != "real")):
                 continue
-            size = link.mib // share * MIB
+            size = (link.mib if link.is_changing else link.mib // share) * MIB
             bed = Bed(image, size, checksum(pieces_of(image, 0, size)), is_touched=True)
             with contextlib.ExitStack() as stack:
                 ends: Ends = Loopback()
