@@ -71,13 +71,14 @@ def test_a_look_brings_a_channel_back_from_pages_as_they_are():
 
 def test_looks_take_a_small_share_of_the_time():
     policy = Policy(LADDER, 0)
-    looks = 0
+    policy.look(START, 2e-4, 65536, 65536)
+    looks = 1
     for _ in range(1000):
-        policy.note(0, spent(0, 3e-4))
+        policy.note(0, spent(0, 4e-9 * PACKET, saving=0.0))
         if policy.wants_look:
             looks += 1
             policy.look(START, 2e-4, 65536, 65536)
-    assert 0 < looks * 2e-4 < 0.02 * 1000 * 3e-4
+    assert 0 < looks * 2e-4 < 0.06 * 1000 * 4e-9 * PACKET
 
 
 def run(world: World, memory: list) -> tuple[float, dict[int, float], float]:

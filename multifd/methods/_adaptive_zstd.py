@@ -45,7 +45,7 @@ RAW_HEADER = b"\x28\xb5\x2f\xfd\xa0"
 """RFC 8878: magic, a descriptor that promises a single segment of four bytes' size, which follows: libzstd then writes
 straight into a buffer that holds it."""
 MOST_BLOCK = 128 * 1024
-SAMPLE_BYTES = 64 * 1024
+SAMPLE_BYTES = 32 * 1024
 """Of a packet's pages, for a look."""
 CHANGING, FRAME, RAW = range(3)
 """Stages; zstd.h has the same."""
@@ -151,9 +151,10 @@ class Adaptive:
         m.left_ns, m.left_cpu_ns = now_ns, now_cpu_ns
         if not m.packets:
             return
-        spent = Spent(m.hook_ns / 1e9, m.hook_cpu_ns / 1e9, m.gap_ns / 1e9, m.gap_cpu_ns / 1e9, m.page_bytes, m.payload_bytes)
-        self._count()
+        times = (ns / 1e9 for ns in (m.hook_ns, m.hook_cpu_ns, m.gap_ns, m.gap_cpu_ns))
+        spent = Spent(*times, m.page_bytes, m.payload_bytes)
         spent.gap_queue_s = self._gap_queue_s(spent)
+        self._count()
         policy.note(self._place, spent)
         shared.is_changing = policy.is_watching or policy.place != self._place
         if shared.stage == RAW and (shared.is_changing or policy.wants_look):

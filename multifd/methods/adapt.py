@@ -9,11 +9,11 @@ of that proposes, from what packets took:
 * How much longer than its processor time a packet takes: others want the processors, too.
 * What a byte on the wire takes, if the channel waits in between its hooks; if it does not, it is no more than that.
 
-The clock decides. A wait may as well be for the receiver, or for whoever has the receiver's processor, and then to send
-less does not help. So each change is tried for a few packets, and is taken back unless the memory goes faster by it;
-what was taken back is not tried again for a while, and for twice as long each time. Where processors are short nothing
-dearer is tried at all, and now and then something cheaper is. Where nothing waits pages are tried as they are: at once,
-since a link that is fast may not stay so.
+Where that is not enough the clock decides. If nothing is waited for, or a wait may as well be for the receiver, pages are
+probed as they are for a few packets: they stay so if the memory goes faster by it, and if not the link is known
+better. A probe that did not pay is not repeated for a while, twice as long each time, unless the link becomes another.
+Where more time passes without a processor than in waiting, a wait may be for somebody who has none either: then nothing
+dearer is taken.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from dataclasses import dataclass, field, replace
 
 _MIB = 1 << 20
 FREE = 0.5 * _MIB
-"""Payload bytes that went without a wait, and so without a limit: twice what the kernel takes before it has sent what was
-before (multifd/transport/connection.py)."""
+"""Payload bytes that went without a wait, and so without a limit: twice what the kernel takes before it has sent what
+was before (multifd/transport/connection.py)."""
 UNSEEN = 1 * _MIB
-"""Payload bytes of a channel that may be on their way without its knowing, there, in routers and at the receiver: so much
-after a change tells of what was before."""
+"""Payload bytes of a channel that may be on their way without its knowing, there, in routers and at the receiver: so
+much after a change tells of what was before."""
 JUDGED = 1 * _MIB
-"""Payload bytes after that by which a try is judged: two packets that are as they are, some five that are compressed."""
+"""Payload bytes after that by which a probe is judged: two packets."""
 MEMORY = 4 * _MIB
-"""Bytes of pages of which is known what they took."""
+"""Bytes of pages of which is known what they took: 8 packets."""
 PAGE_MEMORY = 4 * _MIB
 """Bytes of pages whose cost and saving are remembered."""
 REST = 2 * _MIB
 """Bytes of pages for which a level is kept, unless another is far better: a change costs the history."""
 GAIN, FAR_BETTER, FAR_WORSE = 0.96, 0.8, 2.0
-"""The time at another level over that at the present one: worth a change; worth one at once; not worth going on with."""
+"""The time at another level over that at the present one: worth a change; worth one at once; a probe is over."""
 SHARPNESS = 6.0
 """How two times that overlap add up, as the exponent of a norm: 1 is one after the other, infinite is the longer one
 alone. At 6 two equal ones take 12 % longer than one, so neither is chosen to be just as long as the other."""
@@ -48,17 +48,17 @@ WAITING = 0.08
 """Share of its time that a channel waits in between hooks if it is held up; less may be a matter of chance."""
 NO_SHRINKING = 0.97
 """Payload over pages: what is above is not worth the receiver's time."""
-LOOK_SHARE = 0.015
-"""Of all time, what looks may take."""
+LOOK_SHARE = 0.05
+"""Of all time, what looks may take: they are made while the link is what is slow."""
 RECEIVING = 4e-9
-"""Seconds for each byte of pages: a receiver of zstd, uncontended, is not slower than twice that (an EPYC's core), so
-one that is slower waits for the link."""
+"""Seconds of a processor for each byte of pages: a receiver of zstd takes at most half of that (an EPYC's core), so one
+that is slower waits for the link."""
 OTHER_LINK = 4.0
-"""How many times faster or slower it has become if what did not pay may well pay now."""
+"""How many times faster or slower it has become if a probe that did not pay may well pay now."""
 BAR_S = 1.0
 """Until the next probe, after one that did not pay; twice as long each time."""
 WATCH_S = 0.02
-"""At the start."""
+"""Of the start, in which the policy is asked after each packet: as long as a call of the pump."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ class Spent:
 
     @property
     def is_contended(self) -> bool:
-        """Whether more passed without a processor than in waiting, which then may be for one, too: the receiver's."""
+        """Whether more passed without a processor than in waiting, which may then be for the receiver's."""
         return self.hook_s - self.hook_cpu_s + self.gap_queue_s > self.waited_s
 
 
@@ -201,8 +201,11 @@ class Policy:
 
     @property
     def wants_look(self) -> bool:
-        """Whether it may matter what the next pages save, and nothing has told for a while."""
-        return self.place == 0 and self._recent.is_held_up and self._elapsed_s >= self._next_look_s
+        """Whether nothing has told for a while what pages save, and some level would pay if they are typical."""
+        if self.place or self._elapsed_s < self._next_look_s or not self._recent.is_held_up:
+            return False
+        contention = self._recent.contention
+        return any(self._wire_s * rung.saving > contention * rung.cost for rung in self._ladder[1:])
 
     def look(self, place: int, cpu_s: float, page_bytes: float, payload_bytes: float) -> None:
         """Learn from pages that were compressed only to see what it takes.
@@ -215,7 +218,7 @@ class Policy:
         self._elapsed_s += cpu_s
         self._next_look_s = self._elapsed_s + cpu_s / LOOK_SHARE
         self._weigh(place, cpu_s / page_bytes, payload_bytes / page_bytes, PAGE_MEMORY / 4)
-        if self._probe is None:
+        if self._probe is None and self._recent.payload_bytes:
             self._choose()
 
     def _weigh(self, place: int, cost: float, ratio: float, page_bytes: float) -> None:
@@ -277,10 +280,8 @@ class Policy:
     def _may_be_other_than_the_link(self) -> bool:
         """Whether nothing holds the channel up, or perhaps the receiver, or who has its processor."""
         recent = self._recent
-        return self._is_free or (
-            recent.is_held_up
-            and (recent.is_contended or self._wire_s * self._left(self.place) < RECEIVING * recent.contention)
-        )
+        pace = self._wire_s * self._left(self.place)
+        return self._is_free or (recent.is_held_up and (recent.is_contended or pace < RECEIVING * recent.contention))
 
     def _go(self, place: int) -> None:
         self.place, self._rested, self._free = place, 0.0, Spent()
