@@ -9,8 +9,8 @@ of that proposes, from what packets took:
 * How much longer than its processor time a packet takes: others want the processors, too.
 * What a byte on the wire takes, if the channel waits in between its hooks; if it does not, it is no more than that.
 
-Where that is not enough the clock decides. If nothing is waited for, or a wait may as well be for the receiver, pages are
-probed as they are for a few packets: they stay so if the memory goes faster by it, and if not the link is known
+Where that is not enough the clock decides. If nothing is waited for, or a wait may as well be for the receiver, pages
+are probed as they are for a few packets: they stay so if the memory goes faster by it, and if not the link is known
 better. A probe that did not pay is not repeated for a while, twice as long each time, unless the link becomes another.
 Where more time passes without a processor than in waiting, a wait may be for somebody who has none either: then nothing
 dearer is taken.
