@@ -36,7 +36,6 @@ class Restless:
 @pytest.fixture
 def restless(monkeypatch):
     monkeypatch.setattr(_adaptive_zstd, "Policy", Restless)
-    monkeypatch.setattr(_adaptive_zstd, "TOLD_S", 0.0, raising=False)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
