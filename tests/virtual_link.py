@@ -194,7 +194,7 @@ class _Migration:
     def _next_packet(self, c: _Channel) -> None:
         if c.policy is not None and c.payload:
             c.spent.page_bytes, c.spent.payload_bytes = PACKET, c.payload
-            c.policy.note(c.spent)
+            c.policy.note(c.at_place, c.spent)
             if c.policy.wants_look:
                 rung = self._w.ladder[5]
                 c.policy.look(5, 65536 * rung.cost * c.pages.cost, 65536, 65536 * (1 - rung.saving * c.pages.saving))

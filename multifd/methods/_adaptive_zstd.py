@@ -45,10 +45,8 @@ RAW_HEADER = b"\x28\xb5\x2f\xfd\xa0"
 """RFC 8878: magic, a descriptor that promises a single segment of four bytes' size, which follows: libzstd then writes
 straight into a buffer that holds it."""
 MOST_BLOCK = 128 * 1024
-SAMPLE_BYTES = 64 * 1024
-"""Of a raw packet's pages, for a look."""
-TOLD_S = 1e-3
-"""Seconds that the policy is told of at once, at least: more often would cost more than it could gain."""
+SAMPLE_BYTES = 32 * 1024
+"""Of a packet's pages, for a look."""
 CHANGING, FRAME, RAW = range(3)
 """Stages; zstd.h has the same."""
 
@@ -64,14 +62,14 @@ class Encoder(Protocol):
         """All bytes of a packet's pages in whole blocks, in buffers that are valid until the next call."""
         ...
 
-    def adaptive_hook(self, page_size: int, settle: Callable[[memoryview], None]) -> tuple[NativeHook, Any] | None:
+    def adaptive_hook(self, page_size: int, settle: Callable[[], None]) -> tuple[NativeHook, Any] | None:
         """A hook in native code, and its ``zstd_adaptive``; None if there is none."""
         ...
 
 
 @dataclass(slots=True)
 class _Meter:
-    """``zstd_meter``, where there is no native code."""
+    """``zstd_meter``, where there is no native code: what was spent since it was asked last."""
 
     left_ns: int = 0
     left_cpu_ns: int = 0
@@ -90,7 +88,6 @@ class _Shared:
 
     stage: int = CHANGING
     is_changing: int = 0
-    sample_bytes: int = 0
     meter: _Meter = field(default_factory=_Meter)
 
 
@@ -139,86 +136,64 @@ class Adaptive:
         self._policy = Policy(wire.ladder, wire.start)
         self._place = wire.start
         self._shared: Any = _Shared()
-        self._spent, self._hook_ns, self._gap_ns = Spent(), 0, 0
+        self._hook_ns = self._gap_ns = 0
         self._run_delay = RunDelay()
         names = [name for rung in wire.ladder for name in self._names(rung.level)]
         counters.update(dict.fromkeys([*names, *map(self._name, ("changes", "encode_us", "between_us"))], 0))
 
     def compress(self, runs: Sequence[memoryview]) -> list[Buffer]:
         """A packet's payload; views of the pages may be in it."""
+        self.settle()
         shared, meter = self._shared, self._shared.meter
-        start, start_cpu = time.monotonic_ns(), time.thread_time_ns()
-        gap_ns, gap_cpu_ns = _since(meter.left_ns, start), _since(meter.left_cpu_ns, start_cpu)
-        self._drain()
         if shared.stage == CHANGING:
+            if self._policy.wants_look:
+                self._look(runs[0][:SAMPLE_BYTES])
             self._open()
+        start, start_cpu = time.monotonic_ns(), time.thread_time_ns()
         payload: list[Buffer] = self._wire.raw(runs) if shared.stage == RAW else self._encoder.compress(runs)
-        hook_ns, hook_cpu_ns = time.monotonic_ns() - start, time.thread_time_ns() - start_cpu
-        page_bytes, payload_bytes = sum(map(len, runs)), sum(map(len, payload))
-        self._count(1, hook_ns, hook_cpu_ns, gap_ns, gap_cpu_ns, page_bytes, payload_bytes)
-        self._tell(lambda: runs[0][:SAMPLE_BYTES])
+        meter.hook_ns += time.monotonic_ns() - start
+        meter.hook_cpu_ns += time.thread_time_ns() - start_cpu
+        meter.packets += 1
+        meter.page_bytes += sum(map(len, runs))
+        meter.payload_bytes += sum(map(len, payload))
         if shared.is_changing:
-            payload += [self._wire.end] if self._wire.end else []
+            if shared.stage == FRAME and self._wire.end:
+                payload.append(self._wire.end)
             shared.stage = CHANGING
         meter.left_ns, meter.left_cpu_ns = time.monotonic_ns(), time.thread_time_ns()
         return payload
 
-    def settle(self, ring: memoryview) -> None:
-        """After a call of the pump.
+    def settle(self) -> None:
+        """Take what was counted since the last time, and let the next packets know what the policy makes of it."""
+        shared, policy, m = self._shared, self._policy, self._shared.meter
+        now_ns, now_cpu_ns = time.monotonic_ns(), time.thread_time_ns()
+        if not m.left_ns:
+            self._run_delay.since_last_s()
+        else:
+            m.gap_ns, m.gap_cpu_ns = m.gap_ns + now_ns - m.left_ns, m.gap_cpu_ns + now_cpu_ns - m.left_cpu_ns
+        m.left_ns, m.left_cpu_ns = now_ns, now_cpu_ns
+        if not m.packets:
+            return
+        hook_s, hook_cpu_s, gap_s, gap_cpu_s = (ns / 1e9 for ns in (m.hook_ns, m.hook_cpu_ns, m.gap_ns, m.gap_cpu_ns))
+        spent = Spent(hook_s, hook_cpu_s, gap_s, gap_cpu_s, m.page_bytes, m.payload_bytes)
+        spent.gap_queue_s = self._gap_queue_s(spent)
+        self._count()
+        policy.note(self._place, spent)
+        shared.is_changing = policy.is_watching or policy.place != self._place
+        if shared.stage == RAW and (shared.is_changing or policy.wants_look):
+            shared.stage = CHANGING
 
-        Args:
-            ring: where the pages of a sample lie.
-        """
-        meter = self._shared.meter
-        meter.gap_ns += _since(meter.left_ns, time.monotonic_ns())
-        meter.gap_cpu_ns += _since(meter.left_cpu_ns, time.thread_time_ns())
-        self._drain()
-        self._tell(lambda: ring[:SAMPLE_BYTES])
-        meter.left_ns, meter.left_cpu_ns = time.monotonic_ns(), time.thread_time_ns()
-
-    def _drain(self) -> None:
-        """Take what the hook in native code has counted."""
-        m = self._shared.meter
-        if m.packets or m.gap_ns:
-            self._count(m.packets, m.hook_ns, m.hook_cpu_ns, m.gap_ns, m.gap_cpu_ns, m.page_bytes, m.payload_bytes)
-            m.packets = m.hook_ns = m.hook_cpu_ns = m.gap_ns = m.gap_cpu_ns = m.page_bytes = m.payload_bytes = 0
-
-    def _count(
-        self,
-        packets: int,
-        hook_ns: int,
-        hook_cpu_ns: int,
-        gap_ns: int,
-        gap_cpu_ns: int,
-        page_bytes: int,
-        payload_bytes: int,
-    ) -> None:
-        self._spent.add(
-            Spent(hook_ns / 1e9, hook_cpu_ns / 1e9, gap_ns / 1e9, gap_cpu_ns / 1e9, page_bytes, payload_bytes)
-        )
-        counters, (packets_name, bytes_name) = self._counters, self._names(self._wire.ladder[self._place].level)
-        counters[packets_name] += packets
-        counters[bytes_name] += payload_bytes
-        self._hook_ns += hook_ns
-        self._gap_ns += gap_ns
+    def _count(self) -> None:
+        """Counters from the meter, which begins anew."""
+        counters, m = self._counters, self._shared.meter
+        packets_name, bytes_name = self._names(self._wire.ladder[self._place].level)
+        counters[packets_name] += m.packets
+        counters[bytes_name] += m.payload_bytes
+        self._hook_ns += m.hook_ns
+        self._gap_ns += m.gap_ns
         counters[self._name("encode_us")] = self._hook_ns // 1000
         counters[self._name("between_us")] = self._gap_ns // 1000
-
-    def _tell(self, sample: Callable[[], memoryview]) -> None:
-        """Tell the policy what was spent, and let the next packets know what it chose."""
-        shared, policy, spent = self._shared, self._policy, self._spent
-        if not spent.page_bytes or spent.hook_s + spent.gap_s < TOLD_S:
-            return
-        spent.gap_queue_s = self._gap_queue_s(spent)
-        policy.note(spent)
-        self._spent = Spent()
-        if shared.stage == RAW and shared.sample_bytes:
-            self._look(sample())
-        is_other = policy.place != self._place
-        if shared.stage == RAW and is_other:
-            shared.stage = CHANGING
-        shared.is_changing = shared.stage == FRAME and is_other
-        shared.sample_bytes = SAMPLE_BYTES if policy.wants_look else 0
+        m.packets = m.hook_ns = m.hook_cpu_ns = m.gap_ns = m.gap_cpu_ns = m.page_bytes = m.payload_bytes = 0
 
     def _gap_queue_s(self, spent: Spent) -> float:
         """Of the time in gaps, what passed while others had the processors: told by the kernel, or guessed."""
@@ -228,15 +203,15 @@ class Adaptive:
         return min(max(queue_s - in_hooks_s, 0.0), max(spent.gap_s - spent.gap_cpu_s, 0.0))
 
     def _open(self) -> None:
-        shared, self._place = self._shared, self._policy.place
-        level = self._wire.ladder[self._place].level
-        shared.is_changing = 0
-        self._counters[self._name("changes")] += 1
-        if level is None:
-            shared.stage = RAW
-        else:
+        """Begin what the next packets go by."""
+        shared, place = self._shared, self._policy.place
+        level = self._wire.ladder[place].level
+        self._counters[self._name("changes")] += place != self._place
+        self._place = place
+        shared.is_changing = self._policy.is_watching
+        shared.stage = RAW if level is None else FRAME
+        if level is not None:
             self._encoder.open(level)
-            shared.stage = FRAME
 
     def _look(self, sample: memoryview) -> None:
         """Compress a few pages, to see what pages now cost and save; not while a frame is open."""
@@ -265,8 +240,3 @@ class Adaptive:
         """Of the counters of packets and payload bytes."""
         word = "raw" if level is None else f"level_{level}"
         return self._name(f"{word}_packets"), self._name(f"{word}_bytes")
-
-
-def _since(left_ns: int, now_ns: int) -> int:
-    """Nanoseconds since a hook returned; 0 if none has."""
-    return now_ns - left_ns if left_ns else 0

@@ -141,15 +141,15 @@ class Compressor:
         """`compress` in native code, on the same frame; None if that was not built."""
         return _native_zstd.send_hook(self._native_frame(page_size), library_message=self._context.error)
 
-    def adaptive_hook(self, page_size: int, settle: Callable[[memoryview], None]) -> tuple[NativeHook, Any] | None:
+    def adaptive_hook(self, page_size: int, settle: Callable[[], None]) -> tuple[NativeHook, Any] | None:
         """``multifd_zstd_adapt`` on the same frames and its state; None if that was not built.
 
         Args:
             page_size: bytes.
-            settle: called after each call of the pump with the ring.
+            settle: called after each call of the pump.
         """
         return _native_zstd.adaptive_hook(
-            self._native_frame(page_size), library_message=self._context.error, settle=lambda: settle(self._ring_view)
+            self._native_frame(page_size), library_message=self._context.error, settle=settle
         )
 
     def _native_frame(self, page_size: int) -> _native_zstd.Frame:

@@ -1,59 +1,64 @@
 """Which level a channel compresses at while it goes: arithmetic alone; no clock, no thread, no codec.
 
 What a channel minimises is the time for each byte of memory. While one packet is compressed, the kernel sends those
-before it, so a byte takes about as long as the longer of the two: to compress it, or to send what it comes to. What
-is not known is learned from what packets took:
+before it, so a byte takes about as long as the longer of the two: to compress it, or to send what it comes to. A model
+of that proposes, from what packets took:
 
 * What the pages at hand cost and save at the level that they went by, and so at the others: the ladder says how levels
-  compare. Pages that do not shrink save nothing at any level, so the cheapest is taken: as they are.
-* How much longer than its processor time a packet takes: other channels want the processors, too.
-* What a byte on the wire takes. If a channel waits in between its hooks, it is the time over the bytes. If it does not,
-  it is no more than that, and the guess sinks until a lower level is taken that waits, or none is left.
+  compare. Pages that do not shrink go as they are.
+* How much longer than its processor time a packet takes: others want the processors, too.
+* What a byte on the wire takes, if the channel waits in between its hooks; if it does not, it is no more than that.
 
-A receiver that is slower than the link looks like a link, but takes pages as they are faster than compressed ones. Only
-a trial tells, and one is made where a receiver can be what is slow.
-
-What was learned fades as bytes go by.
+Where that is not enough the clock decides. If nothing is waited for, or a wait may as well be for the receiver, pages
+are probed as they are for a few packets: they stay so if the memory goes faster by it, and if not the link is known
+better. A probe that did not pay is not repeated for a while, twice as long each time, unless the link becomes another.
+Where more time passes without a processor than in waiting, a wait may be for somebody who has none either: then nothing
+dearer is taken.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 _MIB = 1 << 20
-LINK_MEMORY = 3 * _MIB
-"""Payload bytes. A socket takes more once a third of its buffer is free, and that may have 4 MiB (tcp_wmem): what is
-told of the link comes in jumps, and is added up over more than one."""
+FREE = 0.5 * _MIB
+"""Payload bytes that went without a wait, and so without a limit: twice what the kernel takes before it has sent what
+was before (multifd/transport/connection.py)."""
+UNSEEN = 1 * _MIB
+"""Payload bytes of a channel that may be on their way without its knowing, there, in routers and at the receiver: so
+much after a change tells of what was before."""
+JUDGED = 1 * _MIB
+"""Payload bytes after that by which a probe is judged: two packets."""
+MEMORY = 4 * _MIB
+"""Bytes of pages of which is known what they took: 8 packets."""
 PAGE_MEMORY = 4 * _MIB
 """Bytes of pages whose cost and saving are remembered."""
-JUMP = 1.5 * _MIB
-"""Payload bytes that went without a wait: more than one jump's, so what was before is over."""
-REST = 1 * _MIB
+REST = 2 * _MIB
 """Bytes of pages for which a level is kept, unless another is far better: a change costs the history."""
-GAIN, FAR_BETTER = 0.97, 0.8
-"""The time at another level over that at the present one: worth a change; worth one at once."""
+GAIN, FAR_BETTER, FAR_WORSE = 0.96, 0.8, 2.0
+"""The time at another level over that at the present one: worth a change; worth one at once; a probe is over."""
 SHARPNESS = 6.0
 """How two times that overlap add up, as the exponent of a norm: 1 is one after the other, infinite is the longer one
 alone. At 6 two equal ones take 12 % longer than one, so neither is chosen to be just as long as the other."""
-WAITING = 0.08
-"""Share of its time that a channel waits in between hooks if the link holds it up; less may be the scheduler's."""
-SLACK, MOST_SLACK = 1.0 * _MIB, 32 * _MIB
-"""Payload bytes sent without waiting after which the guess of a wire byte's time has sunk to 1/e. A buffer hides so
-much; small at first, since buffers grow with the connection, doubled whenever the guess was too low."""
-SINKING_S = 0.4
-"""Seconds after which it has sunk so far, too, however little was sent; longer as the slack is larger."""
 THRIFT = 0.05
 """What a second of compressing counts beside the time it takes: of two levels that are as fast, the cheaper."""
-LOOK_SHARE = 0.015
-"""Of all time, what looks may take."""
-TRIAL_PACE = 4e-9
-"""Seconds for each byte of pages: a receiver of zstd, uncontended, is not slower than twice that (an EPYC's core)."""
-TRIAL_BYTES = 8 * _MIB
-"""Payload bytes of a trial, of which the first half only empties the buffer of what was sent before."""
-TRIAL_WAIT_S, TRIAL_BACKOFF = 1.0, 3.0
-"""Until the next trial, and how much longer after each that did not pay."""
+WAITING = 0.08
+"""Share of its time that a channel waits in between hooks if it is held up; less may be a matter of chance."""
+NO_SHRINKING = 0.97
+"""Payload over pages: what is above is not worth the receiver's time."""
+LOOK_SHARE = 0.05
+"""Of all time, what looks may take: they are made while the link is what is slow."""
+RECEIVING = 4e-9
+"""Seconds of a processor for each byte of pages: a receiver of zstd takes at most half of that (an EPYC's core), so one
+that is slower waits for the link."""
+OTHER_LINK = 4.0
+"""How many times faster or slower it has become if a probe that did not pay may well pay now."""
+BAR_S = 1.0
+"""Until the next probe, after one that did not pay; twice as long each time."""
+WATCH_S = 0.02
+"""Of the start, in which the policy is asked after each packet: as long as a call of the pump."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +95,54 @@ class Spent:
     payload_bytes: float = 0.0
     gap_queue_s: float = 0.0
 
-    def add(self, news: Spent, keep: float = 1.0) -> None:
-        """Add the news to so much of what is here."""
+    def add(self, news: Spent) -> None:
+        """Add the news, and forget as much of what is here as they outweigh."""
+        keep = math.exp(-news.page_bytes / MEMORY)
         for name in Spent.__slots__:
             setattr(self, name, getattr(self, name) * keep + getattr(news, name))
+
+    @property
+    def wire_s(self) -> float:
+        """Seconds for each byte of payload."""
+        return (self.hook_s + self.gap_s) / self.payload_bytes
+
+    @property
+    def contention(self) -> float:
+        """Time over processor time, of all that was not waiting."""
+        cpu_s = self.hook_cpu_s + self.gap_cpu_s
+        return max(1.0, (self.hook_s + self.gap_cpu_s + self.gap_queue_s) / cpu_s) if cpu_s else 1.0
+
+    @property
+    def waited_s(self) -> float:
+        """For the link, or the receiver."""
+        return self.gap_s - self.gap_cpu_s - self.gap_queue_s
+
+    @property
+    def is_held_up(self) -> bool:
+        """Whether the link held it up, or the receiver."""
+        return self.waited_s >= WAITING * (self.hook_s + self.gap_s)
+
+    @property
+    def is_contended(self) -> bool:
+        """Whether more passed without a processor than in waiting, which may then be for the receiver's."""
+        return self.hook_s - self.hook_cpu_s + self.gap_queue_s > self.waited_s
+
+
+@dataclass(slots=True)
+class _Probe:
+    """Of pages as they are.
+
+    Args:
+        origin: the place before.
+        before: what packets took there.
+        left: payload bytes until it is over.
+        spent: what packets take now; what tells more of those before is left out.
+    """
+
+    origin: int
+    before: Spent
+    left: float = UNSEEN + JUDGED
+    spent: Spent = field(default_factory=Spent)
 
 
 class Policy:
@@ -110,42 +159,53 @@ class Policy:
         """In the ladder: what the next packet is to go by."""
         self._dearer, self._keener = 1.0, 1.0  # the pages at hand: cost and saving as factors of the ladder's
         self._pages_known = 0.0
-        self._recent = Spent()
-        self._wire_s: float | None = None  # a payload byte's time, of payloads as they are now
-        self._is_held_up = False  # it waits for the link, or for the receiver
-        self._free = Spent()  # since it waited last
-        self._slack = SLACK
-        self._sunk = 1.0
-        self._elapsed_s = 0.0
+        self._recent, self._free = Spent(), Spent()  # lately; since it waited last
+        self._wire_s = math.inf  # a payload byte's time
         self._rested = 0.0  # bytes of pages since the last change
-        self._receiver = 1.0  # how much longer a compressed payload byte takes than one that is a page's
-        self._trial: _Trial | None = None
-        self._next_trial_s, self._trial_wait_s = 0.0, TRIAL_WAIT_S
-        self._next_look_s = 0.0
+        self._probe: _Probe | None = None
+        self._next_probe_s, self._bar_s = 0.0, BAR_S
+        self._barred_at_s = 1.0  # what a payload byte took when a probe did not pay
+        self._elapsed_s = self._next_look_s = 0.0
 
     @property
     def level(self) -> int | None:
         """What the next packet is to go by; None: as it is."""
         return self._ladder[self.place].level
 
-    def note(self, spent: Spent) -> None:
-        """Learn from packets that went by `place`, at least one, and choose anew."""
-        spent_s = spent.hook_s + spent.gap_s
-        self._elapsed_s += spent_s
-        self._receiver = 1 + (self._receiver - 1) * math.exp(-spent_s / (2 * self._trial_wait_s))
-        self._rested += spent.page_bytes
-        self._recent.add(spent, math.exp(-spent.payload_bytes / LINK_MEMORY))
-        if self.place:
+    @property
+    def is_watching(self) -> bool:
+        """Whether a word after each packet is wanted: the next may go by another level."""
+        return self._probe is not None or self._elapsed_s < WATCH_S
+
+    def note(self, place: int, spent: Spent) -> None:
+        """Learn from packets, at least one, and choose anew.
+
+        Args:
+            place: what they went by: a change may come a packet late.
+            spent: what they took.
+        """
+        self._elapsed_s += spent.hook_s + spent.gap_s
+        if place:
             cost, ratio = spent.hook_cpu_s / spent.page_bytes, spent.payload_bytes / spent.page_bytes
-            self._weigh(self.place, cost, ratio, spent.page_bytes)
+            self._weigh(place, cost, ratio, spent.page_bytes)
         self._note_wire(spent)
-        if self._trial is None or self._is_over(self._trial, spent.payload_bytes):
+        if place != self.place:
+            return
+        self._rested += spent.page_bytes
+        if self._probe is None:
+            if not 1 / OTHER_LINK < self._wire_s / self._barred_at_s < OTHER_LINK:
+                self._next_probe_s, self._bar_s = 0.0, BAR_S
             self._choose()
+        elif self._is_over(self._probe, spent):
+            self._probe = None
 
     @property
     def wants_look(self) -> bool:
-        """Whether nothing has told for a while what pages cost and save."""
-        return self.place == 0 and self._elapsed_s >= self._next_look_s
+        """Whether nothing has told for a while what pages save, and some level would pay if they are typical."""
+        if self.place or self._elapsed_s < self._next_look_s or not self._recent.is_held_up:
+            return False
+        contention = self._recent.contention
+        return any(self._wire_s * rung.saving > contention * rung.cost for rung in self._ladder[1:])
 
     def look(self, place: int, cpu_s: float, page_bytes: float, payload_bytes: float) -> None:
         """Learn from pages that were compressed only to see what it takes.
@@ -158,124 +218,91 @@ class Policy:
         self._elapsed_s += cpu_s
         self._next_look_s = self._elapsed_s + cpu_s / LOOK_SHARE
         self._weigh(place, cpu_s / page_bytes, payload_bytes / page_bytes, PAGE_MEMORY / 4)
-        if self._trial is None:
+        if self._probe is None and self._recent.payload_bytes:
             self._choose()
 
     def _weigh(self, place: int, cost: float, ratio: float, page_bytes: float) -> None:
         rung = self._ladder[place]
         self._pages_known = min(self._pages_known + page_bytes, PAGE_MEMORY)
         new = 1 - math.exp(-page_bytes / self._pages_known)
-        saving = max(1 - ratio, 0.0)
         self._dearer += (cost / rung.cost - self._dearer) * new
-        self._keener += (saving / rung.saving - self._keener) * new
+        if ratio > NO_SHRINKING:
+            self._keener = 0.0
+        else:
+            self._keener += ((1 - ratio) / rung.saving - self._keener) * (new if self._keener else 1.0)
 
     def _note_wire(self, spent: Spent) -> None:
-        if self._waits(spent):
+        if spent.is_held_up:
+            slower = not spent.is_contended and spent.wire_s > OTHER_LINK * self._wire_s
+            if slower or self._is_free:
+                self._recent = Spent()  # of a link that was faster
+            self._recent.add(spent)
             self._free = Spent()
         else:
+            self._recent.add(spent)
             self._free.add(spent)
-            if self._free.payload_bytes > JUMP:
+            if self._is_free:
                 self._recent = replace(self._free)
-        recent = self._recent
-        elapsed = recent.hook_s + recent.gap_s
-        if elapsed <= 0:
-            return
-        most = elapsed / recent.payload_bytes
-        self._is_held_up = self._waits(recent)
-        if self._is_held_up:
-            if self._sunk < 0.7:  # it was thought of as faster than it is
-                self._slack = min(2 * self._slack, MOST_SLACK)
-            self._wire_s, self._sunk = most, 1.0
-            return
-        spent_s = spent.hook_s + spent.gap_s
-        sinks = math.exp(-(spent.payload_bytes + spent_s / SINKING_S * SLACK) / self._slack)
-        self._sunk *= sinks
-        if self._sunk < 0.1:
-            self._slack, self._sunk = SLACK, 1.0
-        self._wire_s = most if self._wire_s is None else min(self._wire_s * sinks, most)
-
-    def _waits(self, spent: Spent) -> bool:
-        """Whether the link, or the receiver, held up what was spent."""
-        waited = spent.gap_s - spent.gap_cpu_s - spent.gap_queue_s
-        return waited >= WAITING * (spent.hook_s + spent.gap_s)
+        wire_s = self._recent.wire_s
+        self._wire_s = wire_s if self._recent.is_held_up else min(self._wire_s, wire_s)
 
     @property
-    def _contention(self) -> float:
-        """Time over processor time."""
-        r = self._recent
-        return max(1.0, r.hook_s / r.hook_cpu_s) if r.hook_cpu_s > 0 else 1.0
+    def _is_free(self) -> bool:
+        """Whether so much went without a wait that there is nothing to wait for."""
+        return self._free.payload_bytes >= FREE
+
+    def _left(self, place: int) -> float:
+        """Payload bytes for each byte of pages."""
+        return 1 - min(self._ladder[place].saving * self._keener, 0.99)
 
     def _pace(self, place: int) -> float:
         """Seconds that a byte of pages would take."""
-        rung, recent = self._ladder[place], self._recent
-        cost = rung.cost * (self._dearer if place else 1.0)
-        left = 1 - min(rung.saving * self._keener, 0.99)
-        wire = self._wire_s or 0.0
-        if self.place and not place:
-            wire /= self._receiver
-        elif place and not self.place:
-            wire *= self._receiver
-        send = recent.gap_cpu_s / recent.payload_bytes if recent.payload_bytes else 0.0
-        work = self._contention * (cost + send * left)
-        return float((work**SHARPNESS + (wire * left) ** SHARPNESS) ** (1 / SHARPNESS) + THRIFT * work)
+        recent, left = self._recent, self._left(place)
+        cost = self._ladder[place].cost * (self._dearer if place else 1.0)
+        work = recent.contention * (cost + recent.gap_cpu_s / recent.payload_bytes * left)
+        return float((work**SHARPNESS + (self._wire_s * left) ** SHARPNESS) ** (1 / SHARPNESS) + THRIFT * work)
 
     def _choose(self) -> None:
-        paces = [self._pace(place) for place in range(len(self._ladder))]
-        best = min(range(len(paces)), key=paces.__getitem__)
-        gain = paces[best] / paces[self.place]
-        if gain < FAR_BETTER or (gain < GAIN and self._rested >= REST):
-            self._change(best)
-        elif self.place and self._is_trial_due():
-            longest_s = 2 * TRIAL_BYTES * paces[self.place]
-            self._trial = _Trial(self._wire_s or 0.0, self.place, TRIAL_BYTES, self._elapsed_s + longest_s)
-            self._change(0)
-
-    def _change(self, place: int) -> None:
-        if (self.place == 0) != (place == 0) and self._wire_s is not None:
-            self._wire_s *= 1 / self._receiver if self.place else self._receiver
-        self.place, self._rested = place, 0.0
-
-    def _is_trial_due(self) -> bool:
+        """Go where the time for each byte is least."""
         recent = self._recent
-        pace = (recent.hook_s + recent.gap_s) / recent.page_bytes
-        return (
-            self._is_held_up
-            and self._elapsed_s >= self._next_trial_s
-            and self._rested >= REST
-            and pace < TRIAL_PACE * self._contention
-            and self._contention * (self._ladder[0].cost + recent.gap_cpu_s / recent.payload_bytes) < 0.7 * pace
-        )
+        if self.place and not self._keener:
+            self._go(0)
+        elif self.place and self._elapsed_s >= self._next_probe_s and self._may_be_other_than_the_link():
+            self._probe = _Probe(self.place, replace(recent))
+            self._go(0)
+        else:
+            highest = self.place if recent.is_contended else len(self._ladder) - 1
+            best = min(range(highest + 1), key=self._pace)
+            gain = self._pace(best) / self._pace(self.place)
+            if gain < FAR_BETTER or (gain < GAIN and self._rested >= REST):
+                self._go(best)
 
-    def _is_over(self, trial: _Trial, payload_bytes: float) -> bool:
-        """Count a trial's bytes; at its end take what it told."""
-        half = trial.left > TRIAL_BYTES / 2
-        trial.left -= payload_bytes
-        if half and trial.left <= TRIAL_BYTES / 2:
-            self._recent = Spent()
-        if trial.left > 0 and self._elapsed_s < trial.until_s:
+    def _may_be_other_than_the_link(self) -> bool:
+        """Whether nothing holds the channel up, or perhaps the receiver, or who has its processor."""
+        recent = self._recent
+        pace = self._wire_s * self._left(self.place)
+        return self._is_free or (recent.is_held_up and (recent.is_contended or pace < RECEIVING * recent.contention))
+
+    def _go(self, place: int) -> None:
+        self.place, self._rested, self._free = place, 0.0, Spent()
+
+    def _is_over(self, probe: _Probe, spent: Spent) -> bool:
+        """Count what was spent on a probe; at its end stay, or go back."""
+        probe.spent.add(spent)
+        before = probe.before.wire_s * self._left(probe.origin)
+        is_unseen, probe.left = probe.left > JUDGED, probe.left - spent.payload_bytes
+        is_hopeless = spent.is_held_up and not spent.is_contended and probe.spent.wire_s > FAR_WORSE * before
+        if probe.left > 0 and not is_hopeless:
+            if is_unseen and probe.left <= JUDGED:
+                probe.spent = Spent()
             return False
-        recent, self._trial = self._recent, None
-        if recent.payload_bytes:
-            self._wire_s = (recent.hook_s + recent.gap_s) / recent.payload_bytes
-            self._receiver = max(1.0, trial.wire_s / self._wire_s)
-        pays = self._pace(0) < GAIN * self._pace(trial.place)
-        self._trial_wait_s = TRIAL_WAIT_S if pays else self._trial_wait_s * TRIAL_BACKOFF
-        self._next_trial_s = self._elapsed_s + self._trial_wait_s
+        pays = probe.spent.wire_s <= before
+        self._recent = probe.before if probe.before.is_held_up and not pays else probe.spent
+        self._wire_s = self._recent.wire_s
+        if pays:
+            self._bar_s = BAR_S
+        else:
+            self._barred_at_s, self._next_probe_s = self._wire_s, self._elapsed_s + self._bar_s
+            self._bar_s *= 2
+            self._go(probe.origin)
         return True
-
-
-@dataclass(slots=True)
-class _Trial:
-    """Of pages as they are.
-
-    Args:
-        wire_s: what a payload byte took before.
-        place: what they went by before.
-        left: payload bytes until it is over.
-        until_s: when it is over although some are left: it does not pay.
-    """
-
-    wire_s: float
-    place: int
-    left: float
-    until_s: float

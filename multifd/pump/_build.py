@@ -150,7 +150,6 @@ typedef struct {
     zstd_sender frame;
     zstd_meter meter;
     uint8_t stage, is_changing;
-    uint32_t sample_bytes;
 } zstd_adaptive;
 
 typedef struct {

@@ -88,8 +88,6 @@ static int64_t raw_frame(zstd_adaptive *s, const uint8_t *const *pages, uint32_t
             i += run;
         }
     }
-    for (uint32_t i = 0; i < count && (uint64_t)(i + 1) * page_size <= s->sample_bytes; i++)
-        memcpy(s->frame.ring + (size_t)i * page_size, pages[i], page_size);
     return to - out;
 }
 

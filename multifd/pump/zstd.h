@@ -56,7 +56,6 @@ typedef struct {
     zstd_meter meter;
     uint8_t stage;       /* one of the above */
     uint8_t is_changing; /* the next packet ends the frame: it may end only inside of one */
-    uint32_t sample_bytes; /* of the next raw packet's first pages, which are kept in the ring */
 } zstd_adaptive;
 
 typedef struct {
