@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from virtual_link import NOISE, PACKET, REAL, World, migrate
 
-from multifd.methods._adaptive_zstd import LADDER, START
+from multifd.methods._adaptive_zstd import LADDER, SAMPLED
 from multifd.methods.adapt import Policy, Spent
 
 GIGABIT = 1e9 / 8
@@ -24,7 +24,7 @@ def spent(
 
 def rest(waits_s: float, packets: int = 200, **pages: float) -> int | None:
     """The level at which a channel comes to rest that waits so long for each payload byte."""
-    policy = Policy(LADDER, START)
+    policy = Policy(LADDER, SAMPLED)
     for _ in range(packets):
         packet = spent(policy.place, 0.0, **pages)
         packet.gap_s = max(0.0, packet.payload_bytes * waits_s - packet.hook_s)
@@ -57,7 +57,7 @@ def test_others_who_want_the_processor_make_compressing_dearer():
 
 
 def test_a_look_brings_a_channel_back_from_pages_as_they_are():
-    policy = Policy(LADDER, START)
+    policy = Policy(LADDER, SAMPLED)
     for _ in range(60):
         policy.note(policy.place, spent(policy.place, 1e-9 * PACKET, saving=0.0))
     assert policy.level is None
@@ -65,19 +65,19 @@ def test_a_look_brings_a_channel_back_from_pages_as_they_are():
         policy.note(0, spent(0, 30e-9 * PACKET))
     assert policy.wants_look
     for _ in range(12):
-        policy.look(START, LADDER[START].cost * 65536, 65536, 65536 * (1 - LADDER[START].saving))
+        policy.look(SAMPLED, LADDER[SAMPLED].cost * 65536, 65536, 65536 * (1 - LADDER[SAMPLED].saving))
     assert policy.level is not None
 
 
 def test_looks_take_a_small_share_of_the_time():
     policy = Policy(LADDER, 0)
-    policy.look(START, 2e-4, 65536, 65536)
+    policy.look(SAMPLED, 2e-4, 65536, 65536)
     looks = 1
     for _ in range(1000):
         policy.note(0, spent(0, 4e-9 * PACKET, saving=0.0))
         if policy.wants_look:
             looks += 1
-            policy.look(START, 2e-4, 65536, 65536)
+            policy.look(SAMPLED, 2e-4, 65536, 65536)
     assert 0 < looks * 2e-4 < 0.06 * 1000 * 4e-9 * PACKET
 
 

@@ -213,6 +213,6 @@ class _Migration:
 
 def new_policy() -> Policy:
     """As ``zstd:level=auto`` has it."""
-    from multifd.methods._adaptive_zstd import LADDER, START
+    from multifd.methods._adaptive_zstd import LADDER
 
-    return Policy(LADDER, START)
+    return Policy(LADDER, 0)

@@ -37,7 +37,7 @@ LADDER = (
 )
 """zstd 1.5.7 on 32 MiB of programs and documents, two cores of an EPYC, seconds of a processor. The levels between took
 as long as one beside them, or gained nothing."""
-START = next(place for place, rung in enumerate(LADDER) if rung.level == 1)
+SAMPLED = next(place for place, rung in enumerate(LADDER) if rung.level == 1)
 TOP = max(rung.level for rung in LADDER if rung.level is not None)
 END_BLOCK = b"\x01\x00\x00"
 """RFC 8878: the last block of a frame, raw, of no bytes."""
@@ -107,19 +107,19 @@ class Wire:
     Args:
         name: the method's, of its counters.
         ladder: the levels.
-        start: the place in it to begin at, and to look by.
+        sampled: the place in it by which pages are looked at.
         raw: a payload of the bytes as they are; the views go into it.
         end: what follows the last payload of a level, in the same packet.
     """
 
     name: str
     ladder: Sequence[Rung]
-    start: int
+    sampled: int
     raw: Callable[[Sequence[memoryview]], list[Buffer]]
     end: bytes
 
 
-ZSTD = Wire("zstd", LADDER, START, raw_frame, END_BLOCK)
+ZSTD = Wire("zstd", LADDER, SAMPLED, raw_frame, END_BLOCK)
 
 
 class Adaptive:
@@ -133,8 +133,9 @@ class Adaptive:
 
     def __init__(self, encoder: Encoder, counters: dict[str, int], wire: Wire = ZSTD) -> None:
         self._encoder, self._counters, self._wire = encoder, counters, wire
-        self._policy = Policy(wire.ladder, wire.start)
-        self._place = wire.start
+        # The first packet goes as it is: on a fast link that is right, on another it says what the link takes.
+        self._policy = Policy(wire.ladder, 0)
+        self._place = 0
         self._shared: Any = _Shared()
         self._hook_ns = self._gap_ns = 0
         self._run_delay = RunDelay()
@@ -215,14 +216,14 @@ class Adaptive:
 
     def _look(self, sample: memoryview) -> None:
         """Compress a few pages, to see what pages now cost and save; not while a frame is open."""
-        start_place = self._wire.start
-        rung = self._wire.ladder[start_place]
+        place = self._wire.sampled
+        rung = self._wire.ladder[place]
         assert rung.level is not None
         self._encoder.open(rung.level)
         start = time.thread_time_ns()
         payload = self._encoder.compress([sample])
         took_ns = time.thread_time_ns() - start
-        self._policy.look(start_place, took_ns / 1e9, len(sample), sum(map(len, payload)))
+        self._policy.look(place, took_ns / 1e9, len(sample), sum(map(len, payload)))
 
     def native_hook(self, page_size: int) -> NativeHook | None:
         """`compress` in native code, on the same frames; None if that was not built."""
