@@ -12,7 +12,6 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from faults import table
@@ -31,10 +30,15 @@ def describe(outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
-def until_interrupted(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
-    """Those that are there when Ctrl-C comes."""
-    with contextlib.closing(outcomes), contextlib.suppress(KeyboardInterrupt):
-        yield from outcomes
+def tell(outcome: Outcome, problems: list[str], *, is_whole: bool) -> None:
+    """What is wrong with a trial, or all of it."""
+    if problems or is_whole:
+        print(describe(outcome), flush=True)
+    for problem in problems:
+        print(f"  WRONG: {problem}")
+    if problems:
+        again = f"--seed {outcome.plan.seed} --only {outcome.plan.number}"
+        print(f"  again: PYTHONPATH=tests python -m faults {again}", flush=True)
 
 
 def main() -> None:
@@ -50,19 +54,13 @@ def main() -> None:
     numbers = arguments.only or range(arguments.runs)
     outcomes, wrong = [], 0
     start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder, contextlib.suppress(KeyboardInterrupt):
         run = Run(Path(folder), methods())
-        for outcome in until_interrupted(run.trials(arguments.seed, numbers, arguments.at_once)):
-            outcomes.append(outcome)
+        for outcome in run.trials(arguments.seed, numbers, arguments.at_once):
             problems = judge(outcome)
-            if problems or arguments.only:
-                print(describe(outcome), flush=True)
-            for problem in problems:
-                print(f"  WRONG: {problem}")
-            if problems:
-                wrong += 1
-                again = f"--seed {arguments.seed} --only {outcome.plan.number}"
-                print(f"  again: PYTHONPATH=tests python -m faults {again}")
+            outcomes.append(outcome)
+            wrong += bool(problems)
+            tell(outcome, problems, is_whole=bool(arguments.only))
     text = table.text(outcomes, arguments.seed)
     print(text)
     print(f"{len(outcomes)} trials in {time.monotonic() - start:.0f} s, {wrong} wrong")
