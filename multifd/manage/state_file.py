@@ -12,6 +12,7 @@ from typing import Any
 
 from multifd.errors import RamError, about
 from multifd.manage.settings import Settings
+from multifd.ram.file import close
 
 _VERSION = 1
 _LONGEST = 1 << 20  # bytes; one is about 1 KiB
@@ -103,17 +104,28 @@ class StateFile:
             ) from e
 
     def remove(self) -> None:
-        """Everything is as it was. Twice is harmless."""
-        if self._fd >= 0:
+        """Everything is as it was. Twice is harmless.
+
+        Raises:
+            RamError: it cannot be removed, or not durably.
+        """
+        if self._fd < 0:
+            return
+        try:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.path)
             self._sync_folder()
+        except OSError as e:
+            raise RamError(
+                f"{self.path}: cannot be removed for good: {e.strerror}; nothing is left to put back, remove it by hand"
+            ) from e
+        finally:
             self.close()
 
     def close(self) -> None:
         """Leave it where it is, for `open` of another process. Twice is harmless."""
         if self._fd >= 0:
-            os.close(self._fd)
+            close(self._fd)
             self._fd = -1
 
     def _sync_folder(self) -> None:
@@ -121,7 +133,7 @@ class StateFile:
         try:
             os.fsync(folder)
         finally:
-            os.close(folder)
+            close(folder)
 
 
 def _is_whole(state: State) -> bool:

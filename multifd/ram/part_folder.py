@@ -20,7 +20,7 @@ from multifd._version import __version__
 from multifd.errors import RamError
 from multifd.pages import Buffer
 from multifd.ram import manifest
-from multifd.ram.file import OpenFile, reason, write
+from multifd.ram.file import OpenFile, close, reason, write
 from multifd.ram.manifest import FileEntry, Manifest
 
 _LOG = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class PartFolder:
             self._refuse_existing()
             self._folder = self._make()
         except BaseException as e:
-            os.close(self._parent)
+            close(self._parent)
             if isinstance(e, OSError | ValueError):
                 raise RamError(f"{self.part}: cannot be made: {reason(e)}") from e
             raise
@@ -139,14 +139,14 @@ class PartFolder:
                         _empty(fd)
                     return fd
             except BlockingIOError:
-                os.close(fd)
+                close(fd)
                 raise RamError(f"{self.path}: another process is storing into it") from None
             except FileNotFoundError:
                 pass
             except BaseException:
-                os.close(fd)
+                close(fd)
                 raise
-            os.close(fd)
+            close(fd)
 
     def file(self, name: str) -> StreamFile:
         """Begin one of its files.
@@ -229,8 +229,8 @@ class PartFolder:
                 with contextlib.suppress(OSError):
                     _empty(self._folder)
                     os.rmdir(self.part.name, dir_fd=self._parent)
-            os.close(self._folder)
-            os.close(self._parent)
+            close(self._folder)
+            close(self._parent)
 
 
 def _empty(folder: int) -> None:

@@ -14,6 +14,8 @@ import multifd
 from multifd.errors import Cancelled, ControlError, MultifdError, RamError, UsageError
 from multifd.manage.capture import capture, recover
 from multifd.manage.monitor import MonitorLost, QmpMonitor, Refused
+from multifd.manage.settings import Settings
+from multifd.manage.state_file import State, StateFile
 from multifd.ram.capture import verify
 
 SNAPSHOT = "nightly"
@@ -227,6 +229,17 @@ def test_a_state_file_that_is_none(tmp_path, content):
     state_file(tmp_path / "vm.ram").write_text(content)
     with pytest.raises(RamError, match="not what a capture leaves"):
         recover(tmp_path / "vm.ram")
+
+
+def test_a_state_file_that_cannot_be_removed_is_told(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    file = StateFile(folder / "vm.ram")
+    file.create(State({"qmp": "/q"}, "running", Settings({}, {})))
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(RamError, match="cannot be removed for good"):
+        file.remove()
+    file.remove()
 
 
 def test_then_is_checked(fake, tmp_path):
