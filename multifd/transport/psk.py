@@ -45,9 +45,10 @@ def _read(path: str) -> dict[str, bytes]:
         raise _unfit(path, "not a text") from e
     keys = {}
     for number, line in enumerate(text.splitlines(), 1):
-        name, colon, digits = line.strip().rpartition(":")
-        if not line.strip() or line.startswith("#"):
+        entry = line.strip()
+        if not entry or entry.startswith("#"):
             continue
+        name, colon, digits = entry.rpartition(":")
         try:
             key = bytes.fromhex(digits)
         except ValueError:
