@@ -36,27 +36,44 @@ def digest(file: Path, as_json: bool) -> None:
 @click.command()
 @arguments.capture
 @arguments.digest
+@click.option("--ram", is_flag=True, help="Of dir:PATH: decode every page; compare RAM with its digests, or add them.")
 @reporting
-def verify(capture: Path | str, digest: str, as_json: bool) -> None:
+def verify(capture: Path | str, digest: str, ram: bool, as_json: bool) -> None:
     """Check that CAPTURE, a stored machine of any format, is sound: structure, bitmaps, lengths, end, digests.
 
     No format has a checksum: without CAPTURE.sha256, which receive, capture and digest write, bytes inside a page are
     not checked. A raw RAM image can be verified by that alone. Stored streams, dir:PATH, have digests of their own:
-    every byte is compared with them, and every header is looked at.
+    every byte is compared with them, and every header is looked at. With --ram every page is decoded, too, and RAM
+    compared with digests of each block in the manifest; if it has none, they are added to it. RAM lies beside PATH in a
+    hidden sparse file for as long as it takes.
     """
-    from multifd.engine import streams_info
     from multifd.ram.capture import verify as call
 
     if isinstance(capture, str):
-        streams = streams_info.verify(folder_of(capture))
-        show(streams.as_dict(), as_json, lambda: say(f"{capture}: sound"))
+        _verify_streams(capture, ram, as_json)
         return
+    if ram:
+        raise click.UsageError("--ram is for stored streams, dir:PATH; of a file, multifd digest makes digests")
     with Progress("verify") as progress:
         found = call(capture, digest, progress.compared)
 
     matches = found.checked is not None and found.checked.digest == "match"
     words = f"sound, and matches {capture.name}.sha256" if matches else "sound"
     show(found.as_dict(), as_json, lambda: say(f"{capture}: {words}"))
+
+
+def _verify_streams(place: str, ram: bool, as_json: bool) -> None:
+    from multifd.engine import ram_check, streams_info
+
+    if not ram:
+        streams = streams_info.verify(folder_of(place))
+        show(streams.as_dict(), as_json, lambda: say(f"{place}: sound"))
+        return
+    with Progress("verify") as progress:
+        found = ram_check.verify(folder_of(place), progress.compared)
+    is_new = found.checked is not None and found.checked.digest == "added"
+    words = "digests of RAM added to its manifest" if is_new else "RAM matches its digests"
+    show(found.as_dict(), as_json, lambda: say(f"{place}: sound, {words}"))
 
 
 def leave(out: Path) -> str | None:

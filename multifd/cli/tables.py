@@ -116,6 +116,8 @@ def print_streams(info: StreamsInfo) -> None:
         ],
     )
     say(f"in all: {info.stored_bytes} bytes")
+    for idstr, digest in (info.ram or {}).items():
+        say(f"SHA-256 of block {idstr}: {digest}")
     if info.repeated_pages:
         say(
             f"{info.repeated_pages} pages are stored again, as the guest wrote to them meanwhile: "

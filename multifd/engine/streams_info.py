@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 from uuid import UUID
 
@@ -15,6 +15,7 @@ from multifd.engine.canceller import Canceller
 from multifd.engine.checking import check, read_start
 from multifd.errors import RamError, RemoteWireError, StreamError
 from multifd.pages import Geometry
+from multifd.ram.digest import Verdict
 from multifd.ram.folder import StoredFolder, StoredStream
 from multifd.wire import stream
 from multifd.wire.dialect import release_of
@@ -66,7 +67,11 @@ class StreamsInfo:
     """Pages with a payload that are stored more than once: a guest at work has written to them meanwhile."""
     has_return_path: bool
     """Whether a destination is asked for its confirmation."""
+    ram: dict[str, str] | None = None
+    """SHA-256 of each block's bytes when everything has been received, by name; None if the manifest does not say."""
     format: str = "streams"
+    checked: Verdict | None = field(default=None, compare=False)
+    """What has become of the digests of RAM, if every page was decoded for them."""
 
     def as_dict(self) -> dict[str, Any]:
         """A dict of plain values, in the order of the fields."""
@@ -84,7 +89,7 @@ def info(path: str | os.PathLike[str]) -> StreamsInfo:
     """
     folder = StoredFolder(path)
     try:
-        return _info(folder)
+        return read(folder)
     finally:
         folder.close()
 
@@ -102,18 +107,28 @@ def verify(path: str | os.PathLike[str], canceller: Canceller | None = None) -> 
     folder = StoredFolder(path)
     try:
         check(folder, canceller or Canceller())
-        return _info(folder)
+        return read(folder)
     finally:
         folder.close()
 
 
-def _info(folder: StoredFolder) -> StreamsInfo:
+def read(folder: StoredFolder) -> StreamsInfo:
+    """Look at every header of a folder.
+
+    Args:
+        folder: the caller's.
+
+    Raises:
+        RamError: one cannot be.
+    """
     begin = read_start(folder.main)
     machine, said = begin.machine, folder.manifest
     if machine.page_size != said.page_size:
         raise RamError(f"{folder.path}: pages of {machine.page_size} bytes, the manifest says {said.page_size}")
     if (ram_bytes := sum(block.used_length for block in machine.blocks)) > _MOST_RAM:
         raise RamError(f"{folder.main.path}: {ram_bytes} bytes of RAM, at most {_MOST_RAM} are looked at")
+    if said.ram is not None and list(said.ram) != [block.idstr for block in machine.blocks]:
+        raise RamError(f"{folder.path}: the manifest has digests of other blocks of RAM than main has")
     sync_points, zero_pages = _walk_main(folder.main)
     seen: _Seen = {b.idstr: np.zeros(b.used_length // machine.page_size, np.bool_) for b in machine.blocks}
     streams = [StreamInfo("main", said.files["main"].nbytes, said.files["main"].sha256, sync_points, 0, zero_pages)]
@@ -136,6 +151,7 @@ def _info(folder: StoredFolder) -> StreamsInfo:
         stored_bytes=folder.nbytes,
         repeated_pages=normal_pages - sum(int(pages.sum()) for pages in seen.values()),
         has_return_path=begin.has_return_path,
+        ram=None if said.ram is None else dict(said.ram),
     )
 
 

@@ -66,7 +66,7 @@ class Verdict:
     """What a check has shown; a mismatch is an error instead."""
 
     digest: str
-    """match; none: there is no sidecar; older: it is of an earlier file; ignored."""
+    """match; none: there is no sidecar; older: it is of an earlier file; ignored; of stored streams' RAM also added."""
     words: str
     """The same in a line."""
     is_news: bool = False

@@ -4,20 +4,24 @@ A transport, not a format: ``main`` and ``channel-0`` and so on are what a desti
 how long they are and what their digests are. A file may be a symbolic link, so channels can lie on several disks.
 
 Rules of this file: nothing of a file is given to anybody before `check` has read all of it; what is wrong is said of
-the file that it is wrong with. `multifd.ram.part_folder` writes.
+the file that it is wrong with. `multifd.ram.part_folder` writes,
+`multifd.ram.amendment` adds to the manifest.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from multifd.errors import MultifdError, RamError
 from multifd.ram import manifest
-from multifd.ram.file import open_regular, read_exactly
+from multifd.ram.file import close, open_regular, read_exactly, reason
 from multifd.ram.manifest import FileEntry, Manifest
+from multifd.ram.part_file import part_name
 
 _PIECE_BYTES = 1 << 20
 
@@ -111,6 +115,27 @@ class StoredFolder:
         """Main's, then those of the channels."""
         return [self.main, *self.channels]
 
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody else has the folder's RAM in hand meanwhile; who reads its files is not held up.
+
+        Raises:
+            RamError: another process has.
+        """
+        fd = -1
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            if fd >= 0:
+                close(fd)
+            why = "another process compares its RAM" if isinstance(e, BlockingIOError) else reason(e)
+            raise RamError(f"{self.path}: {why}") from e
+        try:
+            yield
+        finally:
+            close(fd)
+
     def close(self) -> None:
         """Twice is harmless."""
         for stream in self.streams:
@@ -137,8 +162,9 @@ def _read_manifest(folder: Path) -> Manifest:
 
 
 def _refuse_others(folder: Path, said: Manifest) -> None:
+    own = {manifest.NAME, part_name(manifest.NAME), *said.files}
     try:
-        others = sorted(set(os.listdir(folder)) - {manifest.NAME, *said.files})
+        others = sorted(set(os.listdir(folder)) - own)
     except OSError as e:
         raise RamError(f"{folder}: cannot be listed: {e.strerror}") from e
     if others:

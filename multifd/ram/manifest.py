@@ -1,4 +1,4 @@
-"""What a folder of stored streams says of itself: which files there are, how long, and their digests.
+"""What a folder of stored streams says of itself: its files, how long they are, their digests, perhaps those of RAM.
 
 Rules of this file: it is read from disks and hosts that nobody here knows, so everything is checked and bounded before
 it is used, and it names no place: files have fixed names in the folder itself. A manifest is accepted only as it is
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,9 @@ _MOST_CHANNELS = 255  # multifd-channels, qapi/migration.json, QEMU 10.0
 _MOST_FILE = (1 << 63) - 1  # off_t
 _PAGE_SIZES = (4096, 8192, 16384, 32768, 65536)
 _LONGEST = 1000  # characters of a text
+_LONGEST_NAME = 255  # of a block, whose length is a byte on the wire
+_MOST_BLOCKS = 65536  # as `multifd.wire.grammar` takes them
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def channel_name(number: int) -> str:
@@ -55,6 +59,9 @@ class Manifest:
     page_size: int
     """Bytes."""
     files: Mapping[str, FileEntry]
+    ram: Mapping[str, str] | None = None
+    """SHA-256 of each block's bytes as they are when everything has been received, by name, in the order of main's
+    list; None if it is not known."""
 
     @property
     def channels(self) -> int:
@@ -63,7 +70,7 @@ class Manifest:
 
     def encode(self) -> bytes:
         """The file's bytes."""
-        body = {
+        body: dict[str, object] = {
             "version": _VERSION,
             "writer": self.writer,
             "method": self.method,
@@ -79,6 +86,8 @@ class Manifest:
                 for name, entry in self.files.items()
             },
         }
+        if self.ram is not None:
+            body["ram"] = dict(self.ram)
         document = {"multifd_streams": body, "sha256": hashlib.sha256(_text(body)).hexdigest()}
         return _text(document) + b"\n"
 
@@ -98,8 +107,9 @@ class Manifest:
         if (version := body.get("version")) != _VERSION or isinstance(version, bool):
             raise RamError(f"manifest of version {version!r}, this multifd knows {_VERSION}")
         manifest = cls(
-            _string(body, "writer"), _string(body, "method"), _integer(body, "page_size", _PAGE_SIZES[-1]), _files(body)
-        )
+            _string(body, "writer"), _string(body, "method"), _integer(body, "page_size", _PAGE_SIZES[-1]),
+            _files(body), _ram(body) if "ram" in body else None,
+        )  # fmt: skip
         if manifest.page_size not in _PAGE_SIZES:
             raise RamError(f"'page_size' is {manifest.page_size}, expected a power of two from 4096 to 65536")
         if manifest.encode() != data:
@@ -129,6 +139,18 @@ def _files(body: dict[str, Any]) -> dict[str, FileEntry]:
         )
         for name, entry in files.items()
     }
+
+
+def _ram(body: dict[str, Any]) -> dict[str, str]:
+    ram = body["ram"]
+    if not isinstance(ram, dict) or len(ram) > _MOST_BLOCKS:
+        raise RamError(f"'ram' has no digests of at most {_MOST_BLOCKS} blocks")
+    for name, digest in ram.items():
+        if not (name.isascii() and 1 <= len(name) <= _LONGEST_NAME):
+            raise RamError(f"'ram' has a block {name[:80]!r}, expected a name of 1 to {_LONGEST_NAME} ASCII characters")
+        if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+            raise RamError(f"'ram' has of block {name[:80]!r} no SHA-256, which is 64 hexadecimal digits")
+    return ram
 
 
 def _integer(entry: dict[str, Any], key: str, most: int) -> int:

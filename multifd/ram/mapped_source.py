@@ -26,6 +26,7 @@ from multifd.wire.stream import Block
 
 _NOWHERE = Extent(Kind.ZERO)
 _WINDOW = 1 << 20  # pages whose bits are looked at together
+_PIECE = 1 << 20  # bytes that are read together
 Bits = npt.NDArray[np.uint8]
 
 
@@ -70,6 +71,25 @@ class MappedBlock(FileBlock):
     def portions(self, page_count: int) -> Iterator[Offsets]:
         """See `SourceBlock`: full packets of pages that are present, and of zero pages."""
         return portions(self.present(), self._page_size, page_count)
+
+    def pieces(self) -> Iterator[memoryview]:
+        """All bytes of it in their order, a MiB or less at a time, in a buffer that is used again.
+
+        Raises:
+            RamError: the file cannot be read.
+        """
+        data = np.empty(_PIECE, np.uint8)
+        count = _PIECE // self._page_size
+        at = 0
+        for window in self.present():
+            for first in range(0, len(window), count):
+                is_present = window[first : first + count]
+                piece = data[: len(is_present) * self._page_size]
+                if is_present.any():
+                    read_exactly(self._file, piece.data, self.start + at, self._path)
+                piece.reshape(-1, self._page_size)[~is_present] = 0  # old bytes may be there
+                yield piece.data
+                at += len(piece)
 
     def extent_of(self, offsets: Offsets, *, is_verbatim: bool) -> Extent | None:
         """See `SourceBlock`: the file's map if nobody but the kernel reads it, else the file."""

@@ -26,6 +26,11 @@ def sidecar_name(name: str) -> str:
     return f"{name}.sha256"
 
 
+def part_name(name: str) -> str:
+    """What file `name` is called until it is complete; it is beside it."""
+    return f".{name}.multifd-part"
+
+
 class PartFile:
     """A file written beside `path` and renamed to it when complete, mode 0600.
 
@@ -47,7 +52,7 @@ class PartFile:
         name = self.path.name
         if name in ("", ".."):
             raise RamError(f"{os.fspath(path) or repr('')}: a folder, expected the name of a file to make")
-        self.part = self.path.with_name(f".{name}.multifd-part")
+        self.part = self.path.with_name(part_name(name))
         try:
             self._folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except (OSError, ValueError) as e:
@@ -97,6 +102,14 @@ class PartFile:
                 raise RamError(f"{self.path}: another process is receiving into it") from None
             finally:
                 close(fd)
+
+    def admit(self, like: os.stat_result) -> None:
+        """Let those read it who may read another file, as far as the system lets this process."""
+        with self.fd.use() as fd:
+            with contextlib.suppress(OSError):  # only root may, and not to everybody
+                os.fchown(fd, like.st_uid, like.st_gid)
+            with contextlib.suppress(OSError):
+                os.fchmod(fd, 0o600 | (like.st_mode & 0o044))
 
     def resize(self, nbytes: int) -> None:
         """Make it `nbytes` long; what is not written stays a hole.

@@ -98,11 +98,7 @@ def write_beside(path: Path, text: bytes, like: os.stat_result) -> PartFile:
     file = PartFile(path_beside(path))
     try:
         write(file.fd, text, 0, file.part)
-        with file.fd.use() as fd:
-            with contextlib.suppress(OSError):  # only root may, and not to everybody
-                os.fchown(fd, like.st_uid, like.st_gid)
-            with contextlib.suppress(OSError):
-                os.fchmod(fd, 0o600 | (like.st_mode & 0o044))
+        file.admit(like)
     except BaseException:
         file.discard()
         raise
