@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from multifd.ram.part_folder import PartFolder
 MANIFEST = Manifest(
     "multifd 1", "zstd:level=9", 4096, {n: FileEntry(5, "0" * 64, 1, 2) for n in ("main", "channel-0", "channel-1")}
 )
+WITH_RAM = replace(MANIFEST, ram={"pc.ram": "ab" * 32, "0000:00:02.0/vga.vram": "0" * 64})
 
 
 def keep(path: Path, channels: int = 2) -> PartFolder:
@@ -104,19 +106,61 @@ def test_what_does_not_belong_there_is_named(stored):
         StoredFolder(stored)
 
 
+def test_a_manifest_that_was_begun_is_overlooked(stored):
+    (stored / ".manifest.json.multifd-part").write_bytes(b"half")
+    check(stored)
+
+
 def test_no_folder_of_streams(tmp_path):
     for path in (tmp_path, tmp_path / "missing", Path(__file__)):
         with pytest.raises(RamError, match="expected a folder of stored streams"):
             StoredFolder(path)
 
 
-@given(st.integers(0, 8 * len(MANIFEST.encode()) - 1))
-def test_any_flipped_bit_of_a_manifest_shows(bit):
-    data = bytearray(MANIFEST.encode())
-    assert Manifest.decode(bytes(data)) == MANIFEST
+@given(st.sampled_from([MANIFEST, WITH_RAM]), st.integers(0))
+def test_any_flipped_bit_of_a_manifest_shows(said, bit):
+    data = bytearray(said.encode())
+    assert Manifest.decode(bytes(data)) == said
+    bit %= 8 * len(data)
     data[bit // 8] ^= 1 << bit % 8
     with pytest.raises(RamError):
         Manifest.decode(bytes(data))
+
+
+@given(st.none() | st.dictionaries(
+    st.text(st.characters(max_codepoint=127), min_size=1, max_size=255),
+    st.binary(min_size=32, max_size=32).map(bytes.hex),
+))  # fmt: skip
+def test_digests_of_ram_are_read_as_they_were_written(ram):
+    said = replace(MANIFEST, ram=ram)
+    found = Manifest.decode(said.encode())
+    assert found == said
+    assert found.ram is None if ram is None else list(found.ram) == list(ram)
+    assert (b'"ram"' in said.encode()) == (ram is not None)
+
+
+@pytest.mark.parametrize(
+    ("ram", "match"),
+    [
+        (None, "'ram' has no digests"),
+        ([], "'ram' has no digests"),
+        ("0" * 64, "'ram' has no digests"),
+        ({f"{i}": "0" * 64 for i in range(65537)}, "at most 65536 blocks"),
+        ({"": "0" * 64}, "1 to 255 ASCII"),
+        ({"x" * 256: "0" * 64}, "1 to 255 ASCII"),
+        ({"\u00e9": "0" * 64}, "1 to 255 ASCII"),
+        ({"pc.ram": "0" * 63}, "64 hexadecimal"),
+        ({"pc.ram": "0" * 64 + "\n"}, "64 hexadecimal"),
+        ({"pc.ram": "A" * 64}, "64 hexadecimal"),
+        ({"pc.ram": None}, "64 hexadecimal"),
+        ({"pc.ram": 1}, "64 hexadecimal"),
+    ],
+)
+def test_digests_of_ram_that_cannot_be(ram, match):
+    document = json.loads(MANIFEST.encode())
+    document["multifd_streams"]["ram"] = ram
+    with pytest.raises(RamError, match=match):
+        Manifest.decode(json.dumps(document, indent=1).encode() + b"\n")
 
 
 @given(st.binary(max_size=200) | st.recursive(
@@ -145,6 +189,7 @@ def test_what_is_no_manifest_is_refused(data):
         (lambda body: body.update(method="x" * 2000), "'method'"),
         (lambda body: body.update(method="none"), "its own digest"),
         (lambda body: body.update(more=1), "its own digest"),
+        (lambda body: body.update(ram={"pc.ram": "0" * 64}), "its own digest"),
     ],
 )
 def test_a_manifest_that_somebody_made(change, match):

@@ -18,13 +18,14 @@ RAW, SEALED = 0, 1
 
 
 def seeds() -> Iterator[bytes]:
-    """Of one channel and of two; and what is none."""
+    """Of one channel and of two, with digests of RAM and without; and what is none."""
     entry = FileEntry(4096, "ab" * 32, 3, 5)
     for channels in (1, 2):
         files = {"main": entry, **{f"channel-{i}": entry for i in range(channels)}}
-        whole = Manifest("multifd 1", "zstd:level=1", 4096, files).encode()
-        yield bytes([RAW]) + whole
-        yield bytes([SEALED]) + json.dumps(json.loads(whole)["multifd_streams"]).encode()
+        for ram in (None, {"pc.ram": "cd" * 32}):
+            whole = Manifest("multifd 1", "zstd:level=1", 4096, files, ram).encode()
+            yield bytes([RAW]) + whole
+            yield bytes([SEALED]) + json.dumps(json.loads(whole)["multifd_streams"]).encode()
     yield bytes([RAW]) + b"[" * 1400
     yield bytes([SEALED]) + b'{"version": true}'
 
@@ -49,4 +50,8 @@ def run(data: bytes) -> str:
     assert 1 <= found.channels <= 255
     assert list(found.files) == ["main", *(f"channel-{i}" for i in range(found.channels))]
     assert all(entry.nbytes >= 0 for entry in found.files.values())
-    return "manifest"
+    if found.ram is None:
+        return "manifest"
+    assert all(name.isascii() and 1 <= len(name) <= 255 for name in found.ram)
+    assert all(len(bytes.fromhex(digest)) == 32 for digest in found.ram.values())
+    return "manifest with RAM"
