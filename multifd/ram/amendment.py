@@ -20,7 +20,7 @@ class Amendment:
     """The place of a manifest to be: made first, so that a folder that cannot be written is told before any work.
 
     Args:
-        folder: stays the caller's, who is `StoredFolder.alone`.
+        folder: stays the caller's, who is `multifd.ram.folder.alone`.
 
     Raises:
         RamError: it cannot be written.

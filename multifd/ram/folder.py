@@ -4,8 +4,7 @@ A transport, not a format: ``main`` and ``channel-0`` and so on are what a desti
 how long they are and what their digests are. A file may be a symbolic link, so channels can lie on several disks.
 
 Rules of this file: nothing of a file is given to anybody before `check` has read all of it; what is wrong is said of
-the file that it is wrong with. `multifd.ram.part_folder` writes,
-`multifd.ram.amendment` adds to the manifest.
+the file that it is wrong with. `multifd.ram.part_folder` writes, `multifd.ram.amendment` adds to the manifest.
 """
 
 from __future__ import annotations
@@ -115,31 +114,35 @@ class StoredFolder:
         """Main's, then those of the channels."""
         return [self.main, *self.channels]
 
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Nobody else has the folder's RAM in hand meanwhile; who reads its files is not held up.
-
-        Raises:
-            RamError: another process has.
-        """
-        fd = -1
-        try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            if fd >= 0:
-                close(fd)
-            why = "another process compares its RAM" if isinstance(e, BlockingIOError) else reason(e)
-            raise RamError(f"{self.path}: {why}") from e
-        try:
-            yield
-        finally:
-            close(fd)
-
     def close(self) -> None:
         """Twice is harmless."""
         for stream in self.streams:
             stream.close()
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Nobody else looks at the RAM of a folder meanwhile; who reads its files is not held up.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        RamError: another process does, or there is none.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (OSError, ValueError) as e:
+        raise RamError(f"{path}: {reason(e)}; expected a folder of stored streams") from e
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            why = "another process looks at its RAM" if isinstance(e, BlockingIOError) else reason(e)
+            raise RamError(f"{path}: {why}") from e
+        yield
+    finally:
+        close(fd)
 
 
 def _read_manifest(folder: Path) -> Manifest:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import mmap
 import os
 import random
@@ -25,7 +24,7 @@ from multifd.errors import MultifdError, RamError
 from multifd.live.arena import Arena
 from multifd.ram import manifest, mapped_source
 from multifd.ram.amendment import Amendment
-from multifd.ram.folder import StoredFolder
+from multifd.ram.folder import StoredFolder, alone
 from multifd.ram.manifest import Manifest
 from multifd.ram.part_folder import PartFolder
 
@@ -227,23 +226,27 @@ def test_a_manifest_does_not_grow_out_of_what_is_read(stored):
 
 
 def test_readers_are_not_held_up_and_overlook_what_is_begun(stored):
-    with contextlib.closing(StoredFolder(stored)) as folder, folder.alone():
+    with contextlib.closing(StoredFolder(stored)) as folder, alone(stored):
         amendment = Amendment(folder)
         assert (stored / ".manifest.json.multifd-part").exists()
         assert streams_info.verify(stored).ram is None
-        with pytest.raises(RamError, match="another process compares its RAM"):
+        with pytest.raises(RamError, match="another process looks at its RAM"):
             ram_check.verify(str(stored))
         amendment.discard()
     assert ram_check.verify(str(stored)).checked.digest == "added"
 
 
 def test_the_lock_goes_with_who_has_it(stored):
-    with contextlib.closing(StoredFolder(stored)) as folder:
-        with folder.alone():
-            pass
-        fd = os.open(stored, os.O_RDONLY)
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.close(fd)
+    with pytest.raises(BlockingIOError, match="not ours"), alone(stored):
+        raise BlockingIOError("not ours")
+    with alone(stored):
+        pass
+
+
+@pytest.mark.parametrize("name", ["missing", "vm.raw", "nul\0"])
+def test_what_is_no_folder(stored, name):
+    with pytest.raises(RamError, match="expected a folder of stored streams"):
+        ram_check.verify(str(stored.parent / name))
 
 
 DIES_AT_EVERY_STEP = """
