@@ -75,4 +75,4 @@ def test_a_destination_that_is_set_otherwise_is_not_told_to_have_it(start, qemu,
     send = cli("send", f"dir:{tmp_path}/streams", destination.listen("tcp:127.0.0.1:0"), "--timeout", 3, "--json")
     document = json.loads(send.process.communicate()[0])
     assert (send.process.returncode, document["status"]) in [(5, "failed"), (7, "unknown")]
-    assert "it has fewer multifd-channels than 3, or its multifd-compression may be another" in str(document["notes"])
+    assert "its multifd-compression may be another" in str(document["notes"])
