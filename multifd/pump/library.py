@@ -14,8 +14,8 @@ from multifd.pump.extent import Extent, Kind
 
 PATIENCE_NS = 20_000_000
 """How long a call may take before it ends behind a packet. Figures wait for it, which are told ten times a second;
-limits and the abort flag are looked at in C. With 5 ms, 8 and 16 channels of `none` took a tenth more CPU: each return
-needs the interpreter (2 cores, 1 GiB, 2026-11-29)."""
+limits and the abort flag are looked at in C. With 5 ms, 8 and 16 channels of `none` took about a tenth more CPU: each
+return needs the interpreter (1 GiB, 9 rounds twice, on 2 cores that had other work too, 2026-11-29)."""
 
 
 class Stop(IntEnum):
