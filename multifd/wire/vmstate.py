@@ -6,6 +6,7 @@ so). A section is looked for by its header, and taken only if its footer stands 
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -56,14 +57,28 @@ def sections(state: bytes, description: Mapping[str, Any], name: str) -> Iterato
         Only those that are found, and whose description fits their bytes.
     """
     devices = description.get("devices")
+    places = _places(state, name)
     for entry in devices if isinstance(devices, list) else []:
         if isinstance(entry, dict) and entry.get("name") == name:
             instance, version = entry.get("instance_id", 0), entry.get("version", 0)
             if (shape := _shape(entry.get("fields"))) is None or not (_is_u32(instance) and _is_u32(version)):
                 continue
-            header = bytes([len(name)]) + name.encode() + struct.pack(">II", instance, version)
-            if (fields := _find(state, header, shape)) is not None:
-                yield Section(name, instance, fields)
+            # An instance has one entry: what is taken out, a description that repeats itself does not find again.
+            for section_id, body in places.pop((instance, version), ()):
+                if (fields := _fields(state, section_id, body, shape)) is not None:
+                    yield Section(name, instance, fields)
+                    break
+
+
+def _places(state: bytes, name: str) -> dict[tuple[int, int], list[tuple[bytes, int]]]:
+    """What looks like a section's header, by instance and version: the section's id, and where its fields begin."""
+    places: dict[tuple[int, int], list[tuple[bytes, int]]] = {}
+    kind, named = re.escape(bytes([FULL])), re.escape(bytes([len(name)]) + name.encode())
+    # Looked ahead, since one may begin within what looks like another.
+    for header in re.finditer(kind + b"(?=(.{4})" + named + b"(.{8}))", state, re.DOTALL):
+        instance, version = struct.unpack(">II", header[2])
+        places.setdefault((instance, version), []).append((header[1], header.end(2)))
+    return places
 
 
 def _shape(fields: object) -> list[tuple[str, int, int]] | None:
@@ -81,20 +96,11 @@ def _shape(fields: object) -> list[tuple[str, int, int]] | None:
     return out
 
 
-def _find(state: bytes, header: bytes, shape: list[tuple[str, int, int]]) -> dict[str, Field] | None:
-    at = state.find(header)
-    while at >= 0:
-        body = at + len(header)
-        section_id = state[max(at - 4, 0) : at]
-        end = body + sum(size * count for _, size, count in shape)
-        is_end = state[end : end + 5] == bytes([FOOTER]) + section_id or state[end : end + 1] == bytes([SUBSECTION])
-        if at >= 5 and state[at - 5] == FULL and is_end:
-            return _fields(state, body, shape)
-        at = state.find(header, at + 1)
-    return None
-
-
-def _fields(state: bytes, at: int, shape: list[tuple[str, int, int]]) -> dict[str, Field]:
+def _fields(state: bytes, section_id: bytes, at: int, shape: list[tuple[str, int, int]]) -> dict[str, Field] | None:
+    """The fields from a place on; None if the section does not end behind them."""
+    end = at + sum(size * count for _, size, count in shape)
+    if state[end : end + 5] != bytes([FOOTER]) + section_id and state[end : end + 1] != bytes([SUBSECTION]):
+        return None
     fields: dict[str, Field] = {}
     for name, size, count in shape:
         fields.setdefault(name, Field(size, count, state[at : at + size * count]))

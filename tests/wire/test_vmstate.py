@@ -36,6 +36,12 @@ def test_a_name_that_comes_before_in_other_state():
     assert section.fields["env.eip"].number == 0x120
 
 
+def test_a_description_that_repeats_itself():
+    """Each instance once, however often it is described: or what is hostile costs its entries times its bytes."""
+    cpus = [entry for entry in DESCRIPTION["devices"] if entry["name"] == "cpu"]
+    assert [s.instance for s in found(STATE, {"devices": cpus * 3})] == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     "change",
     [
