@@ -19,7 +19,12 @@ from multifd.errors import printable
 
 FORMATS = ("text", "json")
 _LOG = logging.getLogger("multifd.service")
-_STRANGERS = {"multifd.transport.accept": logging.WARNING, "multifd.engine.relay_muster": logging.INFO}
+_STRANGERS = {
+    "multifd.transport.accept": logging.WARNING,
+    "multifd.engine.gathering": logging.INFO,
+    "multifd.engine.relay_muster": logging.INFO,
+    "multifd.service.scrape": logging.INFO,
+}
 """Loggers of which anybody who can connect can cause a line, and up to which level."""
 _BURST = 20
 _PER_S = 1.0

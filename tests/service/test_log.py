@@ -91,11 +91,13 @@ def test_threads_of_a_migration_carry_its_tags(start):
     assert stream.getvalue() == "multifd: warning: [web 12ab] from a thread\n"
 
 
-def test_strangers_are_limited_by_route_and_counted(start, monkeypatch):
+@pytest.mark.parametrize("logger", ["transport.accept", "engine.gathering", "engine.relay_muster", "service.scrape"])
+def test_strangers_are_limited_by_route_and_counted(start, monkeypatch, logger):
+    """Whoever may connect causes lines of these."""
     now = [0.0]
     monkeypatch.setattr("multifd.service.log.time.monotonic", lambda: now[0])
     stream = start("text")
-    stranger = logging.getLogger("multifd.transport.accept").info
+    stranger = logging.getLogger(f"multifd.{logger}").info
     with log.tag(route="a"):
         for i in range(100):
             stranger("stranger %d", i)
