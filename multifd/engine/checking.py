@@ -17,9 +17,11 @@ from multifd.wire.reader import MainStreamReader
 
 _POLL_S = 0.05
 _THREADS = 4
-"""A disk is busy with fewer, and SHA-256 takes 1 to 2 GB/s of each."""
+"""A disk is busy with fewer, and reading what is in the page cache is bound by memory."""
 _MOST_START = 1 << 20
 """Bytes of main within which the list of RAM blocks ends; QEMU's comes within a few KiB."""
+Look = Callable[[StoredStream, Callable[[], object]], None]
+"""How a file is compared: `StoredStream.check`, or its `verify`."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,13 @@ class MainStart:
     """Whether the destination is asked for answers: it confirms at the end."""
 
 
-def check(folder: StoredFolder, canceller: Canceller) -> MainStart:
+def check(folder: StoredFolder, canceller: Canceller, look: Look = StoredStream.check) -> MainStart:
     """Compare every file with its digest, several at once, and read the start of main.
 
     Args:
         folder: opened.
         canceller: to end it with; free for the next call afterwards.
+        look: how a file is compared.
 
     Raises:
         RamError: a file is not what was written; the text names it.
@@ -53,7 +56,7 @@ def check(folder: StoredFolder, canceller: Canceller) -> MainStart:
     try:
         streams = deque(folder.streams)
         for number in range(min(_THREADS, len(streams))):
-            crew.start(f"multifd_check_{number}", _check_some, streams, idle.abort.check)
+            crew.start(f"multifd_check_{number}", _check_some, streams, look, idle.abort.check)
         while crew.is_busy():
             crew.join(timeout_s=_POLL_S)
             crew.check()
@@ -64,11 +67,11 @@ def check(folder: StoredFolder, canceller: Canceller) -> MainStart:
         canceller.release()
 
 
-def _check_some(streams: deque[StoredStream], go_on: Callable[[], object]) -> None:
+def _check_some(streams: deque[StoredStream], look: Look, go_on: Callable[[], object]) -> None:
     """Check one after the other, until there is none."""
     with contextlib.suppress(IndexError):
         while True:
-            streams.popleft().check(go_on)
+            look(streams.popleft(), go_on)
 
 
 def read_start(main: StoredStream) -> MainStart:

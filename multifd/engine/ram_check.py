@@ -20,7 +20,7 @@ from multifd.errors import RamError
 from multifd.ram import mapped_digest
 from multifd.ram.amendment import Amendment
 from multifd.ram.digest import Progress, Verdict
-from multifd.ram.folder import StoredFolder, alone
+from multifd.ram.folder import StoredFolder, StoredStream, alone
 from multifd.ram.mapped_source import MappedRamSource
 from multifd.ram.span import short
 
@@ -37,7 +37,7 @@ def verify(path: str, on_progress: Progress | None = None, timeout_s: float = 60
         RamError: what is wrong first, by name; RAM cannot be unpacked there; digests cannot be added.
         MultifdError: a page cannot be decoded, or its method is not installed.
     """
-    with alone(Path(path)), storing.opened(path, Canceller()) as (folder, start):
+    with alone(Path(path)), storing.opened(path, Canceller(), StoredStream.verify) as (folder, start):
         info = streams_info.read(folder)
         if info.ram is None:
             return _add(folder, start, info, timeout_s, on_progress)

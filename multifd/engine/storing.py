@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from multifd.engine.canceller import Canceller
-from multifd.engine.checking import MainStart, check
+from multifd.engine.checking import Look, MainStart, check
 from multifd.engine.config import ReceiveConfig, SendConfig
 from multifd.engine.crew import JOIN_S
 from multifd.engine.fate import attach
@@ -27,7 +27,7 @@ from multifd.engine.receiver import Receiver
 from multifd.errors import ChannelError, PeerFailed
 from multifd.method import MultifdMethods
 from multifd.ram.block import Target
-from multifd.ram.folder import StoredFolder
+from multifd.ram.folder import StoredFolder, StoredStream
 from multifd.ram.part_folder import PartFolder
 from multifd.stats import Result
 from multifd.transport.access import Access
@@ -133,15 +133,17 @@ def played(folder: StoredFolder, start: MainStart, timeout_s: float) -> Iterator
 
 
 @contextlib.contextmanager
-def opened(path: str, canceller: Canceller) -> Iterator[tuple[StoredFolder, MainStart]]:
-    """A folder whose files are what was written.
+def opened(
+    path: str, canceller: Canceller, look: Look = StoredStream.check
+) -> Iterator[tuple[StoredFolder, MainStart]]:
+    """A folder whose files are what was written; arguments as `check`'s.
 
     Raises:
         RamError: they are not.
     """
     folder = StoredFolder(path)
     try:
-        yield folder, check(folder, canceller)
+        yield folder, check(folder, canceller, look)
     finally:
         folder.close()
 

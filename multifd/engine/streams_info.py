@@ -95,7 +95,7 @@ def info(path: str | os.PathLike[str]) -> StreamsInfo:
 
 
 def verify(path: str | os.PathLike[str], canceller: Canceller | None = None) -> StreamsInfo:
-    """Compare all of it with its digests, and look at every header.
+    """Compare all of it with every digest of its files, and look at every header.
 
     Args:
         path: the folder.
@@ -106,7 +106,7 @@ def verify(path: str | os.PathLike[str], canceller: Canceller | None = None) -> 
     """
     folder = StoredFolder(path)
     try:
-        check(folder, canceller or Canceller())
+        check(folder, canceller or Canceller(), StoredStream.verify)
         return read(folder)
     finally:
         folder.close()

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from multifd.errors import RamError
+from multifd.ram.checksum import SHA256, XXH3
 
 NAME = "manifest.json"
 MAIN = "main"
 MOST_BYTES = 256 << 10
 """Of a manifest: 255 channels take 45 KiB."""
-_VERSION = 1
+_VERSIONS = (1, 2)
+"""Without XXH3-128, and with it."""
 _MOST_CHANNELS = 255  # multifd-channels, qapi/migration.json, QEMU 10.0
 _MOST_FILE = (1 << 63) - 1  # off_t
 _PAGE_SIZES = (4096, 8192, 16384, 32768, 65536)
@@ -46,6 +48,13 @@ class FileEntry:
     """With a payload, over all rounds: a page that was sent twice counts twice."""
     zero_pages: int = 0
     """Of main those of its ZERO words."""
+    xxh3: str | None = None
+    """XXH3-128, 32 hexadecimal digits; None in a manifest of version 1."""
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        """What is known, by the names of `multifd.ram.checksum.KINDS`, the quickest first."""
+        return {SHA256: self.sha256} if self.xxh3 is None else {XXH3: self.xxh3, SHA256: self.sha256}
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ class Manifest:
     def encode(self) -> bytes:
         """The file's bytes."""
         body: dict[str, object] = {
-            "version": _VERSION,
+            "version": _VERSIONS[any(entry.xxh3 is not None for entry in self.files.values())],
             "writer": self.writer,
             "method": self.method,
             "channels": self.channels,
@@ -82,6 +91,7 @@ class Manifest:
                     "normal_pages": entry.normal_pages,
                     "zero_pages": entry.zero_pages,
                     "sha256": entry.sha256,
+                    **({} if entry.xxh3 is None else {"xxh3_128": entry.xxh3}),
                 }
                 for name, entry in self.files.items()
             },
@@ -104,8 +114,8 @@ class Manifest:
             raise RamError(f"no manifest of stored streams: {e}") from e
         if not isinstance(document, dict) or not isinstance(body := document.get("multifd_streams"), dict):
             raise RamError("no manifest of stored streams: it has no 'multifd_streams'")
-        if (version := body.get("version")) != _VERSION or isinstance(version, bool):
-            raise RamError(f"manifest of version {version!r}, this multifd knows {_VERSION}")
+        if (version := body.get("version")) not in _VERSIONS or isinstance(version, bool):
+            raise RamError(f"manifest of version {str(version)[:80]!r}, this multifd knows {_VERSIONS[-1]} and older")
         manifest = cls(
             _string(body, "writer"), _string(body, "method"), _integer(body, "page_size", _PAGE_SIZES[-1]),
             _files(body), _ram(body) if "ram" in body else None,
@@ -136,6 +146,7 @@ def _files(body: dict[str, Any]) -> dict[str, FileEntry]:
             _string(entry, "sha256"),
             _integer(entry, "normal_pages", _MOST_FILE),
             _integer(entry, "zero_pages", _MOST_FILE),
+            _string(entry, "xxh3_128") if "xxh3_128" in entry else None,
         )
         for name, entry in files.items()
     }

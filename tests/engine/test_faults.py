@@ -429,7 +429,7 @@ class TestProcesses:
     def test_two_receivers_of_one_file(self, running, cli):
         _, _, out = running
         _, err = cli("receive", "tcp:127.0.0.1:0", out, "--format", "raw").wait(6)
-        assert "another process is receiving into it" in err
+        assert "another process is writing to it" in err
 
     def test_full_disk(self, cli, image, image_path, tmp_path):
         """A file size limit stands in for it: the write fails in the same place with another errno."""

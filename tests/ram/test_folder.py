@@ -18,8 +18,11 @@ from multifd.ram.manifest import FileEntry, Manifest
 from multifd.ram.part_folder import PartFolder
 
 MANIFEST = Manifest(
-    "multifd 1", "zstd:level=9", 4096, {n: FileEntry(5, "0" * 64, 1, 2) for n in ("main", "channel-0", "channel-1")}
-)
+    "multifd 1", "zstd:level=9", 4096,
+    {n: FileEntry(5, "0" * 64, 1, 2, "1" * 32) for n in ("main", "channel-0", "channel-1")},
+)  # fmt: skip
+OLD = replace(MANIFEST, files={name: replace(entry, xxh3=None) for name, entry in MANIFEST.files.items()})
+"""Of version 1, which had SHA-256 alone."""
 WITH_RAM = replace(MANIFEST, ram={"pc.ram": "ab" * 32, "0000:00:02.0/vga.vram": "0" * 64})
 
 
@@ -117,7 +120,7 @@ def test_no_folder_of_streams(tmp_path):
             StoredFolder(path)
 
 
-@given(st.sampled_from([MANIFEST, WITH_RAM]), st.integers(0))
+@given(st.sampled_from([MANIFEST, WITH_RAM, OLD]), st.integers(0))
 def test_any_flipped_bit_of_a_manifest_shows(said, bit):
     data = bytearray(said.encode())
     assert Manifest.decode(bytes(data)) == said
@@ -177,7 +180,11 @@ def test_what_is_no_manifest_is_refused(data):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda body: body.update(version=2), "version 2"),
+        (lambda body: body.update(version=3), "version '3'"),
+        (lambda body: body.update(version=True), "version 'True'"),
+        (lambda body: body.update(version=1), "its own digest"),
+        (lambda body: body["files"]["main"].pop("xxh3_128"), "its own digest"),
+        (lambda body: body["files"]["main"].update(xxh3_128=None), "'xxh3_128'"),
         (lambda body: body.update(channels=0), "'files'"),
         (lambda body: body.update(channels=300), "0 to 255"),
         (lambda body: body.update(page_size=5), "'page_size'"),
