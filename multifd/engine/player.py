@@ -1,5 +1,7 @@
 """The source's end of stored streams: each file's bytes over a connection of its own, as they are.
 
+A channel's bytes go from the file to the socket inside the kernel: nobody here looks at them a second time.
+
 Rules of this file: the caller's thread owns time, progress and what the destination answers; one thread writes main,
 one each channel, and each waits for its own connection alone, so the destination's sync points hold back what they
 would hold back of a living source. How it ends is `multifd.engine.source_end`'s.
@@ -19,6 +21,7 @@ from multifd.engine.fate import Custody
 from multifd.engine.refusal import explain
 from multifd.engine.source_end import SourceEnd
 from multifd.engine.source_main import SourceMain
+from multifd.engine.stored_headers import headers
 from multifd.errors import (
     ChannelError,
     PeerMismatch,
@@ -31,14 +34,16 @@ from multifd.ram.block import private_map
 from multifd.ram.folder import StoredFolder, StoredStream
 from multifd.stats import Result
 from multifd.transport.connection import Connection
-from multifd.wire.packet import FLAG_SYNC, INIT_BYTES, packet_flags
+from multifd.wire.packet import FLAG_SYNC, packet_flags
 from multifd.wire.reader import MainStreamReader
 from multifd.wire.stream import Ping, SyncPoint
 from multifd.wire.walker import PacketWalker
 
 _POLL_S = 0.05
 _PIECE_BYTES = 256 << 10
-"""Read and sent together; it stays in a processor's cache."""
+"""Of main, read and sent together."""
+_FILE_PIECE_BYTES = 1 << 20
+"""Sent by one system call, which ends when the socket has taken all of it, or nothing for a while."""
 
 
 class Player(SourceEnd):
@@ -69,13 +74,8 @@ class Player(SourceEnd):
         """The destination has main's first bytes."""
         self._changed = threading.Condition()
         self._unsent = config.channels
-        self._sync_points = self._most_syncs = 0
+        self._sync_points = 0
         self.stats.ram_bytes = sum(block.used_length for block in start.machine.blocks)
-
-    @property
-    def _has_more_syncs(self) -> bool:
-        """Whether a channel ends with a SYNC that no destination waits for, as 9.1's and 9.2's do: it stays unread."""
-        return self._most_syncs > self._sync_points
 
     def run(self) -> Result:
         """Send all of it, and wait until the destination has everything.
@@ -120,10 +120,19 @@ class Player(SourceEnd):
         if self.fate.custody is not Custody.HANDED_OVER:
             raise ChannelError("the destination confirmed before it had everything")
         unread = explain(replace(self._evidence(main), has_confirmed=True))
-        if unread and not self._has_more_syncs:
+        if unread and not any(map(self._has_more_syncs, self._folder.channels)):
             self.fate.take_back()
             raise PeerMismatch(unread)
         self.fate.commit()
+
+    def _has_more_syncs(self, channel: StoredStream) -> bool:
+        """Whether it ends with a SYNC that no destination waits for, as 9.1's and 9.2's do: it stays unread."""
+        walker = PacketWalker(Geometry.of(self._begins.machine.page_size))
+        try:
+            syncs = sum(bool(packet_flags(header) & FLAG_SYNC) for header in headers(channel, walker))
+        except RemoteWireError as e:
+            raise RamError(f"{channel.path}: {e}") from e
+        return syncs > self._sync_points
 
     # -- threads ------------------------------------------------------------------------------------
 
@@ -164,19 +173,11 @@ class Player(SourceEnd):
         self.fate.hand_over()
 
     def _play_channel(self, stream: StoredStream, connection: Connection) -> None:
-        buffer, at, syncs = private_map(_PIECE_BYTES), 0, 0
-        figures, walker = self.stats.add_channel(), PacketWalker(Geometry.of(self._begins.machine.page_size))
-        while got := stream.read(buffer, at):
-            try:
-                for header in walker.feed(buffer[0 if at else INIT_BYTES : got]):
-                    syncs += bool(packet_flags(header) & FLAG_SYNC)
-            except RemoteWireError as e:
-                raise RamError(f"{stream.path}: {e}") from e
-            connection.send([buffer[:got]])
-            at += got
+        figures, at = self.stats.add_channel(), 0
+        while left := stream.entry.nbytes - at:
+            at += stream.send(connection.send_file, at, min(left, _FILE_PIECE_BYTES))
         figures.normal_pages, figures.zero_pages = stream.entry.normal_pages, stream.entry.zero_pages
         connection.finish()
         with self._changed:
             self._unsent -= 1
-            self._most_syncs = max(self._most_syncs, syncs)
             self._changed.notify_all()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 from uuid import UUID
@@ -13,6 +12,7 @@ import numpy.typing as npt
 
 from multifd.engine.canceller import Canceller
 from multifd.engine.checking import check, read_start
+from multifd.engine.stored_headers import headers
 from multifd.errors import RamError, RemoteWireError, StreamError
 from multifd.pages import Geometry
 from multifd.ram.digest import Verdict
@@ -185,10 +185,10 @@ def _read_init(channel: StoredStream, number: int) -> InitPacket:
 
 def _walk_channel(channel: StoredStream, machine: stream.Machine, seen: _Seen, sync_points: int) -> StreamInfo:
     geometry, lengths = Geometry.of(machine.page_size), {b.idstr: b.used_length for b in machine.blocks}
-    walker, at = PacketWalker(geometry), INIT_BYTES
+    walker = PacketWalker(geometry)
     syncs = normal_pages = zero_pages = 0
     try:
-        for header in _headers(channel, walker, at):
+        for header in headers(channel, walker):
             packet = decode_packet(header, geometry, lengths)
             syncs += packet.is_sync
             normal_pages += len(packet.normal)
@@ -202,11 +202,3 @@ def _walk_channel(channel: StoredStream, machine: stream.Machine, seen: _Seen, s
         raise RamError(f"{channel.path}: ends before sync point {syncs + 1} of {sync_points}, or in a packet")
     entry = channel.entry
     return StreamInfo(channel.path.name, entry.nbytes, entry.sha256, walker.packets, normal_pages, zero_pages)
-
-
-def _headers(channel: StoredStream, walker: PacketWalker, at: int) -> Iterator[bytearray]:
-    """The headers of a file's RAM packets; payloads are not read."""
-    view = memoryview(bytearray(walker.longest))
-    while got := channel.read(view[: walker.wanted()], at):
-        yield from walker.feed(view[:got])
-        at += got + walker.step_over(channel.entry.nbytes - at - got)

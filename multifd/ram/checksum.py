@@ -1,8 +1,8 @@
 """Two kinds of digests, of the same bytes: SHA-256, which every system can make, and XXH3, which costs next to nothing.
 
-Both find damage. XXH3-128 (as ``xxhsum -H2`` has it) does not withstand somebody who makes bytes for it; neither does a
-SHA-256 that lies beside the bytes, where the same hand can write it. So what is sent is compared by the quickest that is
-known, and `verify` compares all.
+Both find damage. XXH3-128 (as ``xxhsum -H2`` has it) does not withstand somebody who makes bytes for it; neither does
+a SHA-256 that lies beside the bytes, where the same hand can write it. So what is sent is compared by the quickest that
+is known, and `verify` compares all.
 
 Measured on two cores with AVX-512, files in the page cache, 2026-11-30, GB/s of a core, reading included: SHA-256 1.0,
 BLAKE3 2.8, XXH3-128 5.9, reading alone 7.2.

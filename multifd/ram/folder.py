@@ -19,7 +19,7 @@ from multifd.errors import MultifdError, RamError
 from multifd.ram import manifest
 from multifd.ram.block import private_map
 from multifd.ram.checksum import KINDS
-from multifd.ram.file import close, open_regular, read_exactly, reason
+from multifd.ram.file import close, cut_short, open_regular, read_exactly, reason
 from multifd.ram.manifest import FileEntry, Manifest
 from multifd.ram.part import part_name
 
@@ -56,6 +56,32 @@ class StoredStream:
         wanted = min(len(view), self.entry.nbytes - offset)
         read_exactly(self._file, view[:wanted], offset, self.path)
         return wanted
+
+    def send(self, by: Callable[[int, int, int], int], offset: int, nbytes: int) -> int:
+        """Let a system call take bytes out of the file.
+
+        Args:
+            by: called with the file's descriptor, `offset` and `nbytes`; returns how many it took. An `OSError` of it
+                means that the file cannot be read.
+            offset: the first byte.
+            nbytes: at most so many.
+
+        Returns:
+            What `by` did, more than 0.
+
+        Raises:
+            RamError: the file cannot be read, or ends before; or what else `by` raised.
+        """
+        try:
+            with self._file.use() as fd:
+                taken = by(fd, offset, nbytes)
+        except MultifdError:  # of a connection: an OSError, too
+            raise
+        except OSError as e:
+            raise RamError(f"{self.path}: cannot read {nbytes} bytes at {offset}: {e.strerror}") from e
+        if not taken:
+            raise cut_short(self.path, offset)
+        return taken
 
     def check(self, go_on: Callable[[], object]) -> None:
         """Read all of it and compare the digest that takes the least time.

@@ -88,8 +88,8 @@ class Part(abc.ABC):
     def _close(self) -> None:
         """Release descriptors."""
 
-    def _prepare(self) -> None:
-        """The last thing before it takes its name; raises `OSError`."""
+    def _forget(self) -> None:  # noqa: B027
+        """Remove what was said of what was under the name; the last thing before that changes; raises `OSError`."""
 
     def _claim(self) -> int:
         """What is at the temporary name from now on: new, and locked."""
@@ -127,7 +127,7 @@ class Part(abc.ABC):
         """
         with self._lock:
             self._refuse_discarded()
-            self._prepare()
+            self._forget()
             os.replace(self.part.name, self.path.name, src_dir_fd=self._parent, dst_dir_fd=self._parent)
             self._is_committed = True
             self._sync_parent()

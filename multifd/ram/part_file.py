@@ -98,7 +98,7 @@ class PartFile(Part):
             raise RamError(f"{self.path}: cannot be completed: {e.strerror}") from e
         self.discard()
 
-    def _prepare(self) -> None:
+    def _forget(self) -> None:
         """See `Part`: durably, because after a power failure old digests must not be beside the new file."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(sidecar_name(self.path.name), dir_fd=self._parent)

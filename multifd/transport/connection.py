@@ -160,6 +160,43 @@ class Connection:
             if sent:
                 pending[0] = memoryview(pending[0])[sent:]
 
+    def send_file(self, fd: int, offset: int, nbytes: int) -> int:
+        """Write bytes of a regular file, from the page cache to the socket without a copy in this process.
+
+        Args:
+            fd: the file's descriptor; it stays the caller's.
+            offset: the first byte.
+            nbytes: at most so many.
+
+        Returns:
+            How many were written; 0 if the file ends there.
+
+        Raises:
+            OSError: the file cannot be read.
+            ChannelError: the peer closed, is silent, or the migration was aborted.
+        """
+        nbytes = min(nbytes, self.grant())
+        while True:
+            try:
+                sent = os.sendfile(self._sock.fileno(), fd, offset, nbytes)
+            except BlockingIOError:
+                self.stalls += 1
+                self._idle.check()
+                continue
+            except OSError as e:
+                if e.errno == errno.EINVAL:  # of a file system that cannot (sendfile(2))
+                    return self._send_read(fd, offset, nbytes)
+                if e.errno == errno.EIO:
+                    raise
+                raise self.sending_failed(e.errno or 0) from e
+            self.sent(sent)
+            return sent
+
+    def _send_read(self, fd: int, offset: int, nbytes: int) -> int:
+        data = os.pread(fd, nbytes, offset)
+        self.send([data])
+        return len(data)
+
     def recv_into(self, views: Sequence[memoryview], *, at_least: int | None = None) -> int:
         """Fill `views` in order; return the bytes read.
 

@@ -118,6 +118,10 @@ class TlsConnection(Connection):
                         raise word from e
                     raise
 
+    def send_file(self, fd: int, offset: int, nbytes: int) -> int:
+        """See `Connection.send_file`; it is encrypted here."""
+        return self._send_read(fd, offset, min(nbytes, _PIECE_BYTES))
+
     def _last_word(self) -> TlsError | None:
         """What the other end said before it closed, if nobody reads this connection just now: an alert."""
         if self._idle.abort.is_set() or not self._receiving.acquire(blocking=False):
