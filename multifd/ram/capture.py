@@ -133,11 +133,11 @@ def verify(path: str | os.PathLike[str], digest_mode: str = "auto", on_progress:
     """
     if _has_digests_alone(path):
         with contextlib.closing(RawImageSource(path)) as image:
-            verdict = digest.check(image, digest_mode, on_progress)
+            verdict = digest.verify(image, digest_mode, on_progress)
             return replace(_info_of_image(image), checked=verdict)
     with contextlib.closing(open_stored(path)) as source:
         source.check()
-        verdict = digest.check(source, digest_mode, on_progress)
+        verdict = digest.verify(source, digest_mode, on_progress)
         verdict.log()
         return replace(_info(source), checked=verdict)
 

@@ -15,16 +15,17 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
 from multifd.errors import RamError, UsageError, about
 from multifd.ram import sidecar
+from multifd.ram.block import private_map
+from multifd.ram.checksum import KINDS, SHA256
 from multifd.ram.file import OpenFile, is_hole, read_exactly
 from multifd.ram.sidecar import Sidecar, path_beside
 from multifd.ram.span import Span, step_for
@@ -35,7 +36,11 @@ Progress = Callable[[int, int], object]
 MODES = ("auto", "require", "ignore")
 """Of a check: if there is a sidecar; there must be one; not at all."""
 _MOST_THREADS = 4  # a disk is busy with fewer, and SHA-256 takes 1 to 2 GB/s of each
-_PIECE = 1 << 20
+_Digests = Mapping[str, str]
+"""By kind."""
+_PIECE = 512 << 10
+"""Bytes that are read and digested together; they stay in a processor's cache."""
+_BATCH_BYTES = 4 << 20
 _MOST_ZEROS = 64 << 20
 """Bytes whose digest is remembered if they are zeros."""
 _TICK_S = 0.1
@@ -95,8 +100,9 @@ def make(source: DigestedSource, on_progress: Progress | None = None) -> Path:
     with source.file.use() as fd:
         like = os.fstat(fd)
     spans = source.spans(step_for(source.nbytes))
-    whole, *digests = _digests(source, [_all(source), *spans], on_progress)
-    file = sidecar.write_beside(path, sidecar.encode(path.name, whole, spans, digests), like)
+    whole, *pieces = _digests(source, [(_all(source), (SHA256,)), *((span, KINDS) for span in spans)], on_progress)
+    digests = {kind: [piece[kind] for piece in pieces] for kind in KINDS}
+    file = sidecar.write_beside(path, sidecar.encode(path.name, whole[SHA256], spans, digests), like)
     try:
         _require_same(source, before)
         file.commit()
@@ -110,7 +116,7 @@ def make(source: DigestedSource, on_progress: Progress | None = None) -> Path:
 
 
 def check(source: DigestedSource, mode: str = "auto", on_progress: Progress | None = None) -> Verdict:
-    """Compare a file with its sidecar.
+    """Compare a file with its sidecar, by the digests that take the least time.
 
     Args:
         source: stays the caller's.
@@ -121,6 +127,17 @@ def check(source: DigestedSource, mode: str = "auto", on_progress: Progress | No
         UsageError: there is no such mode.
         RamError: the file does not match, the sidecar is none, or there is none that is the file's and mode is require.
     """
+    return _look(source, mode, on_progress, lambda known: tuple(known.digests)[:1])
+
+
+def verify(source: DigestedSource, mode: str = "auto", on_progress: Progress | None = None) -> Verdict:
+    """Compare a file with every digest that its sidecar has; otherwise as `check`."""
+    return _look(source, mode, on_progress, lambda known: tuple(known.digests))
+
+
+def _look(
+    source: DigestedSource, mode: str, on_progress: Progress | None, wanted: Callable[[Sidecar], Sequence[str]]
+) -> Verdict:
     if mode not in MODES:
         raise about(UsageError(f"digest {mode!r}, expected {', '.join(MODES[:-1])} or {MODES[-1]}"), "digest")
     path, place = source.path, path_beside(source.path)
@@ -132,26 +149,28 @@ def check(source: DigestedSource, mode: str = "auto", on_progress: Progress | No
         words = f"{path}: bytes inside pages are not checked: there is no {place.name}"
         verdict = Verdict("none", f"{words}, which multifd digest makes", is_news=source.form != "raw")
     else:
-        verdict = _compare(source, known, before, on_progress)
+        verdict = _compare(source, known, wanted(known), before, on_progress)
     if mode == "require" and verdict.digest != "match":
         raise RamError(verdict.words)
     return verdict
 
 
-def _compare(source: DigestedSource, known: Sidecar, before: tuple[int, ...], on_progress: Progress | None) -> Verdict:
+def _compare(
+    source: DigestedSource, known: Sidecar, kinds: Sequence[str], before: tuple[int, ...], on_progress: Progress | None
+) -> Verdict:
     path, name = source.path, known.path.name
     if not known.spans:
-        (found,) = _digests(source, [_all(source)], on_progress)
-        wrong = [] if found == known.digest else ["SHA-256 of the whole file"]
+        (found,) = _digests(source, [(_all(source), (SHA256,))], on_progress)
+        wrong = [] if found[SHA256] == known.digest else ["SHA-256 of the whole file"]
         is_another = False
     else:
         there = [span for span in known.spans if span.first + span.nbytes <= source.nbytes]
-        digests = _digests(source, there, on_progress)
-        differs = [ours != theirs for ours, theirs in zip(digests, known.digests, strict=False)]
-        wrong = [_place(span) for span, is_wrong in zip(there, differs, strict=True) if is_wrong]
+        digests = _digests(source, [(span, kinds) for span in there], on_progress)
+        differs = [[one[kind] != known.digests[kind][i] for kind in kinds] for i, one in enumerate(digests)]
+        wrong = [_place(span) for span, is_wrong in zip(there, differs, strict=True) if any(is_wrong)]
         if source.nbytes != known.nbytes:
             wrong.append(f"{source.nbytes} bytes, expected {known.nbytes}")
-        is_another = any(differs) and _is_another(there, digests, differs)
+        is_another = bool(wrong) and _is_another(there, digests, [all(is_wrong) for is_wrong in differs])
     if not wrong:
         return Verdict("match", f"{path}: matches {name}")
     if _identity_of(path) != before:
@@ -167,9 +186,9 @@ def _compare(source: DigestedSource, known: Sidecar, before: tuple[int, ...], on
     )
 
 
-def _is_another(spans: Sequence[Span], digests: Sequence[str], differs: Sequence[bool]) -> bool:
+def _is_another(spans: Sequence[Span], digests: Sequence[_Digests], differs: Sequence[bool]) -> bool:
     """Whether what differs is all over the file: another one was put there; damage is here and there, or zeros."""
-    holds = [digest != _of_zeros(span.nbytes) for span, digest in zip(spans, digests, strict=True)]
+    holds = [one != _of_zeros(span.nbytes, tuple(one)) for span, one in zip(spans, digests, strict=True)]
     changed = [is_wrong and is_held for is_wrong, is_held in zip(differs, holds, strict=True)]
     places = sum(now and not before for before, now in zip([False, *changed], changed, strict=False))
     return places > _FEW or (sum(changed) > 1 and 2 * sum(changed) > sum(holds))
@@ -204,13 +223,15 @@ def _of(info: os.stat_result) -> tuple[int, ...]:
     return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
 
 
-def _digests(source: DigestedSource, spans: Sequence[Span], on_progress: Progress | None) -> list[str]:
-    """SHA-256 of each span, by a few threads."""
+def _digests(
+    source: DigestedSource, wanted: Sequence[tuple[Span, Iterable[str]]], on_progress: Progress | None
+) -> list[_Digests]:
+    """Of each span the kinds that are wanted, by a few threads."""
     reading = _Reading(source.file, source.path)
-    total = sum(span.nbytes for span in spans)
+    total = sum(span.nbytes for span, _ in wanted)
     pool = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1), "multifd_digest")
     try:
-        futures = [pool.submit(reading.digest, span) for span in spans]
+        futures = [pool.submit(reading.digests, batch) for batch in _batches(wanted)]
         left: set[Future[Any]] = set(futures)
         while left:
             done, left = wait(left, _TICK_S, FIRST_EXCEPTION)
@@ -218,10 +239,31 @@ def _digests(source: DigestedSource, spans: Sequence[Span], on_progress: Progres
                 future.result()  # what went wrong is raised at once
             if on_progress is not None:
                 on_progress(reading.done, total)
-        return [future.result() for future in futures]
+        return [one for future in futures for one in future.result()]
     finally:
         reading.is_over.set()
         pool.shutdown(cancel_futures=True)
+
+
+def _batches(wanted: Sequence[tuple[Span, Iterable[str]]]) -> Iterator[list[tuple[Span, Iterable[str]]]]:
+    """What a thread does in one go: a span of 16 KiB alone takes less than to hand it over."""
+    batch: list[tuple[Span, Iterable[str]]] = []
+    nbytes = 0
+    for span, kinds in wanted:
+        batch.append((span, kinds))
+        nbytes += span.nbytes
+        if nbytes >= _BATCH_BYTES:
+            yield batch
+            batch, nbytes = [], 0
+    if batch:
+        yield batch
+
+
+class _Buffer(threading.local):
+    """A thread's own."""
+
+    def __init__(self) -> None:
+        self.view = private_map(_PIECE)
 
 
 class _Reading:
@@ -229,29 +271,32 @@ class _Reading:
 
     def __init__(self, file: OpenFile, path: Path) -> None:
         self._file, self._path = file, path
-        self._lock = threading.Lock()
+        self._lock, self._buffer = threading.Lock(), _Buffer()
         self.done = 0
         self.is_over = threading.Event()
 
-    def digest(self, span: Span) -> str:
-        """SHA-256 of a span (any thread); of no use once it is over."""
+    def digests(self, wanted: Iterable[tuple[Span, Iterable[str]]]) -> list[_Digests]:
+        """Of each span (any thread); of no use once it is over."""
+        return [self._digest(span, tuple(kinds)) for span, kinds in wanted]
+
+    def _digest(self, span: Span, kinds: tuple[str, ...]) -> _Digests:
         end = span.first + span.nbytes
         if span.nbytes <= _MOST_ZEROS and is_hole(self._file, span.first, end, self._path):
             self._count(span.nbytes)
-            return _of_zeros(span.nbytes)
-        data = memoryview(bytearray(min(_PIECE, span.nbytes)))
-        value = sha256()
+            return _of_zeros(span.nbytes, kinds)
+        values = {kind: KINDS[kind]() for kind in kinds}
         for at in range(span.first, end, _PIECE):
             if self.is_over.is_set():
                 break
-            view = data[: min(_PIECE, end - at)]
+            view = self._buffer.view[: min(_PIECE, end - at)]
             if is_hole(self._file, at, at + len(view), self._path):
-                value.update(_ZEROS[: len(view)])
+                view = _ZEROS[: len(view)]
             else:
                 read_exactly(self._file, view, at, self._path)
+            for value in values.values():
                 value.update(view)
             self._count(len(view))
-        return value.hexdigest()
+        return {kind: value.hexdigest() for kind, value in values.items()}
 
     def _count(self, nbytes: int) -> None:
         with self._lock:
@@ -262,9 +307,10 @@ _ZEROS = memoryview(bytes(_PIECE))
 
 
 @cache
-def _of_zeros(nbytes: int) -> str:
-    """SHA-256 of so many zeros."""
-    value = sha256()
+def _of_zeros(nbytes: int, kinds: tuple[str, ...]) -> _Digests:
+    """Of so many zeros."""
+    values = {kind: KINDS[kind]() for kind in kinds}
     for at in range(0, nbytes, _PIECE):
-        value.update(_ZEROS[: min(_PIECE, nbytes - at)])
-    return value.hexdigest()
+        for value in values.values():
+            value.update(_ZEROS[: min(_PIECE, nbytes - at)])
+    return {kind: value.hexdigest() for kind, value in values.items()}

@@ -23,7 +23,7 @@ from multifd.ram.file import close, cut_short, open_regular, read_exactly, reaso
 from multifd.ram.manifest import FileEntry, Manifest
 from multifd.ram.part import part_name
 
-_PIECE_BYTES = 256 << 10
+_PIECE_BYTES = 512 << 10
 """Read and digested together; it stays in a processor's cache."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import mmap
 import os
@@ -34,6 +35,7 @@ from multifd.errors import (
     UsageError,
 )
 from multifd.live.arena import Arena
+from multifd.ram.manifest import Manifest
 
 METHODS = ["none", "zlib", "zstd:level=3"]
 DAMAGED = int(os.environ.get("MULTIFD_DAMAGED", "60"))
@@ -193,12 +195,24 @@ def test_a_sync_that_nobody_waits_for_may_stay_unread(tmp_path, receiver, extra)
 # -- damage ------------------------------------------------------------------------------------------
 
 
+def damage_a_digest(path: Path, rng: random.Random) -> str:
+    """A manifest in which a file has another XXH3-128, sealed as if it were right."""
+    said = Manifest.decode(path.read_bytes())
+    name, entry = rng.choice(sorted(said.files.items()))
+    digits = list(entry.xxh3)
+    at = rng.randrange(32)
+    digits[at] = rng.choice([c for c in "0123456789abcdef" if c != digits[at]])
+    entry = dataclasses.replace(entry, xxh3="".join(digits))
+    path.write_bytes(dataclasses.replace(said, files={**said.files, name: entry}).encode())
+    return name
+
+
 def damage(folder: Path, rng: random.Random) -> str:
     """Damage one file in one way; what an error has to name."""
     name = rng.choice(sorted(os.listdir(folder)))
     path = folder / name
     data = bytearray(path.read_bytes())
-    match rng.randrange(6):
+    match rng.randrange(7):
         case 0:
             path.unlink()
         case 1:
@@ -218,6 +232,8 @@ def damage(folder: Path, rng: random.Random) -> str:
             path.rename(folder / other)
             (folder / "swap").rename(path)
             return "(" + "|".join(sorted((name, other))) + ")"
+        case 5:
+            return damage_a_digest(folder / "manifest.json", rng)
         case _:
             name = f"channel-{rng.randrange(2, 300)}"
             (folder / name).write_bytes(bytes(data))

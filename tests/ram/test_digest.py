@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -19,11 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mapped_files import PAGE, build
 from plain_files import build_plain, save_header
+from xxhash import xxh3_128
 
 import multifd
 from multifd.cli import digest as digests
 from multifd.errors import RamError, UsageError
 from multifd.ram import capture, digest, sidecar, span
+from multifd.ram.checksum import HEX_DIGITS
 from multifd.ram.digest import Verdict
 from multifd.ram.export import export
 from multifd.ram.image import open_source
@@ -41,6 +44,7 @@ DATA = {
     "raw": make_image(300, 7),
 }
 STORED = [name for name in DATA if name != "raw"]
+ZEROS = {kind: ["0" * digits] * 2 for kind, digits in HEX_DIGITS.items()}
 LONG_AGO, LATER = 1_600_000_000, 4_000_000_000  # seconds since 1970
 
 
@@ -67,6 +71,27 @@ def page_at(data: bytes, block: bytes) -> int:
     content = dict(BLOCKS)[block]
     page = next(content[at : at + PAGE] for at in range(0, len(content), PAGE) if any(content[at : at + PAGE]))
     return data.index(page)
+
+
+def sealed(lines: list[bytes]) -> bytes:
+    """A sidecar of these lines, with its last one."""
+    text = b"".join(lines)
+    return text + b"# " + sha256(text).hexdigest().encode() + b" of the lines above\n"
+
+
+def version_1(text: bytes) -> bytes:
+    """A sidecar as it was before it had XXH3-128."""
+    first, _, *lines, _ = text.splitlines(keepends=True)
+    lines = [re.sub(rb"^(# \w{64}) \w{32} ", rb"\1 ", line) for line in lines]
+    return sealed([first, b"# multifd 1: SHA-256, first byte, bytes, what\n", *lines])
+
+
+def resealed(text: bytes, column: int) -> bytes:
+    """A sidecar with another digest in a column of its first piece, and its own last line."""
+    first, title, piece, *lines, _ = text.splitlines(keepends=True)
+    words = piece.split(b" ")
+    words[1 + column] = b"0" * len(words[1 + column])
+    return sealed([first, title, b" ".join(words), *lines])
 
 
 @pytest.fixture(params=list(DATA))
@@ -121,10 +146,11 @@ class TestSidecar:
         assert known is not None
         assert known.digest == sha256(data).hexdigest()
         end = 0
-        for one, value in zip(known.spans, known.digests, strict=True):
+        for one, sha, xxh3 in zip(known.spans, known.digests["SHA-256"], known.digests["XXH3-128"], strict=True):
             assert one.first == end
             end += one.nbytes
-            assert value == sha256(data[one.first : end]).hexdigest()
+            assert sha == sha256(data[one.first : end]).hexdigest()
+            assert xxh3 == xxh3_128(data[one.first : end]).hexdigest()
         assert end == known.nbytes == len(data)
 
     def test_lines_say_which_block(self, mapped):
@@ -156,7 +182,8 @@ class TestSidecar:
             assert -(-nbytes // span.step_for(nbytes)) <= span.MOST
         what = "block " + span.short("\x1b" * 300) + " at 0xffffffffffffffff"
         lines = [Span(1 << 62, 1 << 62, what)] * 2 * span.MOST
-        assert len(sidecar.encode("n" * 255, "0" * 64, lines, ["0" * 64] * len(lines))) < sidecar._MOST_BYTES
+        digests = {kind: ["0" * digits] * len(lines) for kind, digits in HEX_DIGITS.items()}
+        assert len(sidecar.encode("n" * 255, "0" * 64, lines, digests)) < sidecar._MOST_BYTES
 
 
 class TestDamage:
@@ -239,7 +266,8 @@ class TestDamage:
 
 PIECES = [
     b"0" * 64, b"f" * 64, b"  vm.ram", b" *vm.ram", b"  other", b"\n", b"# ", b"#", b"\\", b"\\q", b"\r", b" ",
-    b"# multifd 1:", b"# multifd 1: SHA-256, first byte, bytes, what\n", b" 0 16384 structure\n",
+    b"# multifd 1:", b"# multifd 1: SHA-256, first byte, bytes, what\n", b" 0 16384 structure\n", b" " + b"1" * 32,
+    b"# multifd 2:", b"# multifd 2: SHA-256, XXH3-128, first byte, bytes, what\n",
     b" of the lines above\n", b" 99999999999999999999 1 x", b"\xff", b"\0",
 ]  # fmt: skip
 WRONG_SIDECARS: dict[str, tuple[bytes | Callable[[bytes], bytes], str]] = {
@@ -265,7 +293,8 @@ class TestWrongSidecar:
         with contextlib.suppress(ValueError):
             found = sidecar._parse(text, "vm.ram", Path("vm.ram.sha256"), 0)
             assert len(found.digest) == 64
-            assert len(found.spans) == len(found.digests)
+            assert all(len(found.spans) == len(digests) for digests in found.digests.values())
+            assert list(found.digests) in ([], ["SHA-256"], ["XXH3-128", "SHA-256"])
 
     @pytest.mark.parametrize("name", WRONG_SIDECARS)
     def test_is_refused_by_name(self, mapped, name):
@@ -276,7 +305,7 @@ class TestWrongSidecar:
             check(mapped)
 
     def test_lines_that_do_not_follow_one_another(self, mapped):
-        text = sidecar.encode("vm.ram", "0" * 64, [Span(0, 10, "a"), Span(11, 5, "b")], ["0" * 64] * 2)
+        text = sidecar.encode("vm.ram", "0" * 64, [Span(0, 10, "a"), Span(11, 5, "b")], ZEROS)
         mapped.with_name("vm.ram.sha256").write_bytes(text)
         with pytest.raises(RamError, match="line 4 has no digest of what follows byte 10"):
             check(mapped)
@@ -323,9 +352,29 @@ class TestWrongSidecar:
         mapped.with_name("vm.ram.sha256").rename(mapped.with_name("new.ram.sha256"))
         assert check(mapped.with_name("new.ram")).digest == "match"
 
+    def test_version_1_had_no_xxh3(self, path):
+        place = path.with_name("vm.ram.sha256")
+        place.write_bytes(version_1(place.read_bytes()))
+        assert (check(path).digest, capture.verify(path).checked.digest) == ("match", "match")
+        flip(path, path.stat().st_size // 2)
+        with pytest.raises(RamError, match=r"does not match vm\.ram\.sha256: .* of the file\)"):
+            check(path)
+
+    @pytest.mark.parametrize(("column", "refused"), [(0, [capture.verify]), (1, [capture.verify, check])])
+    def test_one_of_two_digests_does_not_match(self, mapped, column, refused):
+        """Somebody has written the sidecar anew."""
+        place = mapped.with_name("vm.ram.sha256")
+        place.write_bytes(resealed(place.read_bytes(), column))
+        for call in (capture.verify, check):
+            if call in refused:
+                with pytest.raises(RamError, match=r"does not match vm\.ram\.sha256: structure"):
+                    call(mapped)
+            else:
+                assert call(mapped).digest == "match"
+
     def test_a_later_versions_first_line_is_used(self, mapped):
         place = mapped.with_name("vm.ram.sha256")
-        place.write_bytes(place.read_bytes().replace(b"# multifd 1:", b"# multifd 2:"))
+        place.write_bytes(place.read_bytes().replace(b"# multifd 2:", b"# multifd 3:"))
         assert check(mapped).digest == "match"
         flip(mapped, page_at(DATA["mapped-ram"], b"pc.ram"))
         with pytest.raises(RamError, match="SHA-256 of the whole file"):

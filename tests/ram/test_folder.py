@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from limits import file_size_limit
 
+from multifd.engine.checking import Look
 from multifd.errors import RamError
-from multifd.ram.folder import StoredFolder
+from multifd.ram.folder import StoredFolder, StoredStream
 from multifd.ram.manifest import FileEntry, Manifest
 from multifd.ram.part_folder import PartFolder
 
@@ -33,13 +34,17 @@ def keep(path: Path, channels: int = 2) -> PartFolder:
     return folder
 
 
-def check(path: Path) -> None:
+def check(path: Path, look: Look = StoredStream.check) -> None:
     folder = StoredFolder(path)
     try:
         for one in folder.streams:
-            one.check(lambda: None)
+            look(one, lambda: None)
     finally:
         folder.close()
+
+
+def verify(path: Path) -> None:
+    check(path, StoredStream.verify)
 
 
 @pytest.fixture
@@ -101,6 +106,40 @@ def test_swapped_files_are_named(stored):
         (stored / f"channel-{1 - i}").write_bytes(data[i])
     with pytest.raises(RamError, match=r"channel-0: damaged"):
         check(stored)
+
+
+def reseal(stored: Path, **changes: str | None) -> None:
+    """Write the manifest anew, with something else of channel-1."""
+    path = stored / "manifest.json"
+    said = Manifest.decode(path.read_bytes())
+    files = {**said.files, "channel-1": replace(said.files["channel-1"], **changes)}
+    path.write_bytes(replace(said, files=files).encode())
+
+
+def test_only_sha256_is_known(stored):
+    """Of an earlier version's manifest, and of a file that somebody has left without."""
+    said = Manifest.decode((stored / "manifest.json").read_bytes())
+    old = {name: replace(entry, xxh3=None) for name, entry in said.files.items()}
+    (stored / "manifest.json").write_bytes(replace(said, files=old).encode())
+    check(stored)
+    verify(stored)
+    flip(stored / "channel-1")
+    for look in (check, verify):
+        with pytest.raises(RamError, match=r"channel-1: damaged: its SHA-256 is"):
+            look(stored)
+
+
+@pytest.mark.parametrize(("change", "sends"), [({"sha256": "0" * 64}, True), ({"xxh3": "0" * 32}, False)])
+def test_one_of_two_digests_does_not_match(stored, change, sends):
+    """Somebody has written the manifest anew."""
+    reseal(stored, **change)
+    if sends:
+        check(stored)
+    else:
+        with pytest.raises(RamError, match=r"channel-1: damaged: its XXH3-128 is"):
+            check(stored)
+    with pytest.raises(RamError, match=r"channel-1: damaged"):
+        verify(stored)
 
 
 def test_what_does_not_belong_there_is_named(stored):

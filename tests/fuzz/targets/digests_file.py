@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from multifd.ram import sidecar
+from multifd.ram.checksum import HEX_DIGITS
 from multifd.ram.span import Span
 
 COVERS = ("multifd.ram.sidecar",)
@@ -25,7 +26,7 @@ def seeds() -> Iterator[bytes]:
         Span(4096, 1 << 20, "block pc.ram at 0x0"),
         Span((1 << 20) + 4096, 9, "devices"),
     ]
-    whole = sidecar.encode("vm.ram", _DIGEST, spans, [_DIGEST] * 3)
+    whole = sidecar.encode("vm.ram", _DIGEST, spans, {kind: ["a" * digits] * 3 for kind, digits in HEX_DIGITS.items()})
     yield bytes([RAW]) + whole
     yield bytes([SEALED]) + whole.rpartition(b"# ")[0]
     yield bytes([RAW]) + b"\\" + _DIGEST.encode() + b"  a\\nb\\\\\n"
@@ -42,15 +43,17 @@ def run(data: bytes) -> str:
     except ValueError:
         return "refused"
     assert len(found.digest) == 64
-    assert len(found.spans) == len(found.digests)
+    assert all(len(found.spans) == len(digests) for digests in found.digests.values())
     end = 0
     for span in found.spans:
         assert span.first == end
         assert span.nbytes > 0
         end += span.nbytes
+    if set(found.digests) != set(HEX_DIGITS):
+        return "SHA-256 alone"
     again = sidecar.encode(found.name, found.digest, found.spans, found.digests)
     other = sidecar._parse(again, found.name, found.path, 0)
     assert (other.name, other.digest, other.spans, other.digests) == (
         found.name, found.digest, found.spans, found.digests
     )  # fmt: skip
-    return "digests" if found.spans else "one digest"
+    return "digests"

@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
 
 from multifd.errors import RamError
 from multifd.ram.manifest import MOST_BYTES, FileEntry, Manifest
@@ -18,9 +20,9 @@ RAW, SEALED = 0, 1
 
 
 def seeds() -> Iterator[bytes]:
-    """Of one channel and of two, with digests of RAM and without; and what is none."""
-    entry = FileEntry(4096, "ab" * 32, 3, 5)
-    for channels in (1, 2):
+    """Of one channel and of two, of either version, with digests of RAM and without; and what is none."""
+    old = FileEntry(4096, "ab" * 32, 3, 5)
+    for channels, entry in product((1, 2), (old, replace(old, xxh3="1" * 32))):
         files = {"main": entry, **{f"channel-{i}": entry for i in range(channels)}}
         for ram in (None, {"pc.ram": "cd" * 32}):
             whole = Manifest("multifd 1", "zstd:level=1", 4096, files, ram).encode()
