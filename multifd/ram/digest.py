@@ -38,7 +38,7 @@ MODES = ("auto", "require", "ignore")
 _MOST_THREADS = 4  # a disk is busy with fewer, and SHA-256 takes 1 to 2 GB/s of each
 _Digests = Mapping[str, str]
 """By kind."""
-_PIECE = 512 << 10
+_PIECE = 1 << 20
 """Bytes that are read and digested together; they stay in a processor's cache."""
 _BATCH_BYTES = 4 << 20
 _MOST_ZEROS = 64 << 20
@@ -289,7 +289,7 @@ class _Reading:
             if self.is_over.is_set():
                 break
             view = self._buffer.view[: min(_PIECE, end - at)]
-            if is_hole(self._file, at, at + len(view), self._path):
+            if span.nbytes > _PIECE and is_hole(self._file, at, at + len(view), self._path):
                 view = _ZEROS[: len(view)]
             else:
                 read_exactly(self._file, view, at, self._path)

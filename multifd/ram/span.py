@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from multifd.errors import printable
 
-MOST = 4096
+MOST = 1024
 """Into so many pieces of one length a file is cut, and at each border of a block or of the devices' state once more."""
 _LEAST_BYTES = 16 << 10
 _LONGEST_NAME = 64  # characters of a block's name in a line

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from limits import file_size_limit
 
 from multifd.engine.checking import Look
-from multifd.errors import RamError
+from multifd.errors import ChannelError, RamError
 from multifd.ram.folder import StoredFolder, StoredStream
 from multifd.ram.manifest import FileEntry, Manifest
 from multifd.ram.part_folder import PartFolder
@@ -98,6 +98,25 @@ def test_damage_is_named(stored, name, damage):
     damage(stored / name)
     with pytest.raises(RamError, match=f"{name}: "):
         check(stored)
+
+
+def test_whose_fault_it_is_that_a_file_is_not_sent(stored):
+    folder = StoredFolder(stored)
+
+    def refuse(fd: int, offset: int, nbytes: int) -> int:
+        raise ChannelError("closed by the peer")
+
+    def fail(fd: int, offset: int, nbytes: int) -> int:
+        raise OSError(5, "Input/output error")
+
+    assert folder.main.send(lambda fd, offset, nbytes: len(os.pread(fd, nbytes, offset)), 3000, 5000) == 1000
+    with pytest.raises(ChannelError, match="closed by the peer"):
+        folder.main.send(refuse, 0, 10)
+    with pytest.raises(RamError, match=r"stored/main: cannot read 10 bytes at 0: Input/output error"):
+        folder.main.send(fail, 0, 10)
+    with pytest.raises(RamError, match=r"stored/main: ends at byte 4000"):
+        folder.main.send(lambda fd, offset, nbytes: 0, 4000, 10)
+    folder.close()
 
 
 def test_swapped_files_are_named(stored):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
+import os
 import random
 import socket
 import threading
@@ -78,6 +80,61 @@ def test_many_buffers_larger_than_the_socket(limited: bool) -> None:
         assert pair.other.recv_into(views) == len(data)
     assert got == data
     assert pair.one.bytes_sent == pair.other.bytes_received == len(data)
+    pair.one.close()
+    pair.other.close()
+
+
+def send_whole_file(connection: Connection, path: Path) -> None:
+    fd, at = os.open(path, os.O_RDONLY), 0
+    try:
+        while sent := connection.send_file(fd, at, 1 << 20):
+            at += sent
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("limited", [False, True])
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limited: bool, refused: bool) -> None:
+    """Inside the kernel, or where its file system cannot, as any other bytes."""
+    if refused:
+
+        def sendfile(*args: object) -> int:
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+        monkeypatch.setattr(os, "sendfile", sendfile)
+    pair = Pair(limit=RateLimit(1 << 40, Abort()) if limited else None)
+    data = random.Random(2).randbytes(3_000_001)
+    (tmp_path / "file").write_bytes(data)
+    got = bytearray(len(data))
+    with thread(lambda: send_whole_file(pair.one, tmp_path / "file")):
+        assert pair.other.recv_into([memoryview(got)]) == len(data)
+    assert got == data
+    assert pair.one.bytes_sent == pair.other.bytes_received == len(data)
+    pair.one.close()
+    pair.other.close()
+
+
+@pytest.mark.parametrize(("number", "error"), [(errno.EIO, OSError), (errno.EPIPE, ChannelError)])
+def test_a_file_that_cannot_be_read_is_not_the_peers_doing(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, error: type[OSError]
+) -> None:
+    def sendfile(*args: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "sendfile", sendfile)
+    (tmp_path / "file").write_bytes(b"abc")
+    with pytest.raises(OSError, match=r"Input/output|closed by the peer") as caught:
+        send_whole_file(pair.one, tmp_path / "file")
+    assert isinstance(caught.value, ChannelError) == (error is ChannelError)
+
+
+def test_a_file_to_who_takes_nothing(tmp_path: Path) -> None:
+    pair = Pair(timeout_s=0.05)
+    (tmp_path / "file").write_bytes(bytes(8 << 20))
+    with pytest.raises(ChannelError, match=r"0\.05 s"):
+        send_whole_file(pair.one, tmp_path / "file")
+    assert pair.one.stalls
     pair.one.close()
     pair.other.close()
 

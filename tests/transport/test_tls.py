@@ -110,6 +110,22 @@ def test_many_buffers_larger_than_the_socket(credentials: Folders, limited: bool
     pair.close()
 
 
+def test_a_file(pair: Pair, tmp_path: Path) -> None:
+    data = random.Random(3).randbytes(1_500_001)
+    (tmp_path / "file").write_bytes(data)
+    got = bytearray(len(data))
+
+    def send() -> None:
+        at = 0
+        with (tmp_path / "file").open("rb") as file:
+            while sent := pair.one.send_file(file.fileno(), at, 1 << 20):
+                at += sent
+
+    with thread(send):
+        assert pair.other.recv_into([memoryview(got)]) == len(data)
+    assert got == data
+
+
 def test_views_of_every_kind(pair: Pair) -> None:
     import numpy as np
 
