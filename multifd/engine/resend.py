@@ -143,10 +143,13 @@ def _squeeze(
     on_progress: Progress | None,
     canceller: Canceller,
 ) -> Result:
-    """To another folder with every page once: what a guest at work has sent again and again is stored as it ended."""
+    """To another folder with every page once: what a guest at work has sent again and again is stored as it ended.
+
+    It is the same RAM, so what is known of it is said there, too, for `multifd.engine.ram_check` to compare.
+    """
     loaded = load_method(method)
     with (
-        storing.destination(config.uri, method, config.timeout_s) as uri,
+        storing.destination(config.uri, method, config.timeout_s, folder.manifest.ram) as uri,
         unpacked(folder, start, Path(config.uri.folder), config.timeout_s, canceller) as path,
         contextlib.closing(open_stored(path)) as source,
     ):

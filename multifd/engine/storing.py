@@ -13,7 +13,7 @@ import dataclasses
 import logging
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 from multifd.engine.canceller import Canceller
@@ -45,13 +45,16 @@ _LAST_WORD_S = 1.0
 
 
 @contextlib.contextmanager
-def destination(uri: Uri, method: str | MultifdMethods, timeout_s: float) -> Iterator[Uri]:
+def destination(
+    uri: Uri, method: str | MultifdMethods, timeout_s: float, ram: Mapping[str, str] | None = None
+) -> Iterator[Uri]:
     """Where to connect for what goes to `uri`: `uri` itself, or if it is a folder, who keeps it there.
 
     Args:
         uri: where to.
         method: as the manifest has it, as far as it is known; empty: the name of the one that comes.
         timeout_s: how long all connections may be silent.
+        ram: SHA-256 of the blocks that go there, as `multifd.ram.manifest.Manifest.ram`, if it is known.
 
     Raises:
         RamError: the folder cannot be made.
@@ -59,7 +62,7 @@ def destination(uri: Uri, method: str | MultifdMethods, timeout_s: float) -> Ite
     if not uri.folder:
         yield uri
         return
-    folder = PartFolder(uri.folder)
+    folder = PartFolder(uri.folder, ram)
     try:
         with _meeting_place() as listener:
             canceller = Canceller()

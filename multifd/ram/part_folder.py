@@ -6,8 +6,10 @@ Rules of this file: what exists is never replaced: a folder is not one file, and
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 from multifd._version import __version__
@@ -75,6 +77,7 @@ class PartFolder(Part):
 
     Args:
         path: the folder to make; there may be an empty one.
+        ram: what the streams are known to give, as `Manifest.ram`.
 
     Raises:
         RamError: it exists already, or cannot be written there.
@@ -82,8 +85,9 @@ class PartFolder(Part):
 
     _flags = os.O_RDONLY | os.O_DIRECTORY
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], ram: Mapping[str, str] | None = None) -> None:
         self._files: dict[str, StreamFile] = {}
+        self._ram = ram
         super().__init__(path)
 
     def _refuse(self) -> None:
@@ -144,9 +148,12 @@ class PartFolder(Part):
         try:
             channels = map(manifest.channel_name, range(len(self._files) - 1))
             entries = {name: self._files[name].entry() for name in (manifest.MAIN, *channels)}
-            said = self.file(manifest.NAME)
-            said.write(Manifest(f"multifd {__version__}", method, page_size, entries).encode())
-            said.flush()
+            said = Manifest(f"multifd {__version__}", method, page_size, entries, self._ram)
+            if len(said.encode()) > manifest.MOST_BYTES:  # of blocks alone: they are told again by who looks
+                said = dataclasses.replace(said, ram=None)
+            file = self.file(manifest.NAME)
+            file.write(said.encode())
+            file.flush()
             os.fsync(self._folder)
             self._take_name()
         except OSError as e:

@@ -114,6 +114,37 @@ def test_of_memory_that_was_written_while_it_was_sent(tmp_path):
     assert ram_check.verify(str(tmp_path / "streams")).ram == {"ram": digest_of(memory[:])}
 
 
+def squeeze(tmp_path: Path) -> Path:
+    multifd.send(f"dir:{tmp_path}/streams", f"dir:{tmp_path}/squeezed", "zlib:level=1")
+    return tmp_path / "squeezed"
+
+
+def test_what_is_known_goes_along_and_is_compared_there(tmp_path):
+    store(
+        tmp_path / "streams", [(b"rom", 2 * PAGE), (b"ram", 4 * PAGE)],
+        peer.packet([0, PAGE], b"\1" * 2 * PAGE, block=b"rom"), peer.packet([PAGE], b"\2" * PAGE),
+    )  # fmt: skip
+    known = ram_check.verify(str(tmp_path / "streams")).ram
+    squeezed = squeeze(tmp_path)
+    assert streams_info.verify(squeezed).ram == known
+    assert ram_check.verify(str(squeezed)).checked.digest == "match"
+
+
+def test_what_is_known_wrongly_is_found_there(tmp_path, stored):
+    say(stored, ram={"ram": "0" * 64})
+    with pytest.raises(RamError, match="squeezed: block ram decodes to another RAM"):
+        ram_check.verify(str(squeeze(tmp_path)))
+
+
+def test_more_than_a_manifest_takes_is_left_out(tmp_path, monkeypatch):
+    store(tmp_path / "streams", [(b"ram", 2 * PAGE)], peer.packet([0], b"\1" * PAGE))
+    known = ram_check.verify(str(tmp_path / "streams")).ram
+    nbytes = (tmp_path / "streams/manifest.json").stat().st_size
+    monkeypatch.setattr(manifest, "MOST_BYTES", nbytes)
+    squeezed = squeeze(tmp_path)  # the method's name is longer
+    assert (known is not None, streams_info.info(squeezed).ram) == (True, None)
+
+
 @pytest.mark.parametrize("window", [1 << 8, 1 << 9, 1 << 20])
 def test_pieces_are_all_of_a_block_in_order(tmp_path, raw, receiver, monkeypatch, window):
     monkeypatch.setattr(mapped_source, "_WINDOW", window)

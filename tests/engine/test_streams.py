@@ -9,7 +9,6 @@ import mmap
 import os
 import random
 import shutil
-import signal
 import socket
 import struct
 from concurrent.futures import ThreadPoolExecutor
@@ -307,19 +306,6 @@ def test_a_channel_that_lacks_a_sync_is_not_kept(tmp_path, receiver):
         with pytest.raises(ChannelError, match="pages after the last sync point"):
             end.join()
     assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.parametrize("progress", [1, 3])
-def test_killed_it_leaves_no_folder_under_the_name(tmp_path, cli, progress):
-    (tmp_path / "vm.raw").write_bytes(make_image(20_000))
-    send = cli("send", tmp_path / "vm.raw", f"dir:{tmp_path}/streams", "--max-bandwidth", "4M")
-    for _ in range(progress):
-        send.process.stderr.readline()
-    send.signal(signal.SIGKILL)
-    send.process.wait(DEADLINE_S)
-    assert not (tmp_path / "streams").exists()
-    assert multifd.send(tmp_path / "vm.raw", f"dir:{tmp_path}/streams", "zstd").status == "completed"
-    assert sorted(os.listdir(tmp_path)) == ["streams", "vm.raw"]
 
 
 def test_cancelled_it_leaves_nothing(tmp_path, file):
