@@ -19,10 +19,11 @@ from multifd.engine.streams_info import StreamsInfo
 from multifd.errors import RamError
 from multifd.ram import mapped_digest
 from multifd.ram.amendment import Amendment
-from multifd.ram.digest import Progress, Verdict
+from multifd.ram.digest import Verdict
 from multifd.ram.folder import StoredFolder, StoredStream, alone
 from multifd.ram.mapped_source import MappedRamSource
 from multifd.ram.span import short
+from multifd.ram.span_digests import Progress
 
 
 def verify(path: str, on_progress: Progress | None = None, timeout_s: float = 60.0) -> StreamsInfo:

@@ -14,10 +14,11 @@ import numpy as np
 from multifd.pages import Geometry
 from multifd.ram import digest
 from multifd.ram.block import Staging
-from multifd.ram.digest import Progress, Verdict
+from multifd.ram.digest import Verdict
 from multifd.ram.image import is_stored, open_source, open_stored
 from multifd.ram.raw import RawImageSource
 from multifd.ram.sidecar import path_beside
+from multifd.ram.span_digests import Progress
 from multifd.ram.stored import StoredBlock, StoredSource
 from multifd.wire import vmdesc
 from multifd.wire.dialect import release_of

@@ -1,49 +1,33 @@
 """Digests of a file with RAM: made and written beside it, and checked.
 
 A capture has no digest of its own, so a flipped bit inside a page would pass. What is digested are the file's bytes as
-a reader sees them: holes count as the zeros that they read as, and may be filled or dug.
+a reader sees them (`multifd.ram.span_digests`): holes count as the zeros that they read as, and may be filled or dug.
 
 Rules of this file: the capture is durable and under its name before its sidecar is; `PartFile` removes the sidecar of
 what it replaces first. So a sidecar never stands beside a newer capture of multifd's, whatever is killed when. For
 what other programs replace see `_is_another`.
-
-Thread rule: one thread calls; the hashing is done by a few.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from multifd.errors import RamError, UsageError, about
 from multifd.ram import sidecar
-from multifd.ram.block import private_map
 from multifd.ram.checksum import KINDS, SHA256
-from multifd.ram.file import OpenFile, is_hole, read_exactly
+from multifd.ram.file import OpenFile
 from multifd.ram.sidecar import Sidecar, path_beside
 from multifd.ram.span import Span, step_for
+from multifd.ram.span_digests import Digests, Progress, of_spans, of_zeros
 
 _LOG = logging.getLogger(__name__)
-Progress = Callable[[int, int], object]
-"""Called about ten times a second in the caller's thread, with the bytes that are done and all; may raise."""
 MODES = ("auto", "require", "ignore")
 """Of a check: if there is a sidecar; there must be one; not at all."""
-_MOST_THREADS = 4  # a disk is busy with fewer, and SHA-256 takes 1 to 2 GB/s of each
-_Digests = Mapping[str, str]
-"""By kind."""
-_PIECE = 1 << 20
-"""Bytes that are read and digested together; they stay in a processor's cache."""
-_BATCH_BYTES = 4 << 20
-_MOST_ZEROS = 64 << 20
-"""Bytes whose digest is remembered if they are zeros."""
-_TICK_S = 0.1
 _FEW = 16
 """Places in which a file may differ from its digests and still be the same file, damaged."""
 
@@ -100,7 +84,8 @@ def make(source: DigestedSource, on_progress: Progress | None = None) -> Path:
     with source.file.use() as fd:
         like = os.fstat(fd)
     spans = source.spans(step_for(source.nbytes))
-    whole, *pieces = _digests(source, [(_all(source), (SHA256,)), *((span, KINDS) for span in spans)], on_progress)
+    wanted = [(_all(source), (SHA256,)), *((span, tuple(KINDS)) for span in spans)]
+    whole, *pieces = of_spans(source.file, wanted, on_progress)
     digests = {kind: [piece[kind] for piece in pieces] for kind in KINDS}
     file = sidecar.write_beside(path, sidecar.encode(path.name, whole[SHA256], spans, digests), like)
     try:
@@ -136,7 +121,7 @@ def verify(source: DigestedSource, mode: str = "auto", on_progress: Progress | N
 
 
 def _look(
-    source: DigestedSource, mode: str, on_progress: Progress | None, wanted: Callable[[Sidecar], Sequence[str]]
+    source: DigestedSource, mode: str, on_progress: Progress | None, wanted: Callable[[Sidecar], tuple[str, ...]]
 ) -> Verdict:
     if mode not in MODES:
         raise about(UsageError(f"digest {mode!r}, expected {', '.join(MODES[:-1])} or {MODES[-1]}"), "digest")
@@ -156,16 +141,20 @@ def _look(
 
 
 def _compare(
-    source: DigestedSource, known: Sidecar, kinds: Sequence[str], before: tuple[int, ...], on_progress: Progress | None
+    source: DigestedSource,
+    known: Sidecar,
+    kinds: tuple[str, ...],
+    before: tuple[int, ...],
+    on_progress: Progress | None,
 ) -> Verdict:
     path, name = source.path, known.path.name
     if not known.spans:
-        (found,) = _digests(source, [(_all(source), (SHA256,))], on_progress)
+        (found,) = of_spans(source.file, [(_all(source), (SHA256,))], on_progress)
         wrong = [] if found[SHA256] == known.digest else ["SHA-256 of the whole file"]
         is_another = False
     else:
         there = [span for span in known.spans if span.first + span.nbytes <= source.nbytes]
-        digests = _digests(source, [(span, kinds) for span in there], on_progress)
+        digests = of_spans(source.file, [(span, kinds) for span in there], on_progress)
         differs = [[one[kind] != known.digests[kind][i] for kind in kinds] for i, one in enumerate(digests)]
         wrong = [_place(span) for span, is_wrong in zip(there, differs, strict=True) if any(is_wrong)]
         if source.nbytes != known.nbytes:
@@ -186,9 +175,9 @@ def _compare(
     )
 
 
-def _is_another(spans: Sequence[Span], digests: Sequence[_Digests], differs: Sequence[bool]) -> bool:
+def _is_another(spans: Sequence[Span], digests: Sequence[Digests], differs: Sequence[bool]) -> bool:
     """Whether what differs is all over the file: another one was put there; damage is here and there, or zeros."""
-    holds = [one != _of_zeros(span.nbytes, tuple(one)) for span, one in zip(spans, digests, strict=True)]
+    holds = [one != of_zeros(span.nbytes, tuple(one)) for span, one in zip(spans, digests, strict=True)]
     changed = [is_wrong and is_held for is_wrong, is_held in zip(differs, holds, strict=True)]
     places = sum(now and not before for before, now in zip([False, *changed], changed, strict=False))
     return places > _FEW or (sum(changed) > 1 and 2 * sum(changed) > sum(holds))
@@ -221,96 +210,3 @@ def _identity_of(path: Path) -> tuple[int, ...]:
 
 def _of(info: os.stat_result) -> tuple[int, ...]:
     return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
-
-
-def _digests(
-    source: DigestedSource, wanted: Sequence[tuple[Span, Iterable[str]]], on_progress: Progress | None
-) -> list[_Digests]:
-    """Of each span the kinds that are wanted, by a few threads."""
-    reading = _Reading(source.file, source.path)
-    total = sum(span.nbytes for span, _ in wanted)
-    pool = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1), "multifd_digest")
-    try:
-        futures = [pool.submit(reading.digests, batch) for batch in _batches(wanted)]
-        left: set[Future[Any]] = set(futures)
-        while left:
-            done, left = wait(left, _TICK_S, FIRST_EXCEPTION)
-            for future in done:
-                future.result()  # what went wrong is raised at once
-            if on_progress is not None:
-                on_progress(reading.done, total)
-        return [one for future in futures for one in future.result()]
-    finally:
-        reading.is_over.set()
-        pool.shutdown(cancel_futures=True)
-
-
-def _batches(wanted: Sequence[tuple[Span, Iterable[str]]]) -> Iterator[list[tuple[Span, Iterable[str]]]]:
-    """What a thread does in one go: a span of 16 KiB alone takes less than to hand it over."""
-    batch: list[tuple[Span, Iterable[str]]] = []
-    nbytes = 0
-    for span, kinds in wanted:
-        batch.append((span, kinds))
-        nbytes += span.nbytes
-        if nbytes >= _BATCH_BYTES:
-            yield batch
-            batch, nbytes = [], 0
-    if batch:
-        yield batch
-
-
-class _Buffer(threading.local):
-    """A thread's own."""
-
-    def __init__(self) -> None:
-        self.view = private_map(_PIECE)
-
-
-class _Reading:
-    """One time through a file."""
-
-    def __init__(self, file: OpenFile, path: Path) -> None:
-        self._file, self._path = file, path
-        self._lock, self._buffer = threading.Lock(), _Buffer()
-        self.done = 0
-        self.is_over = threading.Event()
-
-    def digests(self, wanted: Iterable[tuple[Span, Iterable[str]]]) -> list[_Digests]:
-        """Of each span (any thread); of no use once it is over."""
-        return [self._digest(span, tuple(kinds)) for span, kinds in wanted]
-
-    def _digest(self, span: Span, kinds: tuple[str, ...]) -> _Digests:
-        end = span.first + span.nbytes
-        if span.nbytes <= _MOST_ZEROS and is_hole(self._file, span.first, end, self._path):
-            self._count(span.nbytes)
-            return _of_zeros(span.nbytes, kinds)
-        values = {kind: KINDS[kind]() for kind in kinds}
-        for at in range(span.first, end, _PIECE):
-            if self.is_over.is_set():
-                break
-            view = self._buffer.view[: min(_PIECE, end - at)]
-            if span.nbytes > _PIECE and is_hole(self._file, at, at + len(view), self._path):
-                view = _ZEROS[: len(view)]
-            else:
-                read_exactly(self._file, view, at, self._path)
-            for value in values.values():
-                value.update(view)
-            self._count(len(view))
-        return {kind: value.hexdigest() for kind, value in values.items()}
-
-    def _count(self, nbytes: int) -> None:
-        with self._lock:
-            self.done += nbytes
-
-
-_ZEROS = memoryview(bytes(_PIECE))
-
-
-@cache
-def _of_zeros(nbytes: int, kinds: tuple[str, ...]) -> _Digests:
-    """Of so many zeros."""
-    values = {kind: KINDS[kind]() for kind in kinds}
-    for at in range(0, nbytes, _PIECE):
-        for value in values.values():
-            value.update(_ZEROS[: min(_PIECE, nbytes - at)])
-    return {kind: value.hexdigest() for kind, value in values.items()}

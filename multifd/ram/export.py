@@ -23,6 +23,7 @@ from multifd.ram.file_block import FileBlock
 from multifd.ram.image import open_stored
 from multifd.ram.part_file import PartFile
 from multifd.ram.physical import Extent
+from multifd.ram.span_digests import Progress
 from multifd.ram.stored import StoredBlock, StoredSource
 from multifd.ram.x86_notes import Note, cpu_notes, cpu_sections
 from multifd.wire import vmdesc, vmstate
@@ -74,7 +75,7 @@ class _State:
 def export(
     path: str | os.PathLike[str], out: str | os.PathLike[str], idstr: str | None = None, *,
     format: str = "raw", below_4g: int | None = None, digest_mode: str = "auto",
-    on_progress: digest.Progress | None = None,
+    on_progress: Progress | None = None,
 ) -> Exported:  # fmt: skip
     """Write RAM of a stored machine to a file of another format; zero pages are holes.
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from hashlib import sha256
 
-from multifd.ram.digest import Progress
 from multifd.ram.mapped_source import MappedRamSource
+from multifd.ram.span_digests import Progress
 
 _TICK_S = 0.1
 
@@ -16,7 +16,7 @@ def of_blocks(source: MappedRamSource, on_progress: Progress | None = None) -> d
 
     Args:
         source: stays the caller's.
-        on_progress: see `multifd.ram.digest.Progress`.
+        on_progress: see `multifd.ram.span_digests.Progress`.
 
     Raises:
         RamError: the file cannot be read.
