@@ -26,11 +26,16 @@ def part_name(name: str) -> str:
     return f".{name}.multifd-part"
 
 
+def unpacked_name(name: str) -> str:
+    """What a capture is called that lies beside file or folder `name` for as long as something is made of it."""
+    return f".{name}.multifd-ram"
+
+
 class Part(abc.ABC):
     """What lies beside `path` and is renamed to it when complete.
 
     The temporary name is ``.NAME.multifd-part``, locked while it is written: what a killed process has left is
-    removed, one in use is an error.
+    removed, also what that has made beside it; one in use is an error.
 
     Args:
         path: what is to be.
@@ -57,6 +62,8 @@ class Part(abc.ABC):
         try:
             self._refuse()
             self._take(self._claim())
+            for left in self._leftovers():
+                self._remove_left(left)
         except BaseException as e:
             close(self._parent)
             if isinstance(e, OSError | ValueError):
@@ -88,6 +95,10 @@ class Part(abc.ABC):
     def _close(self) -> None:
         """Release descriptors."""
 
+    @abc.abstractmethod
+    def _leftovers(self) -> tuple[str, ...]:
+        """What else a process that was killed may have left beside it, by name."""
+
     def _forget(self) -> None:  # noqa: B027
         """Remove what was said of what was under the name; the last thing before that changes; raises `OSError`."""
 
@@ -115,6 +126,17 @@ class Part(abc.ABC):
                 raise RamError(f"{self.path}: another process is writing to it") from None
             except FileNotFoundError:
                 pass  # another process was faster: once more
+            finally:
+                close(fd)
+
+    def _remove_left(self, name: str) -> None:
+        """Remove a file of that name, but not one that a process is writing."""
+        with contextlib.suppress(OSError):
+            fd = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._parent)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(fd).st_nlink:
+                    os.unlink(name, dir_fd=self._parent)
             finally:
                 close(fd)
 

@@ -8,7 +8,7 @@ import stat
 
 from multifd.errors import RamError
 from multifd.ram.file import OpenFile, close
-from multifd.ram.part import Part
+from multifd.ram.part import Part, part_name
 
 
 def sidecar_name(name: str) -> str:
@@ -49,6 +49,10 @@ class PartFile(Part):
     def _take(self, fd: int) -> None:
         """See `Part`."""
         self.fd = OpenFile(fd, self.part)
+
+    def _leftovers(self) -> tuple[str, ...]:
+        """See `Part`: its digests, half written."""
+        return (part_name(sidecar_name(self.path.name)),)
 
     def admit(self, like: os.stat_result) -> None:
         """Let those read it who may read another file, as far as the system lets this process."""

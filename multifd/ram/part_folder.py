@@ -19,7 +19,7 @@ from multifd.ram import manifest
 from multifd.ram.checksum import KINDS, SHA256, XXH3
 from multifd.ram.file import OpenFile, close, write
 from multifd.ram.manifest import FileEntry, Manifest
-from multifd.ram.part import Part
+from multifd.ram.part import Part, part_name, unpacked_name
 
 
 class StreamFile:
@@ -103,6 +103,11 @@ class PartFolder(Part):
     def _take(self, fd: int) -> None:
         """See `Part`."""
         self._folder = fd
+
+    def _leftovers(self) -> tuple[str, ...]:
+        """See `Part`: the memory that its streams were made of."""
+        unpacked = unpacked_name(self.path.name)
+        return unpacked, part_name(unpacked)
 
     def file(self, name: str) -> StreamFile:
         """Begin one of its files.
