@@ -52,7 +52,7 @@ DISTRIBUTIONS = (
         "multifd-iaa",
         "MULTIFD_QPL_BUILD",
     ),
-    Distribution(ROOT / "plugins/multifd-lz4", (*_COMMON, "src")),
+    Distribution(ROOT / "plugins/multifd-lz4", (*_COMMON, "setup.py", "src"), mode="MULTIFD_LZ4_BUILD"),
 )
 
 

@@ -182,10 +182,14 @@ class MigrationStats:
             self._end = now
             self.status, self.error, self.notes = status, error, tuple(notes)
 
+    def is_due(self, now: float) -> bool:
+        """Whether 100 ms have passed since the last `tick`."""
+        return self._end is None and now - self._window[0] >= _WINDOW_S
+
     def tick(self, now: float) -> bool:
         """Close the window if 100 ms have passed; returns whether it did."""
         start, window_bytes, window_pages = self._window
-        if self._end is not None or now - start < _WINDOW_S:
+        if not self.is_due(now):
             return False
         moved, pages = self.wire_bytes, self._pages()
         self._mbps = (moved - window_bytes) * 8 / (now - start) / 1e6

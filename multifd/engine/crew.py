@@ -10,6 +10,7 @@ import contextvars
 import threading
 import time
 from collections.abc import Callable, Sequence
+from weakref import WeakKeyDictionary
 
 from multifd.errors import Aborted, ChannelError, MultifdError, PeerFailed, note_others
 from multifd.transport.idle import IdleTimer
@@ -29,7 +30,8 @@ class Crew:
     def __init__(self, idle: IdleTimer, on_end: Callable[[], object] = lambda: None) -> None:
         self._idle, self._on_end = idle, on_end
         self._lock = threading.Lock()
-        self._threads: list[threading.Thread] = []
+        # Those that have ended are forgotten: while a source is waited for, any number of strangers may come.
+        self._threads: WeakKeyDictionary[threading.Thread, None] = WeakKeyDictionary()
         self._errors: list[BaseException] = []
 
     def start(self, name: str, run: Callable[..., object], *args: object) -> threading.Thread:
@@ -53,8 +55,7 @@ class Crew:
         # Listed only once it runs: a tear-down at the same time must not join what was never started.
         thread.start()
         with self._lock:
-            # Those that have ended are forgotten: while a source is waited for, any number of strangers may come.
-            self._threads = [*filter(threading.Thread.is_alive, self._threads), thread]
+            self._threads[thread] = None
         return thread
 
     @property

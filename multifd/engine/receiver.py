@@ -152,9 +152,11 @@ class Receiver:
                     f"{main.connection.peer} closed the main connection before its channels were there: it does not "
                     "use multifd, whose capability must be on there, or could not connect them"
                 )
-        result = self.result
-        if self.stats.tick(time.monotonic()) and self._on_progress is not None:
-            self._on_progress(result)
+        if self.stats.is_due(now):
+            result = self.result
+            self.stats.tick(now)
+            if self._on_progress is not None:
+                self._on_progress(result)
 
     def _accept(self, timeout_s: float) -> None:
         for arrival in self._muster.poll(timeout_s):

@@ -75,9 +75,9 @@ class SendChannel:
         try:
             with self._session:
                 self._pump = self._session.open_pump(self._connection.descriptor, self._dialect.zero_pages_in_packets)
+                self._rounds.synced()
                 for number in itertools.count(1):
                     if not self._rounds.wait_next(number):
-                        self._connection.finish()
                         return
                     packet_num, portion = self._rounds.take(self._appetite)
                     while portion is not None:

@@ -26,8 +26,9 @@ from multifd.method import MultifdMethods
 from multifd.pages import Geometry
 from multifd.ram.block import Source
 from multifd.stats import Result
+from multifd.transport.connection import Connection
 from multifd.wire import stream, writer
-from multifd.wire.packet import InitPacket
+from multifd.wire.packet import InitPacket, PacketEncoder
 
 _POLL_S = 0.05
 
@@ -65,7 +66,8 @@ class Sender(SourceEnd):
     ) -> None:
         super().__init__(config, method.name, source.machine.name, on_progress, canceller)
         self._source, self._method = source, method
-        self._rounds = Rounds(config.channels, Geometry.of(source.machine.page_size).page_count)
+        geometry = Geometry.of(source.machine.page_size)
+        self._rounds, self._encoder = Rounds(config.channels, geometry.page_count), PacketEncoder(geometry)
         self.stats.ram_bytes = sum(b.used_length for b in source.blocks)
 
     # -- the migration, step by step -----------------------------------------------------------------
@@ -77,10 +79,11 @@ class Sender(SourceEnd):
             MultifdError: what went wrong.
         """
         machine = self._source.machine
-        self._start()
-        start = writer.encode_ram_start(machine) + b"".join(map(writer.encode_block, machine.blocks))
-        self._write(start)
-        self._round(())
+        for i, connection in enumerate(self._connect_all()):
+            self._start_channel(i, connection)
+        self._write(writer.encode_ram_start(machine) + b"".join(map(writer.encode_block, machine.blocks)))
+        self._await_channels()
+        self._end_section()
         self.stats.setup_done(time.monotonic())
 
     def round(self, portions: Iterable[Portion]) -> None:
@@ -90,7 +93,9 @@ class Sender(SourceEnd):
             MultifdError: what went wrong; the round's end is not announced then.
         """
         self._write(writer.encode_ram_next(stream.PART, self._source.machine.ram_section_id))
-        self._round(portions)
+        self._rounds.start(portions)
+        self._await_channels()
+        self._end_section()
 
     def confirm(self) -> None:
         """Return when the destination has everything of the rounds so far in place: a PING, and its PONG.
@@ -131,7 +136,10 @@ class Sender(SourceEnd):
             self.round(left)
         self.confirm()
         self._write(writer.encode_ram_next(stream.END, self._source.machine.ram_section_id))
-        self._round(())
+        # Without pages the channels need not be woken.
+        for connection in self._connections[1:]:
+            connection.send([self._encoder.sync(self._rounds.number())])
+        self._end_section()
         last = b""
         for piece in self._source.device_state():
             if last:
@@ -147,32 +155,39 @@ class Sender(SourceEnd):
             raise UsageError("a sender is opened before anything else")
         return self._main
 
-    def _start(self) -> None:
-        config, machine = self._config, self._source.machine
+    def _connect_all(self) -> list[Connection]:
+        """Main, and the channels, which have said what they are, and that nothing comes before SETUP's end."""
+        config, machine, method = self._config, self._source.machine, self._method
         main = self._connect_main()
         # With its magic at once, which a destination of 8.0 or later waits for.
         self._write(writer.encode_header(machine))
         main.open_return_path()
-        geometry = Geometry.of(machine.page_size)
+        connections = []
         for i in range(config.channels):
             connection = self._connect_channel(i)
-            method = self._method
             init = InitPacket(i, machine.uuid, config.channels, method.wire_version, method.name)
-            connection.send([init.encode()])
-            figures = self.stats.add_channel()
-            session = SendSession(method, i, geometry, self._idle, figures.counters)
-            channel = SendChannel(connection, session, main, self._rounds, geometry, config.dialect, figures, self.fate)
-            self._crew.start(f"multifdsend_{i}", channel.run)  # QEMU's name for it
+            connection.send([init.encode(), self._encoder.sync(self._rounds.number())])
+            connections.append(connection)
+        return connections
+
+    def _start_channel(self, id: int, connection: Connection) -> None:
+        geometry, figures = Geometry.of(self._source.machine.page_size), self.stats.add_channel()
+        session = SendSession(self._method, id, geometry, self._idle, figures.counters)
+        channel = SendChannel(
+            connection, session, self._opened(), self._rounds, geometry, self._config.dialect, figures, self.fate
+        )
+        self._crew.start(f"multifdsend_{id}", channel.run)  # QEMU's name for it
 
     def _write(self, data: bytes) -> None:
         self._opened().write(data)
 
-    def _round(self, portions: Iterable[Portion]) -> None:
-        """Hand out the pages, wait until every channel has synced, end the section."""
-        self._rounds.start(portions)
+    def _await_channels(self) -> None:
+        """Until every channel has synced, or is set up; a round that was cut short raises."""
         while not self._rounds.wait_synced(_POLL_S):
             self._watch()
-        # A round that was cut short has raised: only a complete one gets its end.
+
+    def _end_section(self) -> None:
+        """Every channel has synced: so does main."""
         if self._config.dialect.flush_words:
             self._write(writer.encode_flush())
         self._write(writer.encode_eos(self._source.machine))
@@ -202,6 +217,7 @@ class Sender(SourceEnd):
 
     def _await_confirmation(self) -> None:
         main = self._opened()
+        self._rounds.end()  # what threads have left to do, they do meanwhile
         while not main.has_confirmed:
             if time.monotonic() > self._give_up_at:
                 raise ChannelError("the wait for its word was cut short")
@@ -217,4 +233,5 @@ class Sender(SourceEnd):
         self._rounds.cut()
 
     def _let_go(self) -> None:
-        self._rounds.end()
+        for connection in self._connections[1:]:
+            connection.finish()

@@ -116,9 +116,12 @@ class SourceEnd:
         self._idle.check()
 
     def _report(self) -> None:
-        result = self.result
-        if self.stats.tick(time.monotonic()) and self._on_progress is not None:
-            self._on_progress(result)
+        now = time.monotonic()
+        if self.stats.is_due(now):
+            result = self.result
+            self.stats.tick(now)
+            if self._on_progress is not None:
+                self._on_progress(result)
 
     def _evidence(self, main: SourceMain) -> Evidence:
         channels = [seen(c) for c in self._connections[1:]]
@@ -139,7 +142,7 @@ class SourceEnd:
         """All is over: what threads wait for among themselves will not come. From any thread, again and again."""
 
     def _let_go(self) -> None:
-        """The destination has everything: threads may leave."""
+        """The destination has everything."""
 
     def _stop_waiting(self) -> None:
         self._give_up_at = min(self._give_up_at, time.monotonic() + _LAST_WAIT_S)

@@ -1,4 +1,8 @@
-"""Where main and the channels meet: a sender's rounds, a receiver's sync points."""
+"""Where main and the channels meet: a sender's rounds, a receiver's sync points.
+
+Rules of this file: a channel that is done wakes nobody but main, and that only if it is the last; channels that are
+let go are woken one by the other, since all at once would fight for the interpreter. There may be hundreds.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,8 @@ def all_pages(blocks: Iterable[SourceBlock], geometry: Geometry) -> Iterator[Por
 
 
 class Rounds:
-    """A sender's rounds: one is handed out, used up, synced by every channel; then comes the next.
+    """A sender's rounds: one is handed out, used up, synced by every channel; then comes the next. Before the first,
+    every channel is set up.
 
     Packets are numbered as they are handed out, over all channels and rounds.
 
@@ -36,7 +41,8 @@ class Rounds:
     """
 
     def __init__(self, channels: int, page_count: int) -> None:
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._next_round, self._all_synced = threading.Condition(self._lock), threading.Condition(self._lock)
         self._taking = threading.Lock()
         self._channels = channels
         self._number = 0
@@ -44,7 +50,7 @@ class Rounds:
         self._portions: Iterator[Portion] = iter(())
         self._rest: Portion | None = None
         self._packet_num = 1
-        self._synced = channels
+        self._synced = 0
         self._is_cut = False
         self._is_over = False
 
@@ -54,34 +60,35 @@ class Rounds:
         Raises:
             Aborted: it was cut short.
         """
-        with self._changed:
+        with self._lock:
             self._check()
             self._portions, self._rest, self._synced = iter(portions), None, 0
             self._number += 1
-            self._changed.notify_all()
+            self._next_round.notify()
 
     def wait_synced(self, timeout_s: float) -> bool:
-        """Whether every channel has written its SYNC, after at most `timeout_s` (caller's thread).
+        """Whether every channel has written its SYNC, or is set up, after at most `timeout_s` (caller's thread).
 
         Raises:
             Aborted: the round was cut short.
         """
-        with self._changed:
-            self._changed.wait_for(lambda: self._synced == self._channels or self._is_cut, timeout_s)
+        with self._lock:
+            self._all_synced.wait_for(lambda: self._synced == self._channels or self._is_cut, timeout_s)
             self._check()
             return self._synced == self._channels
 
     def cut(self) -> None:
         """Something went wrong: this round and all later ones are cut short. From any thread, again and again."""
-        with self._changed:
+        with self._lock:
             self._is_cut = True
-            self._changed.notify_all()
+            self._next_round.notify_all()
+            self._all_synced.notify_all()
 
     def end(self) -> None:
         """There are no more rounds: channels may leave (caller's thread)."""
-        with self._changed:
+        with self._lock:
             self._is_over = True
-            self._changed.notify_all()
+            self._next_round.notify()
 
     def wait_next(self, number: int) -> bool:
         """Wait for round `number`; false if there is none (channel threads; `cut` and `end` end the wait).
@@ -89,8 +96,9 @@ class Rounds:
         Raises:
             Aborted: the rounds were cut short.
         """
-        with self._changed:
-            self._changed.wait_for(lambda: self._number >= number or self._is_over or self._is_cut)
+        with self._lock:
+            self._next_round.wait_for(lambda: self._number >= number or self._is_over or self._is_cut)
+            self._next_round.notify()
             self._check()
             return self._number >= number
 
@@ -115,11 +123,18 @@ class Rounds:
             self._packet_num += -(-min(len(offsets), pages) // self._page_count)
             return first, (block, offsets[:pages])
 
+    def number(self) -> int:
+        """The number of a packet that has no pages (caller's thread, between rounds)."""
+        with self._taking:
+            self._packet_num += 1
+            return self._packet_num - 1
+
     def synced(self) -> None:
-        """This channel wrote its SYNC (channel threads)."""
-        with self._changed:
+        """This channel wrote its SYNC, or is set up (channel threads)."""
+        with self._lock:
             self._synced += 1
-            self._changed.notify_all()
+            if self._synced == self._channels:
+                self._all_synced.notify_all()
 
     def _check(self) -> None:
         if self._is_cut:
@@ -134,7 +149,8 @@ class Barrier:
     """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._at_main, self._let_go = threading.Condition(self._lock), threading.Condition(self._lock)
         self._arrived: list[int] = []
         self._left: set[int] = set()
         self._released = 0
@@ -142,9 +158,9 @@ class Barrier:
 
     def expect(self, channels: int) -> None:
         """How many channels there are; sync points wait until this is known."""
-        with self._changed:
+        with self._lock:
             self._arrived = [0] * channels
-            self._changed.notify_all()
+            self._at_main.notify_all()
 
     @property
     def is_expecting(self) -> bool:
@@ -153,22 +169,24 @@ class Barrier:
 
     def wait_expecting(self, timeout_s: float) -> bool:
         """Whether the channels are known, or all is over, after at most `timeout_s` (main thread)."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self.is_expecting, timeout_s)
+        with self._lock:
+            return self._at_main.wait_for(lambda: self.is_expecting, timeout_s)
 
     def arrive(self, channel: int) -> None:
         """A SYNC was read: wait for main (channel threads; `end` ends the wait)."""
-        with self._changed:
+        with self._lock:
             self._arrived[channel] += 1
             mine = self._arrived[channel]
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: self._released >= mine or self._is_over)
+            if min(self._arrived) > self._released:  # else main would go on waiting
+                self._at_main.notify_all()
+            self._let_go.wait_for(lambda: self._released >= mine or self._is_over)
+            self._let_go.notify()
 
     def leave(self, channel: int) -> None:
         """The channel's connection ended at a packet boundary (channel threads)."""
-        with self._changed:
+        with self._lock:
             self._left.add(channel)
-            self._changed.notify_all()
+            self._at_main.notify_all()
 
     def reach(self) -> None:
         """Main is at its next sync point: wait for all channels, let them go on (main thread; `end` ends the wait).
@@ -176,7 +194,7 @@ class Barrier:
         Raises:
             ChannelError: a channel ended without the SYNC that belongs here.
         """
-        with self._changed:
+        with self._lock:
             number = self._released + 1
             while not self._is_over:
                 late = [i for i, arrived in enumerate(self._arrived) if arrived < number]
@@ -184,12 +202,13 @@ class Barrier:
                     break
                 if gone := self._left.intersection(late):
                     raise ChannelError(f"channel {min(gone)} ended before sync point {number}")
-                self._changed.wait()
+                self._at_main.wait()
             self._released = number
-            self._changed.notify_all()
+            self._let_go.notify()
 
     def end(self) -> None:
         """Main has ended, or all has: nobody waits any more."""
-        with self._changed:
+        with self._lock:
             self._is_over = True
-            self._changed.notify_all()
+            self._at_main.notify_all()
+            self._let_go.notify()

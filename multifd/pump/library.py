@@ -75,6 +75,23 @@ def fill_block(block: Any, idstr: Any, used_length: int, extent: Extent) -> None
     block.used_length, block.idstr, block.idstr_bytes = used_length, idstr, len(idstr) - 1
 
 
+def open_sink() -> int:
+    """A file for ``pump_first_unreadable``, a channel's own; opened where it is needed, not before: a call that gives
+    the GIL away makes threads that start together wait for one another."""
+    return os.memfd_create("multifd", os.MFD_CLOEXEC)
+
+
+def close_sink(pump: Any) -> None:
+    """Close it, if it was opened; twice is harmless.
+
+    Args:
+        pump: the ``pump_sender`` or ``pump_receiver`` whose it is.
+    """
+    sink, pump.sink = pump.sink, -1
+    if sink >= 0:
+        os.close(sink)
+
+
 def address_of(array: np.ndarray[Any, Any]) -> int:
     """Where an array's bytes lie; the caller keeps it. An integer, so that no view of it leaves with an exception."""
     return int(array.ctypes.data)

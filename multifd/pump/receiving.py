@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,8 +12,8 @@ import numpy.typing as npt
 from multifd.method import NativeHook, settle
 from multifd.pages import Geometry, Memory, Offsets
 from multifd.pump import library
-from multifd.pump.extent import Extent
-from multifd.pump.library import PATIENCE_NS, Stop, address_of, fill_block
+from multifd.pump.extent import Extent, Kind
+from multifd.pump.library import PATIENCE_NS, Stop, address_of, close_sink, fill_block, open_sink
 from multifd.wire.packet import header_bytes
 
 _LOG_PACKETS = 16
@@ -66,9 +65,10 @@ class RecvPump:
         for block, name in zip(self._blocks, blocks, strict=False):
             if "\0" in name or not name.isascii():  # a header cannot name it
                 block.idstr_bytes = self._lib.PUMP_IDSTR_BYTES
-        self._sink = os.memfd_create("multifd", os.MFD_CLOEXEC)
         self._s = s = ffi.new("pump_receiver *")
-        s.socket, s.sink, s.patience_ns, s.code = descriptor, self._sink, PATIENCE_NS, -1
+        s.socket, s.sink, s.patience_ns, s.code = descriptor, -1, PATIENCE_NS, -1
+        if any(extent is not None and extent.kind is Kind.CHECKED for extent in self._extents):
+            s.sink = open_sink()
         s.page_size, s.page_count = geometry.page_size, count
         s.header, s.pages, s.iov = self._header, self._pages, self._iov
         s.blocks, s.block_count, s.log_room = self._blocks, len(blocks), room
@@ -93,6 +93,8 @@ class RecvPump:
         s.code, s.capacity = code, len(payload)
         s.payload = ffi.cast("uint8_t *", address_of(self._payload))
         if hook is not None:
+            if s.sink < 0:
+                s.sink = open_sink()
             s.hook, s.hook_state = ffi.cast("multifd_native_recv", hook.function), ffi.cast("void *", hook.state)
 
     def run(self) -> Stop:
@@ -135,11 +137,9 @@ class RecvPump:
 
     def next(self) -> None:
         """The packet in `header` was done by somebody else."""
-        self._lib.pump_next(self._s)
+        self._s.header_got = self._s.in_payload = 0  # pump_next, without giving the GIL away for it
 
     def close(self) -> None:
         """Release what it holds; twice is harmless."""
         self._extents.clear()
-        sink, self._sink = self._sink, -1
-        if sink >= 0:
-            os.close(sink)
+        close_sink(self._s)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
@@ -10,8 +9,8 @@ import numpy as np
 from multifd.method import NativeHook, settle
 from multifd.pages import PACKET_BYTES, Geometry, Memory, Offsets
 from multifd.pump import library
-from multifd.pump.extent import Extent
-from multifd.pump.library import PATIENCE_NS, Stop, address_of, fill_block
+from multifd.pump.extent import Extent, Kind
+from multifd.pump.library import PATIENCE_NS, Stop, address_of, close_sink, fill_block, open_sink
 from multifd.wire.packet import header_bytes
 
 MOST_PACKETS = 8 * 1024 * 1024 // PACKET_BYTES
@@ -59,9 +58,8 @@ class SendPump:
         self._told = 0
         self._blocks: dict[tuple[str, Extent], tuple[Any, Any]] = {}
         self._extent: Extent | None = None
-        self._sink = os.memfd_create("multifd", os.MFD_CLOEXEC)
         self._s = s = ffi.new("pump_sender *")
-        s.socket, s.sink, s.code, s.capacity, s.patience_ns = descriptor, self._sink, code, capacity, PATIENCE_NS
+        s.socket, s.sink, s.code, s.capacity, s.patience_ns = descriptor, -1, code, capacity, PATIENCE_NS
         s.page_size, s.page_count, s.zero_in_packets = geometry.page_size, count, zero_pages_in_packets
         s.header, s.out, s.pages, s.iov = self._header, self._out, self._pages, self._iov
         s.abort = ffi.cast("uint8_t *", address_of(self._abort))
@@ -85,6 +83,8 @@ class SendPump:
             block, name = ffi.new("pump_block *"), ffi.new("char[]", idstr.encode("ascii"))
             fill_block(block, name, 0, extent)
             self._blocks[idstr, extent] = block, name
+            if extent.kind is Kind.CHECKED and s.sink < 0:
+                s.sink = open_sink()
         self._extent = extent
         self._offsets, pages, full = np.ascontiguousarray(offsets, np.int64), len(offsets), s.page_count
         packets = -(-pages // full)
@@ -136,6 +136,4 @@ class SendPump:
         """Release what it holds; twice is harmless."""
         self._extent = None
         self._blocks.clear()
-        sink, self._sink = self._sink, -1
-        if sink >= 0:
-            os.close(sink)
+        close_sink(self._s)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -43,7 +44,7 @@ class Staging:
         nbytes = geometry.page_size * geometry.page_count
         self.data = Memory(private_map(nbytes), geometry.page_size)
         self.scratch = Memory(private_map(nbytes), geometry.page_size)
-        self._in_order = np.arange(geometry.page_count, dtype=np.int64) * geometry.page_size
+        self._in_order = _one_after_another(geometry)
 
     def pages(self, count: int) -> Pages:
         """The first `count` pages of the data buffer."""
@@ -77,6 +78,14 @@ class MappedPages:
     views: list[memoryview]
     """The other pages in the portion's order, neighbours coalesced; empty if all are zero. Read-only by agreement,
     valid until the block's source is closed."""
+
+
+@cache
+def _one_after_another(geometry: Geometry) -> Offsets:
+    """Offsets of a packet's pages in a buffer; made once, since numpy gives the GIL away for it."""
+    offsets: Offsets = np.arange(geometry.page_count, dtype=np.int64) * geometry.page_size
+    offsets.flags.writeable = False
+    return offsets
 
 
 class SourceBlock(Protocol):

@@ -19,7 +19,7 @@ import stat
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from multifd.errors import UsageError, about
 from multifd.transport.address import Uri
@@ -134,6 +134,7 @@ class Access:
         return ""
 
 
+@lru_cache
 def ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     """An address as getpeername gives it: without its scope, and as IPv4 if it came in over IPv4.
 

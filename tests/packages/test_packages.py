@@ -26,7 +26,12 @@ pytestmark = [
 ]
 DIST = Path(os.environ.get("MULTIFD_DIST", "dist")).absolute()
 NAMES = {path.name for path in DIST.iterdir()} if DIST.is_dir() else set()
-COMPILED = {"multifd": "multifd/_pump.abi3.so", "multifd_qpl": "multifd_qpl/_batch.abi3.so"}
+COMPILED = {
+    "multifd": "multifd/_pump.abi3.so",
+    "multifd_qpl": "multifd_qpl/_batch.abi3.so",
+    "multifd_lz4": "multifd_lz4/_native.abi3.so",
+}
+COMMANDS = {"multifd": "multifd", "multifd_qpl": "multifd-iaa"}
 
 
 def contents(name: str) -> set[str]:
@@ -55,9 +60,9 @@ def test_each_has_the_licence_and_nothing_of_this_machine(name):
     for project, compiled in COMPILED.items():
         if name.startswith(f"{project}-"):
             assert (compiled in found) == ("abi3" in name)
-            assert any(
-                path.endswith("man1/multifd.1" if project == "multifd" else "multifd-iaa.1") for path in found
-            ) or (name.endswith(".tar.gz"))
+    for project, command in COMMANDS.items():
+        if name.startswith(f"{project}-"):
+            assert any(path.endswith(f"man1/{command}.1") for path in found) or name.endswith(".tar.gz")
     assert str(ROOT).encode() not in (DIST / name).read_bytes()
 
 

@@ -1,10 +1,13 @@
 """lz4 keeps every promise of the contract; what is its own is tested here."""
 
 import re
+import sys
 
 import pytest
+from multifd_lz4 import native
+from multifd_lz4.method import Lz4Method, Lz4Options
 
-from multifd.method import CodecError, OptionError
+from multifd.method import CodecError, Geometry, OptionError
 from multifd.registry import load_method
 from multifd.testing.harness import RecvEnd, SendEnd
 from multifd.testing.strategies import packet
@@ -38,6 +41,17 @@ def test_pages_that_do_not_shrink_are_raw() -> None:
 def test_damage_is_named(payload: bytes, says: str) -> None:
     with RecvEnd(load_method("lz4")) as recv, pytest.raises(CodecError, match=re.escape(says)):
         recv.receive(payload, 1)
+
+
+def test_without_its_compiled_part_it_runs_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "multifd_lz4._native", None)
+    monkeypatch.delattr("multifd_lz4._native", raising=False)
+    native.unavailable_reason.cache_clear()
+    try:
+        assert native.recv_hook(Geometry.of(4096)) is None
+        assert "without a C compiler" in Lz4Method.availability(Lz4Options()).reason
+    finally:
+        native.unavailable_reason.cache_clear()
 
 
 def test_acceleration_has_limits() -> None:

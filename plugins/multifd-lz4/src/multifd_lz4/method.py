@@ -17,10 +17,12 @@ from multifd.method import (
     Geometry,
     MethodOptions,
     MultifdMethods,
+    NativeHook,
     RecvParams,
     SendParams,
     option,
 )
+from multifd_lz4 import native
 
 _RAW, _BLOCK = b"\0", b"\1"
 
@@ -46,7 +48,7 @@ class Lz4Method(MultifdMethods):
     @classmethod
     def availability(cls, options: MethodOptions) -> Availability:
         """Everywhere: this module does not import without the library."""
-        return Availability(True, f"liblz4 {lz4.library_version_string()}")
+        return Availability(True, f"liblz4 {lz4.library_version_string()}", native.unavailable_reason())
 
     def max_payload(self, geometry: Geometry) -> int:
         """Pages as they are, and the byte before them."""
@@ -58,6 +60,15 @@ class Lz4Method(MultifdMethods):
         data = p.pages.gather()
         block = lz4.block.compress(data, mode="fast", acceleration=self.options.acceleration, store_size=False)
         p.iov.extend((_BLOCK, block) if len(block) < len(data) else (_RAW, data))
+
+    # [native]
+    def native_send(self, p: SendParams) -> NativeHook | None:
+        """The same outside the interpreter, where it was compiled."""
+        return native.send_hook(p.geometry, self.options.acceleration)
+
+    def native_recv(self, p: RecvParams) -> NativeHook | None:
+        """The same outside the interpreter, where it was compiled."""
+        return native.recv_hook(p.geometry)
 
     # [recv]
     def recv(self, p: RecvParams) -> None:
