@@ -6,7 +6,7 @@ cancelled, some meet strangers on their port, some pass through a relay service 
 them. Each is compared byte for byte. After each, the memory, descriptors, threads and files of this process and of the
 relay are noted. Once it is warm, none of them may grow: a line through each says by how much it did.
 
-Memory is what the kernel counts, so malloc is told not to keep what is freed, as a relay service tells it.
+Memory is what the kernel counts, so malloc is told to keep little of what is freed, as a relay service tells it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ from relay_process import DEADLINE_S
 from soak_figure import Series, picture
 from soak_steps import Soak
 
-from multifd.cli.malloc import give_back
+from multifd.cli import malloc
 
+_KEPT_BYTES = 128 << 10
+"""By malloc in each arena; glibc's initial value."""
 WARM = 0.25
 """The share of a run before memory, descriptors and threads are judged: methods are loaded, malloc has its arenas."""
 MOST = {"MiB": 4.0, "descriptors": 1.5, "threads": 1.5, "files": 0.5}
@@ -56,7 +58,7 @@ def held(pid: int | str) -> Held:
 def soak(minutes: float, mebibytes: int, seed: int) -> tuple[list[Series], collections.Counter[str], int]:
     """Run it: what was held over time, and how much was done."""
     rows: list[tuple[float, ...]] = []
-    give_back()
+    malloc.keep(_KEPT_BYTES)
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         run = Soak(Path(name), mebibytes << 20, seed)
         start = time.monotonic()

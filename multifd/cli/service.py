@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from multifd.cli import signals
+from multifd.cli import malloc, signals
 from multifd.cli.console import remark, show_one
-from multifd.cli.malloc import give_back
 from multifd.errors import UsageError, about
 from multifd.service import log
 from multifd.service.metrics import UNOBSERVED, Metrics, Observer
@@ -34,7 +33,7 @@ def serve(config: Path, *, metrics_uri: str | None, log_format: str, drain_timeo
         KeyboardInterrupt: it was ended by SIGINT.
         Terminated: it was ended by SIGTERM, and a migration had to be cancelled.
     """
-    give_back()
+    malloc.keep(malloc.OF_A_SERVICE)
     printing = threading.Lock()
 
     def show(ended: Ended) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 KEPT = """
 import ctypes
-from multifd.cli.malloc import give_back
+from multifd.cli.malloc import OF_A_SERVICE, keep
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
@@ -30,7 +30,7 @@ print(libc.mallinfo2().fordblks >> 20)
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="no mallinfo2: glibc before 2.33, or none")
-@pytest.mark.parametrize(("before", "is_kept"), [("", True), ("give_back()", False)])
+@pytest.mark.parametrize(("before", "is_kept"), [("", True), ("keep(OF_A_SERVICE)", False)])
 def test_a_large_buffer_that_was_freed_does_not_make_malloc_keep_the_next(before, is_kept):
     code = KEPT.format(before=before)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
