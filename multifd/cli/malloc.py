@@ -15,9 +15,9 @@ compresses by zlib took 15 % more CPU; with this, none (two runs each, glibc 2.3
 def keep(nbytes: int) -> None:
     """Let malloc keep so much of what is freed in each of its arenas, and nothing of what is larger.
 
-    Left to itself glibc raises its thresholds with each large buffer that is freed, to 64 MiB at most, and keeps as much
-    in the arena of each thread that has ended, of which there may be 8 for each CPU. A relay of 8 MiB guests by zstd held
-    65 to 77 MiB after each of 100 migrations so, and 55 to 59 with `OF_A_SERVICE`. Another libc goes on as it does.
+    Left to itself glibc raises its thresholds with each large buffer that is freed, to 64 MiB at most, and keeps that
+    much in each of the arenas of threads that have ended, 8 for each CPU at most. A relay of 8 MiB guests by zstd held
+    65 to 77 MiB after each of 100 migrations so, and 55 to 59 with `OF_A_SERVICE`. Another libc does as it likes.
 
     Args:
         nbytes: of an arena.
