@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from multifd.cli import signals
+from multifd.cli import malloc, signals
 from multifd.cli.console import remark, show_one
 from multifd.errors import UsageError, about
 from multifd.service import log
@@ -33,6 +33,7 @@ def serve(config: Path, *, metrics_uri: str | None, log_format: str, drain_timeo
         KeyboardInterrupt: it was ended by SIGINT.
         Terminated: it was ended by SIGTERM, and a migration had to be cancelled.
     """
+    malloc.keep(malloc.OF_A_SERVICE)
     printing = threading.Lock()
 
     def show(ended: Ended) -> None:

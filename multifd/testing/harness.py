@@ -6,6 +6,7 @@ memory that a hook is given is followed or surrounded by guard pages.
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable
 from enum import StrEnum
@@ -79,7 +80,13 @@ def offsets_of(count: int, layout: Layout, page_size: int) -> Offsets:
     indexes = np.arange(count, dtype=np.int64)
     if layout == "contiguous":
         return (indexes + 1) * page_size
-    return np.array(random.Random(count).sample((2 * indexes + 1).tolist(), count), np.int64) * page_size
+    return np.array(_scattered(count), np.int64) * page_size
+
+
+@functools.cache
+def _scattered(count: int) -> tuple[int, ...]:
+    """Every second page of a memory, in another order."""
+    return tuple(random.Random(count).sample(range(1, 2 * count, 2), count))
 
 
 class _End:

@@ -1,7 +1,7 @@
 """Targets of the fuzzer in turn, each in a process of its own: ``python -m tests.fuzz.campaign TARGET|all SECONDS``.
 
-With ``--repeatable`` the inputs are the same each time, as many as a CPU is known to run within SECONDS: what such a
-run finds is a change's doing, not chance's.
+With ``--repeatable`` the inputs are the same each time, as many as a CPU is known to run within SECONDS, a target on
+each CPU: what such a run finds is a change's doing, not chance's.
 
 What a run came to is a line of ``build/fuzz/tally.jsonl``, from which `table` makes a page's figures. What it found is
 a file beside it; the last lines say how it is run again.
@@ -10,6 +10,7 @@ a file beside it; the last lines say how it is run again.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from tests.fuzz import driver
 
@@ -76,14 +78,16 @@ def repeat(which: str, seconds: float, arguments: list[str]) -> int:
     """As `main`, but with the same inputs each time, from the corpus that is kept alone."""
     names = driver.names() if which == "all" else [which]
     rates = json.loads(RECORD.read_text())
-    failed = 0
-    for name in names:
+
+    def once(name: str) -> bool:
         shutil.rmtree(OUT / name, ignore_errors=True)
         (OUT / name).mkdir(parents=True)
         # Half of its time goes to the fuzzer itself.
         executions = max(50, int(rates[name]["rate"] * seconds / len(names) / 2))
-        failed += not run(name, ["-seed=1", f"-runs={executions}"], arguments)
-    return failed
+        return run(name, ["-seed=1", f"-runs={executions}"], arguments)
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        return list(pool.map(once, names)).count(False)
 
 
 if __name__ == "__main__":

@@ -51,9 +51,15 @@ def fields(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def run(data: bytes, ends: Sequence[RecvEnd]) -> tuple[list[bytes], list[str]]:
-    """The pages of the packets that were accepted, and what each end said of the one that was not."""
+    """The pages of the packets that were accepted, and what each end said of the one that was not.
+
+    Args:
+        data: an input.
+        ends: of one channel; a target makes them once, since their memory costs more than most inputs.
+    """
     accepted: list[bytes] = []
     for end in ends:
+        end.packet = 0
         end.setup()
         _fence_in(end)
     try:

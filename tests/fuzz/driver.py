@@ -100,12 +100,17 @@ def main(name: str, arguments: list[str]) -> None:
     for data in kept:
         (paths[0] / hashlib.sha1(data).hexdigest()).write_bytes(data)
 
+    rng: random.Random | None = None
+
     def mutate(data: bytes, most: int, seed: int) -> bytes:
-        rng = random.Random(seed)
+        nonlocal rng
+        rng = rng or random.Random(seed)  # a generator for each input took longer than most targets do
         if rng.random() < 0.5:
             return bytes(atheris.Mutate(data, most))
         return neighbour(target, data, rng)[:most]
 
+    gc.collect()
+    gc.freeze()  # what is imported stays: the collector need not look at it again and again
     descriptors, runs = Descriptors(), 0
 
     def one_input(data: bytes) -> None:

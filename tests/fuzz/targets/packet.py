@@ -16,7 +16,7 @@ from unittest import mock
 
 import numpy as np
 
-from multifd.live import arena
+from multifd.live import arena, kernel
 from multifd.live.arena import Arena, ArenaTarget, Region
 from multifd.method import SendParams
 from multifd.pages import Geometry, Memory, Pages
@@ -131,12 +131,18 @@ def _target(where: str, buffer: Any) -> Iterator[Target]:
         if where == "arena":
             target = ArenaTarget(Arena(buffer))
             stack.enter_context(mock.patch.object(arena, "_check_writable", new=_is_writable))
+            stack.enter_context(mock.patch.object(kernel, "mappings", new=_private))
         stack.callback(target.discard)
         yield target
 
 
 def _is_writable(region: Region) -> None:
     """It is."""
+
+
+def _private(address: int, nbytes: int) -> list[kernel.Mapping]:
+    """Memory of this process alone."""
+    return [kernel.Mapping(address, address + nbytes, "", True, False, 0, 0, 0, "")]
 
 
 def run(data: bytes) -> str:

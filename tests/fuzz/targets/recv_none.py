@@ -11,6 +11,7 @@ from tests.fuzz.channel import fields as fields
 COVERS = ("multifd.methods.none",)
 LONGEST = 3 * 4096
 _METHOD = load_method("none")
+_ENDS = channel.by_both_hooks(_METHOD)
 
 
 def seeds() -> Iterator[bytes]:
@@ -21,4 +22,4 @@ def seeds() -> Iterator[bytes]:
 
 def run(data: bytes) -> str:
     """Receive it."""
-    return channel.outcome(channel.run(data, channel.by_both_hooks(_METHOD)))
+    return channel.outcome(channel.run(data, _ENDS))

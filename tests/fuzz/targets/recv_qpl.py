@@ -46,6 +46,7 @@ class _ByTheRule(QplMethod):
 
 
 _METHOD, _PYTHON, _RULE = load_method("qpl:hardware=off"), _WithoutC(), _ByTheRule()
+_ENDS = [*channel.by_both_hooks(_METHOD), RecvEnd(_PYTHON, PAGE), RecvEnd(_RULE, PAGE)]
 
 
 def seeds() -> Iterator[bytes]:
@@ -55,7 +56,6 @@ def seeds() -> Iterator[bytes]:
 
 def run(data: bytes) -> str:
     """Receive it."""
-    ends = [*channel.by_both_hooks(_METHOD), RecvEnd(_PYTHON, PAGE), RecvEnd(_RULE, PAGE)]
-    accepted, words = channel.run(data, ends)
+    accepted, words = channel.run(data, _ENDS)
     assert words[:1] == words[1:2]
     return channel.outcome((accepted, words))

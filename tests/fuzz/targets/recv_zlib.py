@@ -17,6 +17,7 @@ from tests.fuzz.channel import fields as fields
 COVERS = ("multifd.methods.zlib",)
 
 _METHODS = [load_method(f"zlib:engine={engine}") for engine in ("isal", "zlib")]
+_ENDS = [[RecvEnd(method, PAGE), RecvEnd(method, PAGE)] for method in _METHODS]
 
 
 def seeds() -> Iterator[bytes]:
@@ -30,6 +31,6 @@ LONGEST = 3300
 
 def run(data: bytes) -> str:
     """Receive it by both, each twice."""
-    seen = [channel.run(data, [RecvEnd(method, PAGE), RecvEnd(method, PAGE)]) for method in _METHODS]
+    seen = [channel.run(data, ends) for ends in _ENDS]
     assert all(a == b for a, b in zip(*(accepted for accepted, _ in seen), strict=False))
     return channel.outcome(seen[0])

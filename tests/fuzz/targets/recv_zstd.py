@@ -18,6 +18,7 @@ from tests.fuzz.channel import fields as fields
 COVERS = ("multifd.methods._libzstd", "multifd.methods._zstandard")
 LONGEST = 3300
 _LIBZSTD, _PUBLIC = load_method("zstd:engine=libzstd"), load_method("zstd:engine=zstandard")
+_ENDS = [*channel.by_both_hooks(_LIBZSTD), RecvEnd(_PUBLIC, PAGE)]
 
 
 def seeds() -> Iterator[bytes]:
@@ -30,6 +31,6 @@ def seeds() -> Iterator[bytes]:
 
 def run(data: bytes) -> str:
     """Receive it."""
-    seen = channel.run(data, [*channel.by_both_hooks(_LIBZSTD), RecvEnd(_PUBLIC, PAGE)])
+    seen = channel.run(data, _ENDS)
     assert seen[1][:1] == seen[1][1:2]
     return channel.outcome(seen)

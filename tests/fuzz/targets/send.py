@@ -29,7 +29,7 @@ COVERS = ("multifd.engine.send_channel", "multifd.pump.sending")
 PAGE = 4096
 LONGEST = 200
 KINDS = ("memory", "live", "raw", "mapped-ram")
-METHODS = ("none", "zstd", "zlib:engine=zlib")
+METHODS = [load_method(spec) for spec in ("none", "zstd", "zlib:engine=zlib")]
 DIALECTS = ("9.0", "7.2")
 
 
@@ -94,9 +94,8 @@ def run(data: bytes) -> str:
     kind, dialect = KINDS[where % len(KINDS)], DIALECTS[how // len(METHODS) % len(DIALECTS)]
     seen = []
     for path in PATHS:
-        method = load_method(METHODS[how % len(METHODS)])
         with _source(kind, [_page(one) for one in kinds], cut % 16) as source:
-            seen.append(send(path, source, method, dialect=dialect))
+            seen.append(send(path, source, METHODS[how % len(METHODS)], dialect=dialect))
     if seen[0].error:
         assert seen[0].error == seen[1].error
         return f"{seen[0].error[0].__name__}"
