@@ -247,7 +247,8 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="on the disk to be measured; default the temporary folder")
-    parser.add_argument("--ways", nargs="+", metavar="WAY", help="these alone, as the table names them; default all")
+    ways_help = "these alone, as the table names them; what is sent or replayed must be kept or captured before it"
+    parser.add_argument("--ways", nargs="+", metavar="WAY", help=ways_help)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     try:
