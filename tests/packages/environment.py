@@ -15,6 +15,8 @@ ROOT = Path(__file__).parents[2]
 PLUGINS = ("multifd-qpl", "multifd-lz4")
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 _PATIENCE_S = 800
+_OF_THE_MACHINE = ("MULTIFD_QEMU_NEW", "MULTIFD_REQUIRE_QEMU")
+"""Variables that say what is there beside the interpreter."""
 
 
 @functools.cache
@@ -62,6 +64,7 @@ class Environment:
     def run_command(self, *command: object, cwd: Path | None = None, fails: bool = False) -> str:
         # Neither the checkout nor what is chosen for the tests around this is to be seen.
         env = {name: value for name, value in os.environ.items() if not name.startswith(("MULTIFD_", "PYTHON"))}
+        env |= {name: os.environ[name] for name in _OF_THE_MACHINE if name in os.environ}
         done = subprocess.run(
             [str(word) for word in command], cwd=cwd or self._folder.parent, env=env, capture_output=True, text=True,
             timeout=_PATIENCE_S,

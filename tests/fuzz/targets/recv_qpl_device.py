@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from multifd_qpl.method import QplMethod, QplOptions
 from multifd_qpl.simulator import Fault, Faults, SimulatedIaa
 
+from multifd.pages import Geometry
 from multifd.testing.harness import RecvEnd
 from tests.fuzz import channel
 from tests.fuzz.channel import PAGE
@@ -18,6 +19,8 @@ from tests.fuzz.targets import recv_qpl
 COVERS = ("multifd_qpl.jobs", "multifd_qpl.watch")
 LONGEST = recv_qpl.LONGEST
 DEVICES = (None, *Fault)
+_FEW = Geometry(PAGE, channel.MOST_PAGES)
+"""A job for each page that a packet may have: to make 128 took longer than all else."""
 
 
 def seeds() -> Iterator[bytes]:
@@ -37,6 +40,8 @@ def run(data: bytes) -> str:
     """Receive it."""
     fault = DEVICES[(data or b"\0")[0] % len(DEVICES)]
     with SimulatedIaa(faults=Faults(always=fault)) as iaa:
-        method = QplMethod(QplOptions(), library=iaa.library)
-        seen = channel.run(data[1:], [*channel.by_both_hooks(method), RecvEnd(recv_qpl._RULE, PAGE)])
+        ends = [*channel.by_both_hooks(QplMethod(QplOptions(), library=iaa.library)), RecvEnd(recv_qpl._RULE, PAGE)]
+        for end in ends:
+            end.geometry = end.p.geometry = _FEW
+        seen = channel.run(data[1:], ends)
     return channel.outcome(seen)
