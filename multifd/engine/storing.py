@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -148,12 +149,23 @@ def opened(path: str, canceller: Canceller) -> Iterator[tuple[StoredFolder, Main
 
 @contextlib.contextmanager
 def _meeting_place() -> Iterator[Listener]:
+    """A listener that only this process can reach: its file is gone again before anybody connects.
+
+    So nobody else finds it, and whoever is killed leaves nothing behind.
+    """
     with tempfile.TemporaryDirectory(prefix="multifd-") as folder:
         listener = Listener(Uri(path=f"{folder}/socket"))
         try:
-            yield listener
-        finally:
+            place = os.open(listener.uri.path, os.O_PATH | os.O_CLOEXEC)
+        except BaseException:
             listener.close()
+            raise
+    try:
+        listener.uri = Uri(path=f"/proc/self/fd/{place}")  # which leads to the socket, whatever its file's name was
+        yield listener
+    finally:
+        listener.close()
+        os.close(place)
 
 
 @contextlib.contextmanager

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime
 import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 from faults import table
@@ -61,8 +63,10 @@ def main() -> None:
             outcomes.append(outcome)
             wrong += bool(problems)
             tell(outcome, problems, is_whole=bool(arguments.only))
-    text = table.text(outcomes, arguments.seed)
+    text = table.text(outcomes, arguments.seed, datetime.date.today())
     print(text)
+    for why, count in Counter(outcome.skipped for outcome in outcomes if outcome.skipped).items():
+        print(f"{count} not tried: {why}")
     print(f"{len(outcomes)} trials in {time.monotonic() - start:.0f} s, {wrong} wrong")
     if arguments.table:
         arguments.table.write_text(text)

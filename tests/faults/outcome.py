@@ -16,6 +16,8 @@ class End:
     """A process of a migration, and what is known of it when it is over."""
 
     role: str
+    kind: str = "command"
+    """Or ``service``, which outlives its migrations, or ``qemu``."""
     status: int | None = None
     """Of its exit, negative for a signal; None: it did not end."""
     out: str = ""
@@ -27,6 +29,14 @@ class End:
     def is_killed(self) -> bool:
         """Whether it could not say anything."""
         return self.status == -signal.SIGKILL
+
+    @property
+    def told(self) -> int | None:
+        """The status that is told of the migration: a service's is in its document, None if it knows of none."""
+        if self.kind != "service" or self.status not in (0, 130, 143):
+            return self.status
+        states = [document["status"] for document in self.documents]
+        return {"completed": 0, "unknown": 7, "cancelled": self.status or 5}.get(states[-1], 5) if states else None
 
     @property
     def documents(self) -> list[dict[str, Any]]:
@@ -60,6 +70,8 @@ class Outcome:
     """Whether what had the name before still has it."""
     stray: str = ""
     """What else is under the name, in words."""
+    old_digests: str = ""
+    """Of the digests beside what had the name before, and has it still: ``there``, ``gone`` or ``others``."""
     leftovers: tuple[str, ...] = ()
     """Other files beside it."""
     source_changed: bool = False
@@ -68,3 +80,8 @@ class Outcome:
     skipped: str = ""
     """Why it cannot be tried here."""
     seconds: float = 0.0
+
+    @property
+    def writer(self) -> End:
+        """Whose process the memory's new place belongs to."""
+        return self.ends[self.plan.way.writer]

@@ -5,12 +5,15 @@ So a trial takes a tenth of the processor time that it would if every end starte
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
+import re
 import resource
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Sequence
 from importlib import import_module
@@ -25,6 +28,7 @@ from multifd.cli import signals
 DEADLINE_S = 240.0
 """By when every process has ended; some wait for several things, one after another."""
 _READY = "ready\n"
+_LISTENING = re.compile(r"listening on ([^\s,]+)")
 _LOCK = threading.Lock()
 """multiprocessing asks all children how they are when it starts one; two that ask lose the answer."""
 
@@ -114,8 +118,8 @@ class Running:
                     self._ready.set()
                     continue
                 self.end.err += line
-                if line.startswith("listening on "):
-                    self.uri = line.split()[-1]
+                if found := _LISTENING.search(line):
+                    self.uri = found[1]
                     self._listening.set()
         self._ready.set()
         self._listening.set()
@@ -126,10 +130,11 @@ class Running:
         return self.uri
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it one, as soon as the command has begun."""
+        """Send it one, as soon as the command has begun; nothing if it has ended."""
         self._ready.wait(DEADLINE_S)
-        if self._process.pid is not None:
-            os.kill(self._process.pid, number)
+        if self.end.status is None and self._process.pid is not None:
+            with contextlib.suppress(ProcessLookupError):  # it ends just now
+                os.kill(self._process.pid, number)
 
     def wait_ready(self) -> None:
         """Return when the command begins."""
@@ -169,6 +174,7 @@ def _run(command: list[str], told: Told, out: Connection, err: Connection) -> No
     # What was there before was made for files.
     sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, closefd=False) for number in (1, 2))
     os.environ.update(told.environment)
+    tempfile.tempdir = None  # as chosen before the fork
     if told.size_limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (told.size_limit, told.size_limit))
     module, *words = command

@@ -3,19 +3,20 @@
  * Preloaded, and told by `fault_begin` what to do (tests/faults/shim.py). Counted are calls on files below a folder and on
  * sockets; whatever else the interpreter does is left alone. The rules are text, one a line:
  *
- *     CALL FIRST LAST EVERY ACTION VALUE
+ *     SINCE CALL FIRST LAST EVERY ACTION VALUE
  *
- * CALL is a name of `names`, the rule holds for its calls number FIRST to LAST (from 1), each EVERY-th of them. ACTION:
- * errno (the call is not made and fails with VALUE), late (it is made, and then fails with VALUE), signal (this process
- * gets VALUE before the call), signalled (after it), short (VALUE bytes at most are moved), clock (the wall clock jumps by
- * VALUE seconds). The counts are in a file that is mapped, so that they outlive the process: how often each call was
- * made, and last how often a rule took effect.
+ * CALL is a name of `names`, the rule holds for its calls number FIRST to LAST (from 1), each EVERY-th of them; they are
+ * numbered from the first SINCE on, any for all. ACTION: errno (the call is not made and fails with VALUE), late (it is
+ * made, and then fails with VALUE), signal (this process gets VALUE before the call), signalled (after it), short (VALUE
+ * bytes at most are moved), clock (the wall clock jumps by VALUE seconds). The counts are in a file that is mapped, so
+ * that they outlive the process: how often each call was made, and last how often a rule took effect.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,15 +28,16 @@
 #include <time.h>
 #include <unistd.h>
 
-enum call { READ, WRITE, SYNC, CLOSE, RESIZE, NAME, SEND, RECV, CONNECT, ACCEPT, ANY, CALLS };
-static const char *const names[CALLS] = { "read", "write", "sync", "close", "resize", "name", "send", "recv", "connect",
-                                          "accept", "any" };
+enum call { READ, WRITE, SYNC, CLOSE, RESIZE, NAME, MAKE, REMOVE, SEND, RECV, CONNECT, ACCEPT, ANY, CALLS };
+static const char *const names[CALLS] = { "read", "write",  "sync", "close", "resize",  "name", "make",
+                                          "remove", "send", "recv", "connect", "accept", "any" };
 enum action { FAIL, LATE, SIGNAL, SIGNALLED, SHORT, CLOCK, ACTIONS };
 static const char *const actions[ACTIONS] = { "errno", "late", "signal", "signalled", "short", "clock" };
 
 struct rule {
-    enum call call;
+    enum call since, call;
     unsigned first, last, every;
+    _Atomic unsigned count; /* of its calls since then */
     enum action action;
     long value;
 };
@@ -78,12 +80,14 @@ static int find(const char *const *list, int n, const char *word)
 void fault_begin(const char *text, const char *below, const char *path)
 {
     while (*text && rule_count < RULES) {
-        char call[16], action[16];
+        char since[16], call[16], action[16];
         struct rule *r = &rules[rule_count];
-        if (sscanf(text, "%15s %u %u %u %15s %ld", call, &r->first, &r->last, &r->every, action, &r->value) != 6) {
+        if (sscanf(text, "%15s %15s %u %u %u %15s %ld", since, call, &r->first, &r->last, &r->every, action,
+                   &r->value) != 7) {
             fprintf(stderr, "shim: not a rule: %s\n", text);
             _exit(99);
         }
+        r->since = (enum call)find(names, CALLS, since);
         r->call = (enum call)find(names, CALLS, call);
         r->action = (enum action)find(actions, ACTIONS, action);
         rule_count++;
@@ -101,18 +105,30 @@ void fault_begin(const char *text, const char *below, const char *path)
     folder = strdup(below);
 }
 
+/* What stops at once must stop before this thread goes on; others are for whichever thread the kernel chooses. */
+static void send_self(int number)
+{
+    if (number == SIGSTOP || number == SIGKILL)
+        raise(number);
+    else
+        kill(getpid(), number);
+}
+
 static void look(enum call call, struct fault *f)
 {
-    unsigned n = atomic_fetch_add(&counts[call], 1) + 1;
+    atomic_fetch_add(&counts[call], 1);
     for (int i = 0; i < rule_count; i++) {
-        const struct rule *r = &rules[i];
-        if (r->call != call || n < r->first || n > r->last || (n - r->first) % r->every)
+        struct rule *r = &rules[i];
+        if (r->call != call || !atomic_load(&counts[r->since]))
+            continue;
+        unsigned n = atomic_fetch_add(&r->count, 1) + 1;
+        if (n < r->first || n > r->last || (n - r->first) % r->every)
             continue;
         atomic_fetch_add(&counts[CALLS], 1);
         switch (r->action) {
         case FAIL: f->number = (int)r->value; break;
         case LATE: f->late = (int)r->value; break;
-        case SIGNAL: kill(getpid(), (int)r->value); break;
+        case SIGNAL: send_self((int)r->value); break;
         case SIGNALLED: f->signalled = (int)r->value; break;
         case SHORT: f->most = r->value; break;
         case CLOCK: atomic_fetch_add(&clock_offset_s, r->value); break;
@@ -135,7 +151,7 @@ static struct fault at(enum call call)
 static long after(struct fault f, long result)
 {
     if (f.signalled)
-        kill(getpid(), f.signalled);
+        send_self(f.signalled);
     if (f.late) {
         errno = f.late;
         return -1;
@@ -230,8 +246,24 @@ BARE(fdatasync, SYNC, is_watched(fd), (int fd), (fd))
 BARE(ftruncate64, RESIZE, is_watched(fd), (int fd, off64_t n), (fd, n))
 BARE(rename, NAME, is_below(from), (const char *from, const char *to), (from, to))
 BARE(renameat, NAME, is_watched(fd), (int fd, const char *from, int other, const char *to), (fd, from, other, to))
+BARE(mkdirat, MAKE, is_watched(fd), (int fd, const char *name, mode_t mode), (fd, name, mode))
+BARE(unlinkat, REMOVE, is_watched(fd), (int fd, const char *name, int flags), (fd, name, flags))
+BARE(unlink, REMOVE, is_below(name), (const char *name), (name))
 BARE(connect, CONNECT, 1, (int fd, const struct sockaddr *to, socklen_t n), (fd, to, n))
 BARE(accept4, ACCEPT, 1, (int fd, struct sockaddr *from, socklen_t *n, int flags), (fd, from, n, flags))
+
+/* A file is made; one that is only opened is left alone. */
+int openat64(int fd, const char *name, int flags, ...)
+{
+    va_list more;
+    va_start(more, flags);
+    mode_t mode = va_arg(more, mode_t);
+    va_end(more);
+    if (!(flags & O_CREAT) || !is_watched(fd))
+        return REAL(openat64)(fd, name, flags, mode);
+    BEGIN(MAKE)
+    return (int)after(f, REAL(openat64)(fd, name, flags, mode));
+}
 
 /* Only a file that was open for writing has anything to say here. */
 static int may_fail_late(int fd)

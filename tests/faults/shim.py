@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("shim.c")
-CALLS = ("read", "write", "sync", "close", "resize", "name", "send", "recv", "connect", "accept", "any")
+CALLS = ("read", "write", "sync", "close", "resize", "name", "make", "remove", "send", "recv", "connect", "accept", "any")
 _COUNTS = struct.Struct(f"={len(CALLS) + 1}I")
 ALWAYS = 2**32 - 1
 
@@ -28,6 +28,7 @@ class Rule:
         value: an errno, a signal, bytes or seconds.
         last: the last of them that it happens at; `first` if not given.
         every: at each so many-th from `first` on.
+        since: they are numbered from the first of these on.
     """
 
     call: str
@@ -36,9 +37,11 @@ class Rule:
     value: int
     last: int = 0
     every: int = 1
+    since: str = "any"
 
     def __str__(self) -> str:
-        return f"{self.call} {self.first} {self.last or self.first} {self.every} {self.action} {self.value}"
+        numbers = f"{self.first} {self.last or self.first} {self.every}"
+        return f"{self.since} {self.call} {numbers} {self.action} {self.value}"
 
     @property
     def words(self) -> str:
@@ -50,7 +53,8 @@ class Rule:
             "signalled": signal.Signals(self.value).name if self.value in {*signal.Signals} else "",
         }.get(self.action, str(self.value))
         until = "" if self.last in (0, self.first) else " and on" if self.last == ALWAYS else f" to {self.last}"
-        return f"{self.call} {self.first}{until}: {self.action} {value}"
+        since = "" if self.since == "any" else f" since {self.since}"
+        return f"{self.call} {self.first}{until}{since}: {self.action} {value}"
 
 
 class NoCompiler(Exception):
