@@ -35,7 +35,7 @@ class PartFile:
     """A file written beside `path` and renamed to it when complete, mode 0600.
 
     The temporary name is ``.NAME.multifd-part``, locked while it is written: a stale one of a
-    killed process is replaced, one in use is an error. Digests of what was under the name before
+    killed process is replaced, one in use is an error. A stale one of its digests goes, too. Digests of what was under the name before
     (``NAME.sha256``) are removed first, and durably, so that they never condemn the new file.
 
     Args:
@@ -59,6 +59,7 @@ class PartFile:
             raise RamError(f"{self.path}: its folder cannot be opened: {reason(e)}") from e
         try:
             self._refuse_special()
+            self._remove_left(part_name(sidecar_name(name)))
             self.fd = OpenFile(self._open(), self.part)
         except BaseException as e:
             close(self._folder)
@@ -100,6 +101,17 @@ class PartFile:
                     os.unlink(name, dir_fd=self._folder)
             except BlockingIOError:
                 raise RamError(f"{self.path}: another process is receiving into it") from None
+            finally:
+                close(fd)
+
+    def _remove_left(self, name: str) -> None:
+        """Remove the temporary file of a killed process; one that is in use stays."""
+        with contextlib.suppress(OSError):
+            fd = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._folder)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(fd).st_nlink:
+                    os.unlink(name, dir_fd=self._folder)
             finally:
                 close(fd)
 

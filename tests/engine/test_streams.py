@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import struct
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -70,6 +71,22 @@ def test_there_and_back(tmp_path, file, raw, method):
     assert sum(s.normal_pages for s in found.streams) == stored.normal_pages
     assert back(tmp_path / "streams", tmp_path / "back.raw") == raw
     assert sorted(os.listdir(tmp_path)) == ["back.raw", "streams", "vm.raw"]
+
+
+def test_where_the_ends_of_a_folder_meet_is_in_no_file_system(tmp_path, file, monkeypatch):
+    """So nobody else finds it, and whoever is killed leaves nothing where nobody looks."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    seen = []
+
+    def look(result):
+        seen.append(os.listdir(tmp_path / "tmp"))
+
+    for source, to in ((file, "one"), (f"dir:{tmp_path}/one", "two")):
+        multifd.send(source, f"dir:{tmp_path}/{to}", max_bandwidth=64 << 20, on_progress=look)
+    multifd.receive(f"dir:{tmp_path}/two", tmp_path / "back", on_progress=look)
+    assert seen
+    assert not any(seen)
 
 
 @pytest.mark.parametrize("method", ["lz4", "qpl"])

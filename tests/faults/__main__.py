@@ -63,6 +63,8 @@ def main() -> None:
             outcomes.append(outcome)
             wrong += bool(problems)
             tell(outcome, problems, is_whole=bool(arguments.only))
+            if len(outcomes) % 50 == 0:
+                print(f"{len(outcomes)} trials, {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
     text = table.text(outcomes, arguments.seed, datetime.date.today())
     print(text)
     for why, count in Counter(outcome.skipped for outcome in outcomes if outcome.skipped).items():

@@ -8,12 +8,14 @@ import signal
 from collections.abc import Callable
 
 import pytest
+from faults.fault import FAULTS, Fault
 from faults.judge import classify, judge
-from faults.matrix import FAULTS, Fault, Plan
+from faults.matrix import Plan
 from faults.outcome import End, Outcome
+from faults.way import WAYS
 
 KILL, TERM, _, *OTHERS = FAULTS
-DISK = next(fault for fault in OTHERS if fault.name == "EIO on write")
+DISK, RENAME = (next(fault for fault in OTHERS if fault.name == name) for name in ("EIO on write", "EIO on rename"))
 INTACT, NOT_KEPT = "the memory here is intact and the good copy", "what was received is not kept"
 
 
@@ -21,11 +23,11 @@ def end(role: str, status: int, error: str | None = None, note: str = "", state:
     """An end with its document."""
     state = state or {0: "completed", 7: "unknown", 130: "cancelled", 143: "cancelled"}.get(status, "failed")
     document = {"status": state, "error": error, "notes": [note] * bool(note), "ram_bytes": 4096, **more}
-    return End(role, status, json.dumps(document) + "\n")
+    return End(role, status=status, out=json.dumps(document) + "\n")
 
 
-def outcome(fault: Fault, role: str, *ends: End, medium: str = "raw", **facts: object) -> Outcome:
-    plan = Plan(1, 1, fault, role, medium, False, "none", 1, "tcp", 1, True, True, (), 0.0, 0)
+def outcome(fault: Fault, role: str, *ends: End, way: str = "raw image to raw image", **facts: object) -> Outcome:
+    plan = Plan(1, 1, fault, role, next(one for one in WAYS if one.words == way))
     facts = {"fired": True, "is_old": not facts.get("is_there"), **facts}
     return Outcome(plan, {one.role: one for one in ends}, **facts)  # type: ignore[arg-type]
 
@@ -39,7 +41,7 @@ def failed() -> Outcome:
 
 
 def killed() -> Outcome:
-    return outcome(KILL, "destination", End("destination", -signal.SIGKILL), end("source", 7, "look there"))
+    return outcome(KILL, "destination", End("destination", status=-signal.SIGKILL), end("source", 7, "look there"))
 
 
 @pytest.mark.parametrize(
@@ -65,23 +67,50 @@ WRONG = {
         with_facts(with_end(killed(), end("source", 7, "x", INTACT)), is_there=True, is_old=False), "intact",
     ),
     "a half file under the name": (with_facts(failed(), stray="other memory", is_old=False), "under the final name"),
-    "the old file is gone": (with_facts(failed(), is_old=False), "the file that was there before is gone"),
+    "the old file is gone": (with_facts(failed(), is_old=False), "what was there before is gone"),
+    "the old file's digests are gone": (
+        with_facts(outcome(TERM, "source", end("destination", 5, "x", NOT_KEPT), end("source", 143, "x", INTACT)),
+                   old_digests="gone"), "has lost its digests",
+    ),
+    "the old file has others": (with_facts(failed(), old_digests="others"), "digests of another one"),
     "a part file stays": (with_facts(failed(), leftovers=(".out.multifd-part",)), "left behind"),
     "the source's file is written to": (with_facts(failed(), source_changed=True), "source's file has changed"),
     "the next migration fails": (with_facts(killed(), retry="status 6"), "next migration"),
-    "it hangs": (with_end(failed(), End("source", None)), "does not end"),
+    "it hangs": (with_end(failed(), End("source")), "does not end"),
     "a traceback": (with_end(failed(), dataclasses.replace(end("source", 4, "x"), err="Traceback (most")), "traceback"),
     "an unknown status": (with_end(failed(), end("source", 99, "x")), "not documented"),
     "a bug is told": (with_end(failed(), end("destination", 1, "a bug in multifd")), "nothing here can cause"),
     "a document that says another thing": (with_end(failed(), end("source", 4, "x", state="completed")), "document"),
-    "two documents": (with_end(failed(), End("source", 4, '{"status": "failed"}\n' * 2)), "prints 2 documents"),
+    "two documents": (with_end(failed(), End("source", status=4, out='{"status": "failed"}\n' * 2)), "prints 2 documents"),
     "no word": (with_end(failed(), end("source", 4)), "without a word"),
-    "no JSON": (with_end(failed(), End("source", 4, "hello")), "no JSON"),
+    "no JSON": (with_end(failed(), End("source", status=4, out="hello")), "no JSON"),
     "the source succeeds alone": (
         with_facts(with_end(failed(), end("source", 0)), is_there=True, is_old=False), "the source says success, the",
     ),
-    "a full disk is no failure": (
-        outcome(DISK, "destination", end("destination", 0), end("source", 0), is_there=True), "expected to fail",
+    "a rename that failed is no failure": (
+        outcome(RENAME, "destination", end("destination", 0), end("source", 0), is_there=True), "expected to fail",
+    ),
+    "a disk that failed is told as a broken connection": (
+        outcome(DISK, "destination", end("destination", 5, "x", NOT_KEPT), end("source", 4, "x", INTACT)),
+        "expected status 6 of the destination",
+    ),
+    "a source that stores says success without the memory": (
+        outcome(KILL, "source", end("source", 0), way="raw image, stored as streams", fired=False, is_old=True),
+        "says success",
+    ),
+    "a relay that keeps says failure with the memory": (
+        outcome(KILL, "source", end("relay", 5, "x"), end("source", 7, "x"), way="raw image, kept by a relay",
+                is_there=True), "the relay says failure",
+    ),
+    "a service says success without the memory": (
+        with_end(failed(), dataclasses.replace(end("relay", 0), kind="service")), "the relay says success",
+    ),
+    "a QEMU that is a source says success alone": (
+        outcome(KILL, "destination", end("destination", 5, "x", NOT_KEPT), End("source", kind="qemu", status=0),
+                way="QEMU to capture"), "the source says success, the destination",
+    ),
+    "a private folder stays": (
+        with_facts(killed(), leftovers=(".out.multifd-part", "multifd-abc")), "left behind: multifd-abc",
     ),
     "nothing happens, and it fails": (with_facts(failed(), fired=False), "expected to complete"),
     "SIGTERM tells Ctrl-C": (
@@ -103,5 +132,5 @@ def test_a_wrong_one(name: str) -> None:
 def test_writers_of_live_memory_in_the_wrong_state(status: int, state: str) -> None:
     source = dataclasses.replace(end("source", status, "x" if status else None), err=f"writers: {state}\n")
     destination = end("destination", 0) if status in (0, 7) else end("destination", 5, "x", NOT_KEPT)
-    found = judge(outcome(KILL, "source", destination, source, medium="arena", is_there=status in (0, 7)))
+    found = judge(outcome(KILL, "source", destination, source, way="live arena to live arena", is_there=status in (0, 7)))
     assert any("its writers" in problem for problem in found), found

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 from faults.__main__ import describe
+from faults.fault import FAULTS
 from faults.judge import classify, judge
-from faults.matrix import FAULTS, ROLES, draw
+from faults.matrix import draw
 from faults.run import Run, methods
 from faults.shim import NoCompiler
-from faults.table import HEADS
+from faults.table import FAULT_HEADS, WAY_HEADS
+from faults.way import ROLES, WAYS
 
 SEED, TRIALS = 20, 36
 
@@ -41,17 +43,26 @@ def test_a_trial_is_the_same_every_time() -> None:
     assert [draw(7, n, ("none", "zstd")) for n in range(50)] == [draw(7, n, ("none", "zstd")) for n in range(50)]
 
 
-def test_every_fault_is_drawn_at_every_role() -> None:
-    drawn = {(plan.fault.name, plan.role) for plan in (draw(1, n, ("none",)) for n in range(2000))}
-    assert drawn == {(fault.name, role) for fault in FAULTS for role in fault.roles}
+def test_every_fault_is_drawn_at_every_role_in_every_way() -> None:
+    plans = [draw(1, n, ("none",)) for n in range(4000)]
+    drawn = {(plan.fault.name, plan.role) for plan in plans}
+    assert drawn == {(fault.name, role) for fault in FAULTS for way in WAYS for role in fault.roles(way)}
     assert {role for _, role in drawn} == set(ROLES)
+    assert {plan.way for plan in plans} == set(WAYS)
+    assert {plan.relay for plan in plans} == {"", "once", "service"}
+    assert {plan.held.role for plan in plans if plan.held is not None} == {"destination", "relay"}
 
 
-def test_the_table_of_the_documentation_is_of_these_faults_and_has_none_that_was_told_wrongly() -> None:
-    lines = (Path(__file__).parents[2] / "docs/faults-table.inc").read_text().splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
-    head, *rows, total = cells
-    assert head == list(HEADS)
-    assert {row[0] for row in rows} <= {fault.name for fault in FAULTS}
-    assert sum(int(row[3]) for row in rows) == int(total[3])
-    assert [row for row in rows if row[-1] != "0"] == []
+def test_the_tables_of_the_documentation_are_of_these_trials_and_none_was_told_wrongly() -> None:
+    text = (Path(__file__).parents[2] / "docs/faults-table.inc").read_text()
+    tables = [
+        [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("| ")]
+        for part in text.split("\n\n")
+    ]
+    first, (head, *faults, total), (way_head, *ways) = tables
+    assert first == []
+    assert (head, way_head) == (list(FAULT_HEADS), list(WAY_HEADS))
+    assert {row[0] for row in faults} <= {fault.name for fault in FAULTS}
+    assert {row[0] for row in ways} <= {way.words for way in WAYS}
+    assert sum(int(row[2]) for row in faults) == sum(int(row[1]) for row in ways) == int(total[2]) == int(text.split()[0])
+    assert [row for row in (*faults, *ways) if row[-1] != "0"] == []

@@ -17,6 +17,7 @@ from multifd.errors import RamError
 from multifd.pages import Geometry
 from multifd.ram.block import Staging
 from multifd.ram.memory import MemoryBlock, MemorySource, MemoryTarget
+from multifd.ram.part_file import PartFile
 from multifd.ram.raw import RawImageSource, RawImageTarget
 from multifd.wire.stream import NO_UUID, Block, Machine
 
@@ -220,6 +221,16 @@ def test_stale_part_of_a_killed_process(tmp_path: Path, staging: Staging) -> Non
     block.clear(offsets(0))
     target.commit(NO_UUID)
     assert (tmp_path / "out").read_bytes() == bytes(PAGE)
+
+
+def test_a_stale_part_of_digests_goes_too_and_one_in_use_stays(tmp_path: Path) -> None:
+    """Whoever receives without digests would leave it for ever."""
+    (tmp_path / ".out.sha256.multifd-part").write_bytes(b"stale")
+    in_use = PartFile(tmp_path / "other.sha256")
+    for name in ("out", "other"):
+        RawImageTarget(tmp_path / name).discard()
+    assert [path.name for path in tmp_path.iterdir()] == [".other.sha256.multifd-part"]
+    in_use.discard()
 
 
 def test_two_at_once(tmp_path: Path) -> None:
