@@ -1,7 +1,7 @@
 """One channel of a migration that is kept as it comes: its bytes go to a file, and SYNCs wait for main as at any end.
 
 Rules of this file: everything belongs to the channel's thread. Nothing is decoded and no method is run; headers are
-looked at for where a packet ends.
+looked at for where a packet ends, and as at any end for what cannot be: a source that is told success is let go.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from multifd.ram.part_folder import StreamFile
 from multifd.stats import ChannelStats
 from multifd.transport.connection import Connection
 from multifd.transport.idle import IdleTimer
-from multifd.wire.packet import FLAG_SYNC, decode_counts
+from multifd.wire.packet import Packet, decode_packet
 from multifd.wire.walker import PacketWalker
 
 _READ_BYTES = 1 << 20
@@ -31,6 +31,7 @@ class KeepChannel(RecvChannel):
         id, connection, barrier, method_of, has_ended, figures: as there.
         file: what has come before, the init packet, is in it; the caller's.
         check: called with the method's code of each packet with pages; what it raises ends the migration.
+        lengths: the blocks' used_length in bytes by name, once `run` is called.
     """
 
     def __init__(
@@ -43,16 +44,18 @@ class KeepChannel(RecvChannel):
         figures: ChannelStats,
         file: StreamFile,
         check: Callable[[int], object],
+        lengths: Callable[[], Mapping[str, int]],
     ) -> None:
         super().__init__(id, connection, barrier, method_of, has_ended, figures)
-        self._file, self._check = file, check
+        self._file, self._check, self._lengths = file, check, lengths
 
     def run(self, geometry: Geometry, blocks: Mapping[str, TargetBlock], idle: IdleTimer) -> None:
         """Keep packets until the connection ends; see `RecvChannel.run`."""
-        walker, buffer = PacketWalker(geometry), private_map(_READ_BYTES)
+        walker, buffer, lengths = PacketWalker(geometry), private_map(_READ_BYTES), self._lengths()
         try:
             while got := self.connection.recv_into([buffer], at_least=1):
-                syncs = sum(self._look(header, geometry) for header in walker.feed(buffer[:got]))
+                packets = (decode_packet(header, geometry, lengths) for header in walker.feed(buffer[:got]))
+                syncs = sum(map(self._look, packets))
                 self._file.write(buffer[:got])
                 for _ in range(syncs):
                     self._barrier.arrive(self.id)
@@ -66,13 +69,12 @@ class KeepChannel(RecvChannel):
         self._file.normal_pages, self._file.zero_pages = self._figures.normal_pages, self._figures.zero_pages
         self._barrier.leave(self.id)
 
-    def _look(self, header: bytearray, geometry: Geometry) -> bool:
+    def _look(self, packet: Packet) -> bool:
         """Count a packet's pages; whether it is a SYNC."""
-        counts = decode_counts(header, geometry)
-        if counts.normal_pages:
-            self._check(counts.code)
-        self._figures.normal_pages += counts.normal_pages
-        self._figures.zero_pages += counts.zero_pages
-        is_sync = bool(counts.flags & FLAG_SYNC)
-        self._has_unsynced = not is_sync and (self._has_unsynced or counts.normal_pages + counts.zero_pages > 0)
-        return is_sync
+        normal_pages, zero_pages = len(packet.normal), len(packet.zero)
+        if normal_pages:
+            self._check(packet.code)
+        self._figures.normal_pages += normal_pages
+        self._figures.zero_pages += zero_pages
+        self._has_unsynced = not packet.is_sync and (self._has_unsynced or normal_pages + zero_pages > 0)
+        return packet.is_sync

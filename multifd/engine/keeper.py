@@ -68,10 +68,13 @@ class _KeptStreams:
     def __init__(self, folder: PartFolder, method: Callable[[], str]) -> None:
         self._folder, self._method = folder, method
         self._page_size = 0
+        self.lengths: Mapping[str, int] = {}
+        """Of blocks, in bytes by name."""
 
     def allocate(self, machine: stream.Machine) -> Mapping[str, TargetBlock]:
         """See `Target`."""
         self._page_size = machine.page_size
+        self.lengths = {block.idstr: block.used_length for block in machine.blocks}
         return {}
 
     def add_device_state(self, data: bytes) -> None:
@@ -116,8 +119,9 @@ class Keeper(Receiver):
         canceller: Canceller | None = None,
     ) -> None:
         self._folder, self._is_restricted = folder, bool(config.methods)
-        target = _KeptStreams(folder, lambda: method or self.result.method)
-        super().__init__(listener, target, config, on_progress, canceller)
+        self._streams = _KeptStreams(folder, lambda: method or self.result.method)
+        self._codes: dict[str, int] = {}
+        super().__init__(listener, self._streams, config, on_progress, canceller)
 
     def _new_main(self, connection: Connection) -> RecvMain:
         return _KeepMain(connection, self, lambda: self._folder.file(manifest.MAIN))
@@ -127,11 +131,17 @@ class Keeper(Receiver):
         file.write(init.encode())
         return KeepChannel(
             init.id, connection, self.barrier, self._negotiation.method_of, self._has_ended, self.stats.add_channel(),
-            file, self._check_method,
+            file, self._check_method, lambda: self._streams.lengths,
         )  # fmt: skip
 
     def _check_method(self, code: int) -> None:
-        """Of a packet that is kept as it is: the method need not be known here, unless only some may be."""
+        """Of a packet that is kept as it is: the method need not be known here, unless only some may be.
+
+        One method it is, whichever channel comes first.
+        """
+        first = self._codes.setdefault("first", code)
+        if code != first:
+            raise RemoteWireError(f"method code {code:#x}, expected {first:#x} as in the first packet", offset=8)
         try:
             self._negotiation.method_of(code)
         except (MethodError, PeerMismatch, RemoteWireError):

@@ -35,8 +35,9 @@ class PartFile:
     """A file written beside `path` and renamed to it when complete, mode 0600.
 
     The temporary name is ``.NAME.multifd-part``, locked while it is written: a stale one of a
-    killed process is replaced, one in use is an error. A stale one of its digests goes, too. Digests of what was under the name before
-    (``NAME.sha256``) are removed first, and durably, so that they never condemn the new file.
+    killed process is replaced, one in use is an error. A stale one of its digests goes, too.
+    Digests of what was under the name before (``NAME.sha256``) are removed first, and durably, so
+    that they never condemn the new file.
 
     Args:
         path: the file to make or replace.

@@ -192,6 +192,23 @@ def test_towards_a_relay(destination, name: str) -> None:
     assert told.value.result.status in ("failed", "unknown")
 
 
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The image as stored streams."""
+    place = f"dir:{tmp_path_factory.mktemp('stored')}/streams"
+    multifd.send(IMAGE, place, channels=CHANNELS)
+    return place
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if CASES[name].words != "no byte moved"])
+def test_towards_stored_streams(destination, stored: str, name: str) -> None:
+    case = CASES[name]
+    with pytest.raises(MultifdError, match=case.words) as caught:
+        multifd.send(stored, destination(case).uri, timeout=2.0, connect_timeout=2.0)
+    check(caught.value, case)
+    assert caught.value.exit_code in (4, 5, 7)
+
+
 def test_nobody_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as gone:
         uri = f"tcp:127.0.0.1:{gone.getsockname()[1]}"

@@ -17,7 +17,7 @@ import click
 import numpy as np
 
 import multifd
-from multifd.cli import signals
+from multifd.cli import signals, tls
 from multifd.cli.arguments import FilePath, Size
 from multifd.cli.console import Group, remark, reporting, show
 from multifd.engine.canceller import Canceller
@@ -88,6 +88,7 @@ def main() -> None:
 @click.option("--connect-timeout", default=10.0)
 @click.option("--timeout", default=60.0)
 @reporting
+@tls.options()
 def send(memory: Path, uri: str, method: str, as_json: bool, **options: Any) -> None:
     """Send MEMORY, which is written meanwhile."""
     canceller = Canceller()
@@ -109,13 +110,14 @@ def send(memory: Path, uri: str, method: str, as_json: bool, **options: Any) -> 
 @click.option("--method", default="none")
 @click.option("--timeout", default=60.0)
 @reporting
-def receive(memory: Path, uri: str, method: str, timeout: float, as_json: bool) -> None:
+@tls.options(listens=True)
+def receive(memory: Path, uri: str, method: str, as_json: bool, **options: Any) -> None:
     """Receive into MEMORY."""
     canceller = Canceller()
     with multifd.Arena(mapped(memory)) as arena, signals.cancelling(canceller):
         result = multifd.receive(
-            uri, arena, methods=[method], timeout=timeout, canceller=canceller,
-            on_listening=lambda uri: remark(f"listening on {uri}"),
+            uri, arena, methods=[method], canceller=canceller, on_listening=lambda uri: remark(f"listening on {uri}"),
+            **options,
         )  # fmt: skip
     show(result.as_dict(), as_json, lambda: None)
 

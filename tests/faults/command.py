@@ -36,10 +36,10 @@ class Commands:
             place.source_address if is_alone else self._listen("socket"), place.address, "--timeout", TIMEOUT_S,
             "--json",
         ]  # fmt: skip
-        if not plan.again_by:
-            common += ["--method", plan.method]
         if not is_alone:
-            common += [*self._tls("tls"), *(["--channels", plan.channels] if plan.way.source == "qemu" else [])]
+            common += ["--method", plan.again_by or plan.method, *self._tls("tls")]
+        if plan.way.source == "qemu":
+            common += ["--channels", plan.channels]  # which it does not announce
         if plan.way.destination == "arena":
             return ["faults.arena_end", "receive", *common]
         file_format = [] if plan.way.destination == "streams" else ["--format", plan.way.destination]

@@ -56,7 +56,7 @@ def _own(end: End) -> Iterator[str]:
     if end.status in (1, 2, 3):
         yield f"the {end.role} ends with status {end.status}, which nothing here can cause"
     documents = end.documents
-    if len(documents) != len(end.out.splitlines()):
+    if len(end.printed) != len(end.out.splitlines()):
         yield f"the {end.role} prints what is no JSON: {end.out[:200]!r}"
     if end.kind == "service" and not documents:
         return  # nobody came
@@ -73,8 +73,11 @@ def _own(end: End) -> Iterator[str]:
 
 
 def _has_begun(document: dict[str, Any]) -> bool:
-    """Whether a source had come: a destination knows its memory then, and a relay's time runs."""
-    return bool(document["ram_bytes"] if "ram_bytes" in document else document["total_time_ms"])
+    """Whether a source had come: a destination knows its memory then, and a relay's time runs.
+
+    A command that was ended among its arguments knows of neither.
+    """
+    return bool(document["ram_bytes"] if "ram_bytes" in document else document.get("total_time_ms"))
 
 
 def _is_too_early(end: End) -> bool:

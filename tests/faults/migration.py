@@ -119,9 +119,7 @@ class Migration:
         rules = plan.rules if is_victim else ()
         if plan.held is not None and role == plan.held.role:
             rules = (plan.held.rule,)
-        return Told(
-            self._place.folder, self._counts[role], rules, environment, plan.size_limit if is_victim else 0
-        )
+        return Told(self._place.folder, self._counts[role], rules, environment, plan.size_limit if is_victim else 0)
 
     # -- what goes wrong ----------------------------------------------------------------------------
 

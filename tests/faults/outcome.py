@@ -40,7 +40,12 @@ class End:
 
     @property
     def documents(self) -> list[dict[str, Any]]:
-        """What it printed; what is no JSON is left out."""
+        """What it printed of migrations; what is no JSON is left out."""
+        return [document for document in self.printed if self.kind != "service" or "route" in document]
+
+    @property
+    def printed(self) -> list[dict[str, Any]]:
+        """All that it printed: a service that is ended by a signal also has a word of its own."""
         found = []
         for line in self.out.splitlines():
             with contextlib.suppress(ValueError):

@@ -65,16 +65,15 @@ class Place:
     def look(self, outcome: Outcome) -> None:
         """What is where."""
         outcome.source_changed = self._source_kind != "arena" and not _is_same(self.source, self._original)
-        memory = self.source.read_bytes() if self._source_kind == "arena" else self._memory
         match self._kind:
             case "arena":
-                outcome.is_there = self.out.read_bytes() == memory
+                outcome.is_there = self.out.read_bytes() == self._expected()
             case "qemu":
                 pass  # the QEMU says it
             case _:
                 outcome.is_old = self._is_old()
                 if self.out.exists() and not outcome.is_old:
-                    outcome.stray = self.wrong(memory)
+                    outcome.stray = self.wrong()
                     outcome.is_there = not outcome.stray
                 elif self._replaces and self._kind != "streams":
                     outcome.old_digests = self._old_digests()
@@ -101,17 +100,17 @@ class Place:
             return "gone"
         return "there" if hashlib.sha256(OLD).hexdigest() in self.sidecar.read_text() else "others"
 
-    def wrong(self, memory: bytes | None = None) -> str:
-        """What is wrong with what is under the final name; empty if it is the complete memory.
+    def _expected(self) -> bytes:
+        """What is to arrive: of a live source, what its memory holds now that nobody writes it any more."""
+        return self.source.read_bytes() if self._source_kind == "arena" else self._memory
 
-        Args:
-            memory: that is to be there; None: the one that is moved.
-        """
+    def wrong(self) -> str:
+        """What is wrong with what is under the final name; empty if it is the complete memory."""
         try:
             found = self._read()
         except Exception as e:
             return f"nothing that can be read: {type(e).__name__}: {e}"
-        expected = self._memory if memory is None else memory
+        expected = self._expected()
         if found == expected:
             return self._wrong_digests()
         if len(found) != len(expected):

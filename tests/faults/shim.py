@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("shim.c")
-CALLS = ("read", "write", "sync", "close", "resize", "name", "make", "remove", "send", "recv", "connect", "accept", "any")
+CALLS = (
+    "read", "write", "sync", "close", "resize", "name", "make", "remove", "send", "recv", "connect", "accept", "any"
+)  # fmt: skip
 _COUNTS = struct.Struct(f"={len(CALLS) + 1}I")
 ALWAYS = 2**32 - 1
 

@@ -18,8 +18,8 @@ DIALECTS = {"system": "7.2", "newer": "9.0"}
 def make_memory() -> bytes:
     """A quarter zero, a quarter repeating, the rest noise."""
     rng = random.Random(1)
-    pages = (bytes(4096), rng.randbytes(64) * 64, rng.randbytes(4096), rng.randbytes(4096))
-    memory = b"".join(rng.choices(pages, k=PAGES))
+    kinds = (lambda: bytes(4096), lambda: rng.randbytes(64) * 64, *(lambda: rng.randbytes(4096),) * 2)
+    memory = b"".join(make() for make in rng.choices(kinds, k=PAGES))
     assert len(memory) == NBYTES
     return memory
 

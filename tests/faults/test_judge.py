@@ -81,7 +81,7 @@ WRONG = {
     "an unknown status": (with_end(failed(), end("source", 99, "x")), "not documented"),
     "a bug is told": (with_end(failed(), end("destination", 1, "a bug in multifd")), "nothing here can cause"),
     "a document that says another thing": (with_end(failed(), end("source", 4, "x", state="completed")), "document"),
-    "two documents": (with_end(failed(), End("source", status=4, out='{"status": "failed"}\n' * 2)), "prints 2 documents"),
+    "two documents": (with_end(failed(), End("source", status=4, out='{"status": "failed"}\n' * 2)), "prints 2"),
     "no word": (with_end(failed(), end("source", 4)), "without a word"),
     "no JSON": (with_end(failed(), End("source", status=4, out="hello")), "no JSON"),
     "the source succeeds alone": (
@@ -132,5 +132,6 @@ def test_a_wrong_one(name: str) -> None:
 def test_writers_of_live_memory_in_the_wrong_state(status: int, state: str) -> None:
     source = dataclasses.replace(end("source", status, "x" if status else None), err=f"writers: {state}\n")
     destination = end("destination", 0) if status in (0, 7) else end("destination", 5, "x", NOT_KEPT)
-    found = judge(outcome(KILL, "source", destination, source, way="live arena to live arena", is_there=status in (0, 7)))
+    is_there = status in (0, 7)
+    found = judge(outcome(KILL, "source", destination, source, way="live arena to live arena", is_there=is_there))
     assert any("its writers" in problem for problem in found), found

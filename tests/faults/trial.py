@@ -62,10 +62,13 @@ class Trial:
                 outcome.is_there = migration.destination_has(self._memory)
         if migration.start_s > CONNECT_TIMEOUT_S / 2:
             outcome.skipped = f"the machine is too busy: it took {migration.start_s:.0f} s to start a process"
-        elif outcome.writer.is_killed and self._plan.way.destination in FILES:
-            # What is stored as streams replaces nothing.
-            if not (outcome.is_there and self._plan.way.destination == "streams"):
-                outcome.retry = self._retry()
+        elif outcome.writer.is_killed and self._may_try_again(outcome):
+            outcome.retry = self._retry()
+
+    def _may_try_again(self, outcome: Outcome) -> bool:
+        """Whether there is a file to be replaced, or a folder to be made: streams replace nothing."""
+        kind = self._plan.way.destination
+        return kind in FILES and not (outcome.is_there and kind == "streams")
 
     def _retry(self) -> str:
         """The next migration to the same place, by the same names, is as if nothing had been."""

@@ -101,13 +101,13 @@ WAYS = (
 )
 
 _READING = {
-    "raw": {"read": 10}, "mapped-ram": {"read": 200}, "arena": {}, "qemu": {}, "streams": {"read": 60}
+    "raw": {"read": 10}, "mapped-ram": {"read": 200}, "arena": {}, "qemu": {}, "streams": {"read": 20}
 }  # fmt: skip
-_SENDING = {"raw": {"send": 60}, "mapped-ram": {"send": 40}, "arena": {"send": 200}, "streams": {"send": 60}}
+_SENDING = {"raw": {"send": 60}, "mapped-ram": {"send": 40}, "arena": {"send": 200}, "streams": {"send": 30}}
 _WRITING = {
     "raw": {"write": 200, "sync": 9, "resize": 1, "name": 2, "make": 2, "remove": 2},
     "mapped-ram": {"write": 200, "sync": 6, "resize": 1, "name": 2, "make": 2, "remove": 2},
-    "streams": {"write": 100, "sync": 9, "name": 1, "make": 5, "remove": 1},
+    "streams": {"write": 30, "sync": 20, "name": 1, "make": 7},
     "arena": {},
 }  # fmt: skip
 
