@@ -26,6 +26,7 @@ from multifd.errors import MultifdError, UsageError, about
 from multifd.method import MultifdMethods
 from multifd.ram.folder import StoredFolder
 from multifd.ram.image import open_stored, open_target
+from multifd.ram.part_file import unpacked_name
 from multifd.registry import load_method
 from multifd.stats import RelayResult, Result
 from multifd.transport.accept import Acceptor
@@ -190,7 +191,7 @@ def unpacked(
         timeout_s: how long a method may take for nothing.
         canceller: ends the unpacking; free for the next call afterwards.
     """
-    path, own = beside.with_name(f".{beside.name}.multifd-ram"), Canceller()
+    path, own = beside.with_name(unpacked_name(beside.name)), Canceller()
     canceller.begin(own.cancel, own.stop_waiting)
     try:
         target = open_target(path)

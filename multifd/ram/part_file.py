@@ -31,6 +31,11 @@ def part_name(name: str) -> str:
     return f".{name}.multifd-part"
 
 
+def unpacked_name(name: str) -> str:
+    """What a capture is called that lies beside file or folder `name` for as long as something is made of it."""
+    return f".{name}.multifd-ram"
+
+
 class PartFile:
     """A file written beside `path` and renamed to it when complete, mode 0600.
 

@@ -22,6 +22,7 @@ from multifd.pages import Buffer
 from multifd.ram import manifest
 from multifd.ram.file import OpenFile, close, reason, write
 from multifd.ram.manifest import FileEntry, Manifest
+from multifd.ram.part_file import part_name, unpacked_name
 
 _LOG = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class PartFolder:
     """A folder written beside `path` and renamed to it when complete, mode 0700.
 
     The temporary name is ``.NAME.multifd-part``, locked while it is written: what a killed process has left is
-    removed, one in use is an error.
+    removed, also what it had unpacked beside it; one in use is an error.
 
     Args:
         path: the folder to make; there may be an empty one.
@@ -95,7 +96,7 @@ class PartFolder:
         name = self.path.name
         if name in ("", ".."):
             raise RamError(f"{os.fspath(path) or repr('')}: expected the name of a folder to make")
-        self.part = self.path.with_name(f".{name}.multifd-part")
+        self.part = self.path.with_name(part_name(name))
         try:
             self._parent = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except (OSError, ValueError) as e:
@@ -103,6 +104,7 @@ class PartFolder:
         try:
             self._refuse_existing()
             self._folder = self._make()
+            self._remove_unpacked()
         except BaseException as e:
             close(self._parent)
             if isinstance(e, OSError | ValueError):
@@ -147,6 +149,13 @@ class PartFolder:
                 close(fd)
                 raise
             close(fd)
+
+    def _remove_unpacked(self) -> None:
+        """What a process that was killed had unpacked for this folder; whoever does has the lock."""
+        left = unpacked_name(self.path.name)
+        for name in (left, part_name(left)):
+            with contextlib.suppress(OSError):
+                os.unlink(name, dir_fd=self._parent)
 
     def file(self, name: str) -> StreamFile:
         """Begin one of its files.

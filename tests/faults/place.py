@@ -21,22 +21,23 @@ class Place:
 
     Args:
         plan: what it is for.
-        folder: empty, this trial's alone.
+        root: a folder, empty, this trial's alone.
         source: from `faults.sources.Sources`; copied.
         memory: what is to arrive.
     """
 
-    def __init__(self, plan: Plan, folder: Path, source: Path, memory: bytes) -> None:
+    def __init__(self, plan: Plan, root: Path, source: Path, memory: bytes) -> None:
         self._kind, self._source_kind, self._replaces = plan.way.destination, plan.way.source, plan.replaces
         self._memory, self._original = memory, source
-        self.folder, self.source = folder, folder / "source"
-        self.parent, self.out = folder / "dest", folder / "dest" / "out"
-        self.sidecar = self.parent / "out.sha256"
-        self.scratch = folder / "scratch"
+        self.folder = root / "place"
+        """Below it calls are counted."""
+        self.source, self.parent = self.folder / "source", self.folder / "dest"
+        self.out, self.sidecar = self.parent / "out", self.parent / "out.sha256"
+        self.scratch = root / "scratch"
         """For what a process keeps for itself."""
-        self.given = folder / "given"
+        self.given = root / "given"
         """For what the trial itself makes; nobody looks at it."""
-        for one in (self.parent, self.scratch, self.given):
+        for one in (self.folder, self.parent, self.scratch, self.given):
             one.mkdir()
         copy = shutil.copytree if source.is_dir() else shutil.copyfile
         copy(source, self.source)
@@ -85,7 +86,7 @@ class Place:
 
     def _others(self, may_have_digests: bool) -> list[Path]:
         found = [*self.parent.iterdir(), *self.folder.iterdir(), *self.scratch.iterdir()]
-        known = {self.out, self.parent, self.source, self.scratch, self.given}
+        known = {self.out, self.parent, self.source}
         if may_have_digests:
             known.add(self.sidecar)
         return [path for path in found if path not in known]

@@ -214,6 +214,8 @@ def test_what_is_discarded_leaves_nothing(tmp_path):
 def test_a_killed_process_leaves_nothing_in_the_way(tmp_path):
     (tmp_path / ".stored.multifd-part").mkdir()
     (tmp_path / ".stored.multifd-part/channel-7").write_bytes(b"half")
+    (tmp_path / ".stored.multifd-ram").write_bytes(b"what it had unpacked")
+    (tmp_path / "..stored.multifd-ram.multifd-part").write_bytes(b"or was about to")
     keep(tmp_path / "stored").commit("none", 4096)
     check(tmp_path / "stored")
     assert os.listdir(tmp_path) == ["stored"]
