@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from faults.command import Commands
-from faults.matrix import Plan
+from faults.matrix import Held, Plan
 from faults.outcome import End
 from faults.place import Place
 from faults.process import DEADLINE_S, Ends, Running, Told
@@ -71,7 +71,7 @@ class Migration:
             first = self._start_first(roles[0], to)
             first.wait_ready()
             self.start_s = time.monotonic() - begun
-            self._disturb(first)
+            self._disturb()
             first.wait(deadline - time.monotonic())
         for role in ("destination", "relay") if self._plan.relay == "service" else ("relay", "destination"):
             if role in self._running:
@@ -123,30 +123,34 @@ class Migration:
 
     # -- what goes wrong ----------------------------------------------------------------------------
 
-    def _disturb(self, first: Running | QemuEnd) -> None:
+    def _disturb(self) -> None:
         """Send the signal, if the victim does not get it by itself."""
         plan = self._plan
         victim = self._running[plan.role] if plan.signal else None
         if victim is None or plan.signal is None:
             self.has_fired = True
         elif plan.held is not None:
-            holder, counts = self._running[plan.held.role], self._counts[plan.held.role]
-            while not (is_over := first.wait(_POLL_S)) and not counts.read()["fired"]:
-                pass
-            if not is_over and not victim.wait(0):
-                self.has_fired = True
-                victim.signal(plan.signal)
-                victim.wait(plan.held.seconds)
-            holder.signal(signal.SIGCONT)
+            self._disturb_while_held(victim, plan.signal, plan.held)
         elif plan.after_s and not victim.wait(plan.after_s):
             self.has_fired = True
             victim.signal(plan.signal)
 
+    def _disturb_while_held(self, victim: Running | QemuEnd, number: signal.Signals, held: Held) -> None:
+        holder, counts = self._running[held.role], self._counts[held.role]
+        while not counts.read()["fired"]:
+            if holder.wait(_POLL_S):
+                return
+        if not victim.wait(0):
+            self.has_fired = True
+            victim.signal(number)
+            victim.wait(held.seconds)
+        holder.signal(signal.SIGCONT)
+
     def _end(self, running: Running | QemuEnd, deadline: float) -> None:
-        """One end notices that its source is gone, or is told; a service always is."""
+        """One end notices that its source is gone, or is told; a service always is, and a QEMU may hang as it likes."""
         if running.end.kind == "service":
             running.signal(signal.SIGTERM)
-        if not running.wait(PATIENCE_S):
+        if not running.wait(PATIENCE_S) and running.end.kind != "qemu":
             # Who waits for a first connection would go on; it must not be more than that.
             running.end.was_told_to_stop = True
             running.signal(signal.SIGTERM)

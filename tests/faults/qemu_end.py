@@ -12,6 +12,8 @@ from interop.qemu import Qemu, QmpError, newer_release, system_release
 
 MIB = NBYTES >> 20
 _POLL_S = 0.02
+_HANGS_S = 10.0
+"""Without an answer on QMP a QEMU hangs: some do whose source goes away in its middle."""
 
 
 class QemuEnd:
@@ -32,7 +34,8 @@ class QemuEnd:
         release = newer_release() if plan.release == "newer" else system_release()
         name = f"qemu-{role}"
         self._qemu = Qemu(release, folder, name, MIB, machine="none", image=image, is_incoming=role == "destination")
-        self._is_over = False
+        self._is_over = self._hangs = False
+        self._qemu.expect_answers_within(_HANGS_S)
         try:
             self._qemu.multifd(plan.again_by or plan.method, plan.channels, return_path=role == "source")
             if role == "source":
@@ -59,12 +62,12 @@ class QemuEnd:
     def wait(self, seconds: float) -> bool:
         """Whether its migration or its process ended within that time; then `end` is complete."""
         deadline = time.monotonic() + seconds
-        while not self._is_over:
+        while not (self._is_over or self._hangs):
             self._look()
             if not self._is_over and time.monotonic() > deadline:
-                return False
+                break
             time.sleep(_POLL_S)
-        return True
+        return self._is_over
 
     def _look(self) -> None:
         status = self._qemu.process.poll()
@@ -73,6 +76,9 @@ class QemuEnd:
         else:
             try:
                 state = self._qemu("query-migrate").get("status")
+            except TimeoutError:
+                self._hangs = True
+                return
             except (QmpError, OSError):
                 return  # it is about to end
             if state not in ("completed", "failed", "cancelled"):

@@ -147,6 +147,10 @@ class Qemu:
                 raise QmpError(f"{command}: {reply['error']['desc']}")
         raise QmpError(f"QEMU went away during {command}: {self.stderr()}")
 
+    def expect_answers_within(self, seconds: float) -> None:
+        """From now on a QMP command that is not answered in that time is a `TimeoutError`, and no other one works."""
+        self._sock.settimeout(seconds)
+
     def wait(self, until: Callable[[], _T], what: str) -> _T:
         """Ask until the answer is true; an error if it never is, or QEMU ends."""
         deadline = time.monotonic() + DEADLINE_S
