@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from relay_process import DEADLINE_S
 from soak_figure import Series, picture
-from soak_steps import Soak
+from soak_steps import Failed, Soak
 
 from multifd.cli import malloc
 
@@ -55,9 +55,10 @@ def held(pid: int | str) -> Held:
     return Held(int(lines["VmRSS"].split()[0]) / 1024, len(os.listdir(folder / "fd")), int(lines["Threads"]))
 
 
-def soak(minutes: float, mebibytes: int, seed: int) -> tuple[list[Series], collections.Counter[str], int]:
-    """Run it: what was held over time, and how much was done."""
+def soak(minutes: float, mebibytes: int, seed: int) -> tuple[list[Series], collections.Counter[str], list[str]]:
+    """Run it: what was held over time, how much was done, and what went wrong, which ends it."""
     rows: list[tuple[float, ...]] = []
+    problems: list[str] = []
     malloc.keep(_KEPT_BYTES)
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         run = Soak(Path(name), mebibytes << 20, seed)
@@ -80,16 +81,19 @@ def soak(minutes: float, mebibytes: int, seed: int) -> tuple[list[Series], colle
                         relay.threads,
                     )
                 )
+        except Failed as e:
+            problems.append(str(e))
         finally:
             run.relay.process.send_signal(signal.SIGTERM)
-            status = run.relay.process.wait(2 * DEADLINE_S)
+            if status := run.relay.process.wait(2 * DEADLINE_S):
+                problems.append(f"the relay ended with status {status}")
     columns = list(zip(*rows, strict=True))
     names = ["MiB", "descriptors", "threads", "files", "relay's MiB", "relay's descriptors", "relay's threads"]
     at = columns[0]
     return (
         [Series(n, at, values, *_line(at, values)) for n, values in zip(names, columns[1:], strict=True)],
         run.outcomes,
-        status,
+        problems,
     )
 
 
@@ -110,9 +114,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--svg", type=Path, help="where to draw it")
     arguments = parser.parse_args()
-    series, outcomes, status = soak(arguments.minutes, arguments.mebibytes, arguments.seed)
+    series, outcomes, problems = soak(arguments.minutes, arguments.mebibytes, arguments.seed)
     print(json.dumps({"migrations": len(series[0].at), **dict(sorted(outcomes.items()))}))
-    problems = [f"the relay ended with status {status}"] if status else []
     for one in series:
         most = MOST[one.name.removeprefix("relay's ")]
         print(
@@ -120,11 +123,11 @@ def main() -> None:
             f"{min(one.values):.1f} to {max(one.values):.1f}"
         )
         if one.rise > most:
-            problems.append(f"{one.name} grew by {one.rise:.2f}")
+            problems.append(f"not flat: {one.name} grew by {one.rise:.2f}")
     if arguments.svg:
         arguments.svg.write_text(picture(series, WARM))
     for problem in problems:
-        print(f"not flat: {problem}")
+        print(f"wrong: {problem}")
     sys.exit(1 if problems else 0)
 
 

@@ -33,6 +33,10 @@ STRANGERS = (
 )
 
 
+class Failed(Exception):
+    """A migration that did not go as it should, in words."""
+
+
 class Receiver:
     """`multifd.receive` in a thread."""
 
@@ -58,7 +62,7 @@ class Receiver:
     def join(self) -> None:
         self._thread.join(DEADLINE_S)
         if self._thread.is_alive():
-            raise SystemExit("a receiver hangs")
+            raise Failed("a receiver hangs")
 
 
 class Soak:
@@ -85,10 +89,14 @@ class Soak:
         )  # fmt: skip
 
     def step(self) -> None:
-        """One migration, of a kind and by a method drawn anew."""
+        """One migration, of a kind and by a method drawn anew.
+
+        Raises:
+            Failed: it did not go as it should.
+        """
         run, method = self._rng.choice(self._steps), self._rng.choice(self.methods)
         if problem := run(method):
-            raise SystemExit(f"{run.__name__} by {method}: {problem}")
+            raise Failed(f"{run.__name__} by {method}: {problem}")
         self.outcomes[run.__name__.replace("_", " ")] += 1
         self.outcomes[f"by {method}"] += 1
 

@@ -285,7 +285,7 @@ def _distribution(ep: EntryPoint) -> tuple[str, str]:
 @functools.lru_cache(maxsize=64)
 def _name_and_version(distribution: importlib.metadata.Distribution) -> tuple[str, str]:
     """Each is looked up in the distribution's file, which is parsed anew every time."""
-    return distribution.name, distribution.version
+    return distribution.name or "", distribution.version or ""  # of one that pip is at work on there is neither
 
 
 def _place(ep: EntryPoint) -> str:

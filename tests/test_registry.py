@@ -217,6 +217,20 @@ def test_the_same_target_twice(site: Site) -> None:
     assert "two 1.5" in text
 
 
+@pytest.mark.parametrize("others", [(), ("other",)])
+def test_an_installation_under_way(site: Site, others: tuple[str, ...]) -> None:
+    """pip writes and removes files one after the other: what has entry points may not have its name yet."""
+    for name in ("plug", *others):
+        site.install(name, GOOD.format(name="swift", code="None"), "swift")
+    (site.folder / "plug-1.5.dist-info" / "METADATA").unlink()
+    row = site.describe()["swift"]
+    if others:
+        assert (row["status"], "is provided 2 times" in row["reason"]) == ("unavailable", True)
+        assert "plug:Method of an unknown distribution" in row["reason"]
+    else:
+        assert (row["status"], row["distribution"], row["version"]) == ("ok", "", "")
+
+
 def test_stevedores_stale_cache(site: Site) -> None:
     """stevedore keeps the list on disk, by times rounded to two minutes: what an upgrade changes is missed."""
     site.install("plug", GOOD.format(name="before", code=0), "before", "moved", "dropped")
