@@ -137,6 +137,7 @@ class Migration:
 
     def _disturb_while_held(self, victim: Running | QemuEnd, number: signal.Signals, held: Held) -> None:
         holder, counts = self._running[held.role], self._counts[held.role]
+        assert isinstance(holder, Running)
         while not counts.read()["fired"]:
             if holder.wait(_POLL_S):
                 return
@@ -144,7 +145,7 @@ class Migration:
             self.has_fired = True
             victim.signal(number)
             victim.wait(held.seconds)
-        holder.signal(signal.SIGCONT)
+        holder.resume()
 
     def _end(self, running: Running | QemuEnd, deadline: float) -> None:
         """One end notices that its source is gone, or is told; a service always is, and a QEMU may hang as it likes."""
