@@ -125,6 +125,10 @@ class Running:
         self._ready.set()
         self._listening.set()
 
+    def is_listening(self, seconds: float) -> bool:
+        """Whether it listens, or has ended, within that time."""
+        return self._listening.wait(seconds)
+
     def listening(self) -> str:
         """Where; empty if it ended before."""
         self._listening.wait(DEADLINE_S)
