@@ -92,7 +92,7 @@ RUNS ?= 100
 SEED ?= 1
 
 faults: $(STAMP)
-	PYTHONPATH=tests $(BIN)/python -m faults --runs $(RUNS) --seed $(SEED) $(FAULTS_ARGS)
+	$(NEWER) PYTHONPATH=tests $(BIN)/python -m faults --runs $(RUNS) --seed $(SEED) $(FAULTS_ARGS)
 
 MINUTES ?= 60
 

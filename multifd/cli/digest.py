@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -28,8 +29,8 @@ def digest(file: Path, as_json: bool) -> None:
 
     FILE is a stored machine of any format, or a raw RAM image. sha256sum -c reads FILE.sha256, too, in its folder.
     """
-    with Progress("digest") as progress:
-        place = _make(file, progress)
+    with signals.polled() as ask, Progress("digest") as progress:
+        place = _make(file, progress, ask)
     show({"file": str(file), "sidecar": str(place)}, as_json, lambda: say(str(place)))
 
 
@@ -84,16 +85,20 @@ def leave(out: Path) -> str | None:
     Returns:
         The sidecar's path, None if there is none.
     """
-    with signals.raising():
+    with signals.polled() as ask:
         try:
             with Progress("digest") as progress:
-                return str(_make(out, progress))
+                return str(_make(out, progress, ask))
         except (MultifdError, KeyboardInterrupt, signals.Terminated) as e:
             remark(f"{out}: is complete, but has no digests: {str(e) or 'interrupted'}; multifd digest makes them")
             return None
 
 
-def _make(path: Path, progress: Progress) -> Path:
+def _make(path: Path, progress: Progress, ask: Callable[[], None]) -> Path:
     from multifd.ram.capture import digest_file
 
-    return digest_file(path, progress.compared)
+    def tell(done: int, total: int) -> None:
+        ask()
+        progress.compared(done, total)
+
+    return digest_file(path, tell)

@@ -49,6 +49,28 @@ def raising() -> Iterator[None]:
 
 
 @contextmanager
+def polled() -> Iterator[Callable[[], None]]:
+    """A signal that comes meanwhile breaks in nowhere: it raises, as after `install`, where it is asked about.
+
+    When this is left, one that nobody has asked about changes nothing: what it would have ended is done.
+
+    Returns:
+        What asks.
+    """
+    came: list[int] = []
+    before = _handle_by(lambda number, _: came.append(number))
+
+    def ask() -> None:
+        if came:
+            _raise(came[0], None)
+
+    try:
+        yield ask
+    finally:
+        _restore(before)
+
+
+@contextmanager
 def held() -> Iterator[None]:
     """A signal that comes meanwhile waits until the end of this, and then takes effect."""
     came: list[int] = []

@@ -10,8 +10,9 @@ import threading
 
 import pytest
 
-from multifd.cli import signals
+from multifd.cli import digest, signals
 from multifd.cli.main import main
+from multifd.ram.part_file import PartFile
 
 DEADLINE_S = 60
 EXPECTED = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: signals.Terminated}
@@ -55,6 +56,47 @@ def test_one_that_comes_while_held_takes_effect_afterwards(number):
     with pytest.raises(EXPECTED[number]), signals.raising():
         run()
     assert done == ["printed"]
+
+
+@pytest.mark.parametrize("number", EXPECTED)
+def test_one_that_comes_while_polled_raises_where_it_is_asked_about(number):
+    done = []
+
+    def run():
+        with signals.polled() as ask:
+            ask()
+            signal.raise_signal(number)
+            done.append("made")
+            ask()
+            done.append("not reached")
+
+    with pytest.raises(EXPECTED[number]), signals.raising():
+        run()
+    assert done == ["made"]
+    with signals.raising():
+        with signals.polled():
+            signal.raise_signal(number)
+        done.append("what it would have ended was done")
+    assert len(done) == 2
+
+
+@pytest.mark.parametrize("number", EXPECTED)
+def test_one_that_comes_while_digests_are_made_leaves_them_or_nothing(tmp_path, monkeypatch, number):
+    """Whichever step it comes at: their file is made last of all."""
+    make = PartFile._open
+
+    def interrupted(self):
+        fd = make(self)
+        signal.raise_signal(number)
+        return fd
+
+    (tmp_path / "vm.ram").write_bytes(bytes(4096))
+    monkeypatch.setattr(PartFile, "_open", interrupted)
+    assert digest.leave(tmp_path / "vm.ram") == str(tmp_path / "vm.ram.sha256")
+    (tmp_path / "vm.ram.sha256").unlink()
+    with signals.raising():
+        main(["digest", str(tmp_path / "vm.ram")])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["vm.ram", "vm.ram.sha256"]
 
 
 def test_none_takes_effect_once_the_end_is_known():

@@ -90,12 +90,21 @@ class Migration:
             relay = self._start("relay", self._commands.relay(uri))
             if self._plan.relay == "service":
                 relay.end.kind = "service"
-            uri = relay.listening()
+            uri = self._listening("relay", relay)
         return uri
+
+    def _listening(self, role: str, running: Running) -> str:
+        """Where it listens; one that stands still before it does goes on at once."""
+        held = self._plan.held
+        while held is not None and held.role == role and not running.is_listening(_POLL_S):
+            if self._counts[role].read()["fired"]:
+                running.resume()
+                break
+        return running.listening()
 
     def _start_destination(self) -> str:
         if not self._plan.way.is_qemu("destination"):
-            return self._start("destination", self._commands.receive()).listening()
+            return self._listening("destination", self._start("destination", self._commands.receive()))
         self._running["destination"] = end = QemuEnd("destination", self._plan, self._place.given)
         return end.listening("tcp:127.0.0.1:0" if self._plan.uri == "tcp" else f"unix:{self._place.given}/in")
 
@@ -137,6 +146,7 @@ class Migration:
 
     def _disturb_while_held(self, victim: Running | QemuEnd, number: signal.Signals, held: Held) -> None:
         holder, counts = self._running[held.role], self._counts[held.role]
+        assert isinstance(holder, Running)
         while not counts.read()["fired"]:
             if holder.wait(_POLL_S):
                 return
@@ -144,7 +154,7 @@ class Migration:
             self.has_fired = True
             victim.signal(number)
             victim.wait(held.seconds)
-        holder.signal(signal.SIGCONT)
+        holder.resume()
 
     def _end(self, running: Running | QemuEnd, deadline: float) -> None:
         """One end notices that its source is gone, or is told; a service always is, and a QEMU may hang as it likes."""

@@ -27,6 +27,7 @@ from multifd.cli import signals
 
 DEADLINE_S = 240.0
 """By when every process has ended; some wait for several things, one after another."""
+_POLL_S = 0.01
 _READY = "ready\n"
 _LISTENING = re.compile(r"listening on ([^\s,]+)")
 _LOCK = threading.Lock()
@@ -124,6 +125,10 @@ class Running:
         self._ready.set()
         self._listening.set()
 
+    def is_listening(self, seconds: float) -> bool:
+        """Whether it listens, or has ended, within that time."""
+        return self._listening.wait(seconds)
+
     def listening(self) -> str:
         """Where; empty if it ended before."""
         self._listening.wait(DEADLINE_S)
@@ -135,6 +140,15 @@ class Running:
         if self.end.status is None and self._process.pid is not None:
             with contextlib.suppress(ProcessLookupError):  # it ends just now
                 os.kill(self._process.pid, number)
+
+    def resume(self) -> None:
+        """It stands still, or is about to: it goes on."""
+        stat = Path(f"/proc/{self._process.pid}/stat")
+        with contextlib.suppress(OSError):  # it has ended
+            while stat.read_text().rpartition(") ")[2][0] != "T":
+                if self.wait(_POLL_S):
+                    return
+        self.signal(signal.SIGCONT)
 
     def wait_ready(self) -> None:
         """Return when the command begins."""

@@ -626,7 +626,11 @@ class TestCommands:
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_a_signal_ends_the_digest_of_what_is_complete(self, mapped, monkeypatch, capsys, number):
-        monkeypatch.setattr(capture, "digest_file", lambda path, on_progress: signal.raise_signal(number))
+        def digest_file(path, on_progress):
+            signal.raise_signal(number)
+            on_progress(0, 1)
+
+        monkeypatch.setattr(capture, "digest_file", digest_file)
         assert digests.leave(mapped) is None
         assert "vm.ram: is complete, but has no digests: " in capsys.readouterr().err
 
