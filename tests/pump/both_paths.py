@@ -183,13 +183,17 @@ def send(
         except MultifdError as e:
             seen.error = told(e)
 
+    def wait_synced() -> None:
+        while not queue.wait_synced(1):
+            pass
+
     thread = threading.Thread(target=run)
     thread.start()
     with contextlib.suppress(MultifdError):
+        wait_synced()  # it is set up
         for _ in range(rounds):
             queue.start(all_pages(source.blocks, geometry))
-            while not queue.wait_synced(1):
-                pass
+            wait_synced()
         queue.end()
     thread.join()
     connection.close()

@@ -13,10 +13,14 @@ typedef struct {
     uint32_t piece_count;
 } payload_t;
 
-/* A page by the software job into `out`; its length, or page_size if it must go raw. */
+/*
+ * A page by the software job into `out`; its length, or page_size if it goes raw. It does unless a quarter is saved, as
+ * what saves less takes longest at both ends: with 49408 pages of files, a third of them incompressible, that is a
+ * tenth of both ends' time for 2.9 % more bytes (ISA-L 2.32.1, 2026-11-30).
+ */
 static uint32_t shrink(mq_channel *c, uint32_t i, uint8_t *out)
 {
-    uint32_t room = c->page_size - 1;
+    uint32_t room = c->page_size - c->page_size / 4;
     uint32_t status = mq_execute(c, MQ_COMPRESS, c->pages[i], c->page_size, out, room);
     uint32_t length = c->software->total_out;
     return status == ST_OK && length - 1 < room ? length : c->page_size;

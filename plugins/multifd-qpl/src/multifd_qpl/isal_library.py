@@ -20,7 +20,8 @@ third of them incompressible (``benchmarks/qpl_isal.py``, 2-core Zen 5, ISA-L 2.
 Level 0 begins each stream with the same code, of 110 bytes, which decodes as fast as the fixed one and loses no bytes
 by it. This is faster than the bare loop since noise is not tried (``_noise.c``, 1.1 us), and since the code that every
 stream of ISA-L's begins with is read once for a channel instead of once for each page (0.4 us). The rest is ISA-L's, of
-which most is branches that no processor foresees, one for each literal or match.
+which most is branches that no processor foresees, one for each literal or match. So a page of which less than a quarter
+would be saved goes raw, which the table is still without: ``_compress.c`` has what that gives.
 """
 
 from __future__ import annotations

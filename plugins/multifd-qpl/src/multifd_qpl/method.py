@@ -181,7 +181,7 @@ class QplMethod(MultifdMethods):
         p.state = self._open(p)
 
     def send_prepare(self, p: SendParams) -> None:
-        """The length table, then each page compressed, or raw if it does not shrink."""
+        """The length table, then each page compressed, or raw if that saves too little."""
         p.state.compress(p)
 
     def native_send(self, p: SendParams) -> NativeHook | None:

@@ -52,9 +52,9 @@ class IsalEngine:
         self._count(lengths, p.counters)
 
     def _deflate(self, page: memoryview) -> bytes | memoryview:
-        """The page's stream, or the page itself if it does not shrink."""
+        """The page's stream, or the page itself if that saves less than a quarter; ``_compress.c`` says why."""
         stream = igzip_lib.compress(page, _LEVEL, igzip_lib.COMP_DEFLATE, 0, _WINDOW_BITS)
-        return stream if len(stream) < self._page_size else page
+        return stream if len(stream) <= self._page_size - self._page_size // 4 else page
 
     def decompress(self, lengths: Sequence[int], p: RecvParams) -> None:
         """Fill ``p.pages`` from what follows the length table in ``p.payload``.
