@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from isal import igzip_lib
 from multifd_qpl import isal_library
 from multifd_qpl._batch import ffi, lib
 from multifd_qpl.abi import LibraryUnavailable
@@ -16,6 +18,7 @@ from multifd_qpl.jobs import Job
 from multifd_qpl.method import QplMethod, QplOptions
 from qpl_ends import Ends, make_pages
 
+from multifd.testing.harness import SendEnd
 from multifd.testing.strategies import PACKET_KINDS, packet
 
 # The real functions, each with something wrong afterwards.
@@ -200,3 +203,21 @@ def test_noise_beside_zeros_is_none(record: int) -> None:
         page = b"".join(noise[i : i + half] + bytes(half) for i in range(0, 4096, record))
         page = (page[shift:] + page)[:4096]
         assert not lib.mq_is_noise(page, 4096)
+
+
+@pytest.mark.parametrize("by", ["from C", "page by page"])
+def test_a_page_that_saves_less_than_a_quarter_is_raw(monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+    if by == "page by page":
+
+        def refuse() -> None:
+            raise LibraryUnavailable("for this test")
+
+        monkeypatch.setattr("multifd_qpl.method.load_isal", refuse)
+    noise = packet("random", 1, 4096, 2)
+    pages = [noise[:2700] + bytes(1396), noise[:2000] + bytes(2096)]
+    with SendEnd(QplMethod(QplOptions(hardware="off", software="isal"))) as send:
+        payload = send.pack(b"".join(pages))
+    first, second = struct.unpack_from(">2I", payload)
+    assert (first, payload[8 : 8 + first]) == (4096, pages[0])
+    assert 2000 < second <= 3072
+    assert 3072 < len(igzip_lib.compress(pages[0], 0, igzip_lib.COMP_DEFLATE, 0, 12)) < 4096
