@@ -52,13 +52,17 @@ class KeepChannel(RecvChannel):
     def run(self, geometry: Geometry, blocks: Mapping[str, TargetBlock], idle: IdleTimer) -> None:
         """Keep packets until the connection ends; see `RecvChannel.run`."""
         walker, buffer, lengths = PacketWalker(geometry), private_map(_READ_BYTES), self._lengths()
+        due: list[bool] = []  # for each packet that is not known to be complete, whether it is a SYNC
         try:
             while got := self.connection.recv_into([buffer], at_least=1):
                 packets = (decode_packet(header, geometry, lengths) for header in walker.feed(buffer[:got]))
-                syncs = sum(map(self._look, packets))
+                due += map(self._look, packets)
                 self._file.write(buffer[:got])
-                for _ in range(syncs):
+                # Up to 8.2 a SYNC may carry pages: whoever sends them waits for room, and main waits for them.
+                done = len(due) - bool(walker.missing)
+                for _ in range(sum(due[:done])):
                     self._barrier.arrive(self.id)
+                del due[:done]
         except RemoteWireError as e:
             e.channel, e.packet = self.id, walker.packets
             raise

@@ -41,7 +41,7 @@ AS_STORED = DIALECTS["9.0"]
 """In the place of a dialect where streams go as they are: none is spoken."""
 _LOG = logging.getLogger(__name__)
 _Listening = TypeVar("_Listening", bound=Listener | HandedConnections)
-_LAST_WORD_S = 1.0
+_LAST_WORD_S = 5.0
 """How long the other end may take to say why the caller's has failed."""
 
 

@@ -83,15 +83,15 @@ def test_one_that_comes_while_polled_raises_where_it_is_asked_about(number):
 @pytest.mark.parametrize("number", EXPECTED)
 def test_one_that_comes_while_digests_are_made_leaves_them_or_nothing(tmp_path, monkeypatch, number):
     """Whichever step it comes at: their file is made last of all."""
-    make = PartFile._open
+    claim = PartFile._claim
 
     def interrupted(self):
-        fd = make(self)
+        fd = claim(self)
         signal.raise_signal(number)
         return fd
 
     (tmp_path / "vm.ram").write_bytes(bytes(4096))
-    monkeypatch.setattr(PartFile, "_open", interrupted)
+    monkeypatch.setattr(PartFile, "_claim", interrupted)
     assert digest.leave(tmp_path / "vm.ram") == str(tmp_path / "vm.ram.sha256")
     (tmp_path / "vm.ram.sha256").unlink()
     with signals.raising():

@@ -90,6 +90,26 @@ def test_where_the_ends_of_a_folder_meet_is_in_no_file_system(tmp_path, file, mo
     assert not any(seen)
 
 
+def test_a_sync_counts_when_its_payload_is_here(tmp_path, receiver):
+    """Up to 8.2 a SYNC may carry pages, and a QEMU writes its main's sync point when they are out."""
+    main = peer.main_stream([(b"ram", 128 * peer.PAGE)], per_section=True)
+    pages = random.Random(1).randbytes(128 * peer.PAGE)
+    options = {"format": "mapped-ram", "channels": 1, "timeout": DEADLINE_S}
+    end = receiver(f"dir:{tmp_path}/streams", f"unix:{tmp_path}/socket", **options)
+    with socket.socket(socket.AF_UNIX) as on_main, socket.socket(socket.AF_UNIX) as channel:
+        for sock in (on_main, channel):
+            sock.settimeout(DEADLINE_S / 4)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 << 10)
+            sock.connect(end.uri.removeprefix("unix:"))
+        on_main.sendall(main["header"] + main["commands"] + main["setup"])
+        channel.sendall(peer.init(0) + peer.sync())
+        channel.sendall(peer.packet(range(0, 128 * peer.PAGE, peer.PAGE), pages, flags=1))
+        on_main.sendall(main["end"] + main["eof"])
+        channel.shutdown(socket.SHUT_WR)
+        assert end.join().status == "completed"
+    assert back(tmp_path / "streams", tmp_path / "back.raw") == pages
+
+
 @pytest.mark.parametrize("method", ["lz4", "qpl"])
 def test_by_a_plugins_method(tmp_path, file, raw, method):
     if method not in registry.installed():

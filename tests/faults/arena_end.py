@@ -35,7 +35,7 @@ class Writer:
 
     def __init__(self, memory: mmap.mmap) -> None:
         self._words = np.frombuffer(memory, np.uint64)
-        self._lock = threading.Lock()
+        self._lock, self._is_paused = threading.Lock(), False
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -53,19 +53,20 @@ class Writer:
     def pause(self) -> None:
         """Stand still."""
         self._lock.acquire()
+        self._is_paused = True
 
     def resume(self) -> None:
         """Go on: an error if it does."""
+        self._is_paused = False
         self._lock.release()
 
     def end(self) -> str:
         """Whether it ran; it does not any more."""
-        state = "paused" if self._lock.locked() else "running"
         self._is_over.set()
-        if state == "paused":
+        if self._is_paused:
             self._lock.release()
         self._thread.join()
-        return state
+        return "paused" if self._is_paused else "running"
 
 
 def mapped(path: Path) -> mmap.mmap:

@@ -15,8 +15,9 @@ from faults.process import DEADLINE_S, Ends, Running, Told
 from faults.qemu_end import QemuEnd
 from faults.shim import Counts
 
-PATIENCE_S = 10.0
-"""How long after its source's end another end may take to notice; longer on no account but that nobody ever came."""
+PATIENCE_S = 15.0
+"""How long after its source's end another end may take to notice; longer on no account but that nobody ever came. A
+destination whose main is complete waits 10 s for its channels (`multifd.engine.recv_main`)."""
 _POLL_S = 0.01
 
 
