@@ -50,7 +50,8 @@ def print_results(results: Sequence[Result]) -> None:
             why = f" ({r.tracker_reason})" if r.tracker_reason else ""
             say(f"{r.method}: {r.rounds} rounds, {r.dirty_pages_rate} pages/s dirty, tracked by {r.tracker}{why}")
         for name, value in sorted(r.method_stats.items()):
-            say(f"{r.method}: {name} {value}")
+            if value:
+                say(f"{r.method}: {name} {value}")
 
 
 def print_relay(result: RelayResult) -> None:

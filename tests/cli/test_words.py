@@ -139,6 +139,13 @@ def test_tables_show_markup_and_controls_as_text(printer, columns):
     assert any("[/x][red]" in line for line in lines)
 
 
+def test_figures_are_not_lost_among_counters_of_nothing(columns):
+    """A method that adapts has one for each level; documents have them all."""
+    counters = {"mine.raw_packets": 16, "mine.level_9_packets": 0}
+    lines = shown(columns, lambda: tables.print_results([Result("completed", "mine", 2, method_stats=counters)]))
+    assert [line for line in lines if "_packets" in line] == ["mine: mine.raw_packets 16"]
+
+
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_progress_shows_markup_as_text(is_terminal, monkeypatch):
     stream = Screen() if is_terminal else io.StringIO()
