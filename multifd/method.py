@@ -136,6 +136,11 @@ def _nothing() -> None:
     """Nothing to settle."""
 
 
+def _unknown() -> float:
+    """A rate that nobody says."""
+    return 0.0
+
+
 @dataclass(slots=True, eq=False)
 class SendParams:
     """One channel's side of the contract at the sender; one object for the channel's whole life."""
@@ -160,6 +165,9 @@ class SendParams:
     ``METHOD.WORD_packets`` say how many packets went by what, and progress shows it."""
     timeout_s: float = 60.0
     """Seconds that a hook may wait for a device that does not answer; the migration's ``timeout``."""
+    delivery_rate: Callable[[], float] = _unknown
+    """What the network takes of this channel, in bytes a second, by the kernel's count of late; 0: it does not say. It
+    takes 2 µs. Bytes that went through somebody's buffers look faster than the link behind them."""
 
 
 @dataclass(slots=True, eq=False)
@@ -196,6 +204,7 @@ class NativeHook:
             what `recv` would raise for the same payload. Called in the channel's thread.
         settle: called in the channel's thread after each call of the pump that used the hook: the place to count in
             ``p.counters``, and to change what ``state`` says for the packets to come.
+        gather: address of a ``multifd_native_gather``, which a sender's packets go by first; 0: there is none.
         keep: what must not be freed as long as the hook may be called.
     """
 
@@ -203,6 +212,7 @@ class NativeHook:
     state: int
     explain: Callable[[int], Exception]
     settle: Callable[[], None] = _nothing
+    gather: int = 0
     keep: Any = None
 
 
@@ -334,7 +344,7 @@ def native_hook(
         return None
     if not isinstance(hook, NativeHook):
         raise HookError(f"method {method.name!r}: {name} gave {hook!r}, expected a NativeHook or None")
-    for what, address, low in (("function", hook.function, 1), ("state", hook.state, 0)):
+    for what, address, low in (("function", hook.function, 1), ("state", hook.state, 0), ("gather", hook.gather, 0)):
         if type(address) is not int or not low <= address < _ADDRESSES:
             raise HookError(f"method {method.name!r}: {name} gave {what} {address!r}, expected an address")
     return hook

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 from test_methods import PACKETS, Receiver, Sender, expected
 
-from multifd.methods import _adaptive_zstd
+from multifd.methods import _adaptive
 from multifd.methods._adaptive_zlib import HEAD, SYNC, wire
 from multifd.methods.adapt import Rung
 from multifd.registry import load_method
@@ -22,7 +22,7 @@ class Restless:
 
     wants_look, is_watching = True, False
 
-    def __init__(self, ladder: Sequence[Rung], start: int) -> None:
+    def __init__(self, ladder: Sequence[Rung], start: int, doubted: int) -> None:
         self._places = itertools.cycle(place for place in range(len(ladder)) for _ in range(2))
         self.place = start
 
@@ -35,7 +35,7 @@ class Restless:
 
 @pytest.fixture
 def restless(monkeypatch):
-    monkeypatch.setattr(_adaptive_zstd, "Policy", Restless)
+    monkeypatch.setattr(_adaptive, "Policy", Restless)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -2,7 +2,8 @@
 
 A fluid model: what is under way goes on at constant rates from one event to the next. Processors and the link are
 shared equally among all who want them. A channel compresses a packet, copies it to its socket's buffer, and waits while
-that is full; the link drains the buffers; a receiver's thread for each channel decodes what has arrived.
+that is full; the link drains the buffers; a receiver's thread for each channel decodes what has arrived. A link that
+was idle passes a burst at once, as a token bucket does, and so looks fast to the kernel's count.
 """
 
 from __future__ import annotations
@@ -13,11 +14,19 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from multifd.methods._adaptive import DOUBTED, DOUBTING_CHANNELS
+from multifd.methods._adaptive_zstd import LADDER, SAMPLED
 from multifd.methods.adapt import Policy, Rung, Spent
 
 PACKET = 512 * 1024
 COPY_S = 0.2e-9
 """Seconds of a processor for each byte that goes into a socket, and out of it."""
+BURST = 256 << 10
+"""Bytes that an idle link lets pass at once."""
+BURST_RATE = 4e9
+"""Bytes a second of what a link's bucket lets pass."""
+COLD = 2.0
+"""How many times its cost a channel's first packet takes: it touches everything for the first time."""
 _NEVER = math.inf
 
 
@@ -42,7 +51,9 @@ class World:
         ladder: what levels truly cost and save.
         channels, processors: how many.
         receiver_s: seconds of a processor for each byte of pages that were compressed; and of those as they are.
-        buffer_bytes: of a channel's socket and of its receiver's.
+        buffer_bytes: what the kernel takes of a channel before it waits, and of all of them in the link's own queue.
+        there_bytes: of a receiver's socket.
+        burst_s: so much of its rate an idle link saves up, beside `BURST`.
         is_one_host: the receiver's threads take the same processors.
         others: threads of somebody else that always want a processor.
     """
@@ -53,7 +64,9 @@ class World:
     channels: int = 2
     processors: int = 2
     receiver_s: tuple[float, float] = (1.2e-9, 0.3e-9)
-    buffer_bytes: float = 2 << 20
+    buffer_bytes: tuple[float, float] = (256 << 10, 1 << 20)
+    there_bytes: float = 4 << 20
+    burst_s: float = 0.002
     is_one_host: bool = True
     others: int = 0
 
@@ -72,6 +85,7 @@ class _Channel:
     parts: deque[tuple[float, float]] = field(default_factory=deque)  # on their way: payload bytes, seconds to decode
     arrived: float = 0.0
     decoding_s: float = 0.0
+    is_warm: bool = False
 
 
 def migrate(world: World, memory: Sequence[Pages], decide: int | None, seed: int = 0) -> tuple[float, dict[int, int]]:
@@ -90,10 +104,12 @@ class _Migration:
     def __init__(self, world: World, memory: Sequence[Pages], decide: int | None, seed: int) -> None:
         self._w, self._rng, self._now = world, random.Random(seed), 0.0
         self._memory = iter(memory)
+        self._room_here = world.buffer_bytes[0] + world.buffer_bytes[1] / world.channels
+        self._tokens = BURST
         self.places: dict[int, int] = {}
         self._channels = []
-        for _ in range(world.channels):
-            policy = None if decide is not None else new_policy()
+        for number in range(world.channels):
+            policy = None if decide is not None else new_policy(number)
             place = (lambda p=policy: p.place) if policy else (lambda: decide or 0)
             self._channels.append(_Channel(place, policy))
 
@@ -109,11 +125,15 @@ class _Migration:
             far = speed if w.is_one_host else min(1.0, w.processors / max(1, len(decoding)))
             linked = [c for c in self._channels if c.buffered > 0 and self._room_there(c) > 0]
             rate, until = self._rate()
-            flow = rate / len(linked) if linked else 0.0
+            passing = max(BURST_RATE, rate) if self._tokens > 0 else rate
+            flow = passing / len(linked) if linked else 0.0
+            emptying = rate - (passing if linked else 0.0)
             filling = [c for c in self._channels if c.stage == "fill"]
             if not (busy or decoding or linked or filling):
                 return self._now, self.places
             step = until - self._now
+            if emptying < 0:
+                step = min(step, self._tokens / -emptying)
             for c in busy:
                 step = min(step, c.left / speed)
             for c in decoding:
@@ -122,9 +142,12 @@ class _Migration:
                 step = min(step, c.buffered / flow, self._room_there(c) / flow)
             for c in filling:
                 if c in linked:
-                    step = min(step, max(self._room_wanted(c) - (w.buffer_bytes - c.buffered), 0.0) / flow)
+                    step = min(step, max(self._room_wanted(c) - (self._room_here - c.buffered), 0.0) / flow)
             step = max(step, 1e-9)
             self._now += step
+            self._tokens = min(self._tokens + emptying * step, BURST + w.burst_s * rate)
+            if self._tokens < 1.0 and emptying < 0:
+                self._tokens = 0.0
             for c in self._channels:
                 if c.stage in ("compress", "copy"):
                     c.left -= step * speed
@@ -156,12 +179,17 @@ class _Migration:
                 break
         return current, until if until > self._now + 1e-9 else self._now + 1e-6
 
+    def _kernels_word(self) -> float:
+        """What a channel's count of the last round trip comes to: what the bucket holds goes as fast as it is written."""
+        waiting = [c.buffered for c in self._channels if c.buffered > 0]
+        return (BURST_RATE if self._tokens >= sum(waiting) else self._rate()[0]) / max(len(waiting), 1)
+
     def _room_wanted(self, c: _Channel) -> float:
-        return min(c.left, self._w.buffer_bytes / 3)  # the kernel wakes a sender once a third is free
+        return min(c.left, self._room_here / 3)  # the kernel wakes a sender once a third is free
 
     def _room_there(self, c: _Channel) -> float:
         """What the receiver takes before something changes there: the rest of a packet, or what its buffer holds."""
-        return (self._w.buffer_bytes if c.decoding_s > 0 else c.parts[0][0]) - c.arrived
+        return (self._w.there_bytes if c.decoding_s > 0 else c.parts[0][0]) - c.arrived
 
     def _deliver(self, c: _Channel, nbytes: float) -> None:
         c.buffered -= nbytes
@@ -183,7 +211,7 @@ class _Migration:
                 kind = self._w.receiver_s[0 if c.at_place else 1]
                 c.parts.append((c.payload, kind * PACKET + COPY_S * c.payload))
         if c.stage == "fill":
-            free = self._w.buffer_bytes - c.buffered
+            free = self._room_here - c.buffered
             if free >= self._room_wanted(c) - 1e-3:
                 put = min(free, c.left)
                 c.buffered += put
@@ -194,10 +222,11 @@ class _Migration:
     def _next_packet(self, c: _Channel) -> None:
         if c.policy is not None and c.payload:
             c.spent.page_bytes, c.spent.payload_bytes = PACKET, c.payload
+            c.spent.link_s = c.payload / self._kernels_word()
             c.policy.note(c.at_place, c.spent)
             if c.policy.wants_look:
-                rung = self._w.ladder[5]
-                c.policy.look(5, 65536 * rung.cost * c.pages.cost, 65536, 65536 * (1 - rung.saving * c.pages.saving))
+                rung = self._w.ladder[SAMPLED]
+                c.policy.look(SAMPLED, 65536 * rung.cost * c.pages.cost, 65536, 65536 * (1 - rung.saving * c.pages.saving))
         c.spent = Spent()
         pages = next(self._memory, None)
         if pages is None:
@@ -206,13 +235,12 @@ class _Migration:
         c.pages, c.at_place = pages, c.place()
         self.places[c.at_place] = self.places.get(c.at_place, 0) + 1
         rung = self._w.ladder[c.at_place]
-        cost = rung.cost * (pages.cost if c.at_place else 1) * self._rng.uniform(0.9, 1.1)
-        c.stage, c.left = "compress", cost * PACKET
-        c.payload = PACKET * (1 - rung.saving * pages.saving * self._rng.uniform(0.9, 1.1) if c.at_place else 1)
+        cost = rung.cost * (pages.cost if c.at_place else 1) * self._rng.uniform(0.6, 1.4)
+        c.stage, c.left = "compress", cost * PACKET * (1.0 if c.is_warm else COLD)
+        c.is_warm = True
+        c.payload = PACKET * (1 - min(rung.saving * pages.saving * self._rng.uniform(0.65, 1.35), 0.95) if c.at_place else 1)
 
 
-def new_policy() -> Policy:
+def new_policy(channel: int) -> Policy:
     """As ``zstd:level=auto`` has it."""
-    from multifd.methods._adaptive_zstd import LADDER
-
-    return Policy(LADDER, 0)
+    return Policy(LADDER, SAMPLED, DOUBTED if channel < DOUBTING_CHANNELS else 1)

@@ -87,6 +87,14 @@ class SendSession:
         self._hook = None
         run_hook(self.method, "send_cleanup", self._p)
 
+    def follow(self, delivery_rate: Callable[[], float]) -> None:
+        """Let the method know how fast the channel's connection is; before it is set up.
+
+        Args:
+            delivery_rate: see `SendParams`.
+        """
+        self._p.delivery_rate = delivery_rate
+
     def open_pump(self, descriptor: int | None, zero_pages_in_packets: bool) -> SendPump | None:
         """The channel's pump, once it is set up; None if its packets must go through Python.
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from multifd.methods._adaptive_zstd import Adaptive, Wire
+from multifd.method import SendParams
+from multifd.methods._adaptive import Adaptive, Wire
 from multifd.methods.adapt import Rung
 from multifd.pages import Buffer, Pages
 
@@ -88,13 +89,11 @@ class Stream:
         module_of: gives the module that has a level.
         engine: as `wire` takes it.
         packet_bytes: the most bytes of a packet's pages.
-        counters: the channel's.
+        p: the channel's.
     """
 
-    def __init__(
-        self, module_of: Callable[[int], Any], engine: str, packet_bytes: int, counters: dict[str, int]
-    ) -> None:
-        self._adaptive = Adaptive(Encoder(module_of, packet_bytes), counters, wire(engine))
+    def __init__(self, module_of: Callable[[int], Any], engine: str, packet_bytes: int, p: SendParams) -> None:
+        self._adaptive = Adaptive(Encoder(module_of, packet_bytes), p, wire(engine))
         self._head: list[Buffer] = [HEAD]
 
     def compress(self, pages: Pages) -> list[Buffer]:

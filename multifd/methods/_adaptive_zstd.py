@@ -1,27 +1,21 @@
-"""``zstd:level=auto``: a channel whose level a `Policy` chooses while it goes.
+"""``zstd:level=auto``: what zstd's format allows a channel whose level changes.
 
 The wire's rule, measured on QEMU 7.2.22 and 10.0.2: a frame may end only inside the packet that carries its last page.
 One that is ended at the start of the next, or left for a new one, hangs the destination. So while a level rests its
 frame is endless, as with a fixed level; a packet that is the level's last is followed, in its payload, by an empty last
 block. Pages as they are go as a frame of raw blocks, whole in each packet.
-
-The hook in native code (multifd/pump/zstd.c) does what rests; every change goes through the hook in Python.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Sequence
 
-from multifd.method import Buffer, NativeHook
-from multifd.methods._run_delay import RunDelay
-from multifd.methods.adapt import Policy, Rung, Spent
+from multifd.methods._adaptive import Wire
+from multifd.methods.adapt import Rung
+from multifd.pages import Buffer
 
 LADDER = (
     Rung(None, 0.10e-9, 0.0),
-    Rung(-20, 1.25e-9, 0.310),
     Rung(-7, 1.8e-9, 0.437),
     Rung(-3, 2.45e-9, 0.526),
     Rung(-1, 2.65e-9, 0.586),
@@ -45,50 +39,6 @@ RAW_HEADER = b"\x28\xb5\x2f\xfd\xa0"
 """RFC 8878: magic, a descriptor that promises a single segment of four bytes' size, which follows: libzstd then writes
 straight into a buffer that holds it."""
 MOST_BLOCK = 128 * 1024
-SAMPLE_BYTES = 32 * 1024
-"""Of a packet's pages, for a look."""
-CHANGING, FRAME, RAW = range(3)
-"""Stages; zstd.h has the same."""
-
-
-class Encoder(Protocol):
-    """An engine."""
-
-    def open(self, level: int) -> None:
-        """Begin a frame; one that is open is forgotten."""
-        ...
-
-    def compress(self, runs: Sequence[memoryview]) -> list[Buffer]:
-        """All bytes of a packet's pages in whole blocks, in buffers that are valid until the next call."""
-        ...
-
-    def adaptive_hook(self, page_size: int, settle: Callable[[], None]) -> tuple[NativeHook, Any] | None:
-        """A hook in native code, and its ``zstd_adaptive``; None if there is none."""
-        ...
-
-
-@dataclass(slots=True)
-class _Meter:
-    """``zstd_meter``, where there is no native code: what was spent since it was asked last."""
-
-    left_ns: int = 0
-    left_cpu_ns: int = 0
-    hook_ns: int = 0
-    hook_cpu_ns: int = 0
-    gap_ns: int = 0
-    gap_cpu_ns: int = 0
-    packets: int = 0
-    page_bytes: int = 0
-    payload_bytes: int = 0
-
-
-@dataclass(slots=True)
-class _Shared:
-    """``zstd_adaptive``, where there is no native code."""
-
-    stage: int = CHANGING
-    is_changing: int = 0
-    meter: _Meter = field(default_factory=_Meter)
 
 
 def raw_frame(runs: Sequence[memoryview]) -> list[Buffer]:
@@ -100,144 +50,4 @@ def raw_frame(runs: Sequence[memoryview]) -> list[Buffer]:
     return frame
 
 
-@dataclass(frozen=True, slots=True)
-class Wire:
-    """What a format allows a channel whose level changes.
-
-    Args:
-        name: the method's, of its counters.
-        ladder: the levels.
-        sampled: the place in it by which pages are looked at.
-        raw: a payload of the bytes as they are; the views go into it.
-        end: what follows the last payload of a level, in the same packet.
-    """
-
-    name: str
-    ladder: Sequence[Rung]
-    sampled: int
-    raw: Callable[[Sequence[memoryview]], list[Buffer]]
-    end: bytes
-
-
 ZSTD = Wire("zstd", LADDER, SAMPLED, raw_frame, END_BLOCK)
-
-
-class Adaptive:
-    """One channel's frames.
-
-    Args:
-        encoder: not open yet.
-        counters: the channel's.
-        wire: what the encoder makes.
-    """
-
-    def __init__(self, encoder: Encoder, counters: dict[str, int], wire: Wire = ZSTD) -> None:
-        self._encoder, self._counters, self._wire = encoder, counters, wire
-        # The first packet goes as it is: on a fast link that is right, on another it says what the link takes.
-        self._policy = Policy(wire.ladder, 0)
-        self._place = 0
-        self._shared: Any = _Shared()
-        self._hook_ns = self._gap_ns = 0
-        self._run_delay = RunDelay()
-        names = [name for rung in wire.ladder for name in self._names(rung.level)]
-        counters.update(dict.fromkeys([*names, *map(self._name, ("changes", "encode_us", "between_us"))], 0))
-
-    def compress(self, runs: Sequence[memoryview]) -> list[Buffer]:
-        """A packet's payload; views of the pages may be in it."""
-        self.settle()
-        shared, meter = self._shared, self._shared.meter
-        if shared.stage == CHANGING:
-            if self._policy.wants_look:
-                self._look(runs[0][:SAMPLE_BYTES])
-            self._open()
-        start, start_cpu = time.monotonic_ns(), time.thread_time_ns()
-        payload: list[Buffer] = self._wire.raw(runs) if shared.stage == RAW else self._encoder.compress(runs)
-        meter.hook_ns += time.monotonic_ns() - start
-        meter.hook_cpu_ns += time.thread_time_ns() - start_cpu
-        meter.packets += 1
-        meter.page_bytes += sum(map(len, runs))
-        meter.payload_bytes += sum(map(len, payload))
-        if shared.is_changing:
-            if shared.stage == FRAME and self._wire.end:
-                payload.append(self._wire.end)
-            shared.stage = CHANGING
-        meter.left_ns, meter.left_cpu_ns = time.monotonic_ns(), time.thread_time_ns()
-        return payload
-
-    def settle(self) -> None:
-        """Take what was counted since the last time, and let the next packets know what the policy makes of it."""
-        shared, policy, m = self._shared, self._policy, self._shared.meter
-        now_ns, now_cpu_ns = time.monotonic_ns(), time.thread_time_ns()
-        if not m.left_ns:
-            self._run_delay.since_last_s()
-        else:
-            m.gap_ns, m.gap_cpu_ns = m.gap_ns + now_ns - m.left_ns, m.gap_cpu_ns + now_cpu_ns - m.left_cpu_ns
-        m.left_ns, m.left_cpu_ns = now_ns, now_cpu_ns
-        if not m.packets:
-            return
-        hook_s, hook_cpu_s, gap_s, gap_cpu_s = (ns / 1e9 for ns in (m.hook_ns, m.hook_cpu_ns, m.gap_ns, m.gap_cpu_ns))
-        spent = Spent(hook_s, hook_cpu_s, gap_s, gap_cpu_s, m.page_bytes, m.payload_bytes)
-        spent.gap_queue_s = self._gap_queue_s(spent)
-        self._count()
-        policy.note(self._place, spent)
-        shared.is_changing = policy.is_watching or policy.place != self._place
-        if shared.stage == RAW and (shared.is_changing or policy.wants_look):
-            shared.stage = CHANGING
-
-    def _count(self) -> None:
-        """Counters from the meter, which begins anew."""
-        counters, m = self._counters, self._shared.meter
-        packets_name, bytes_name = self._names(self._wire.ladder[self._place].level)
-        counters[packets_name] += m.packets
-        counters[bytes_name] += m.payload_bytes
-        self._hook_ns += m.hook_ns
-        self._gap_ns += m.gap_ns
-        counters[self._name("encode_us")] = self._hook_ns // 1000
-        counters[self._name("between_us")] = self._gap_ns // 1000
-        m.packets = m.hook_ns = m.hook_cpu_ns = m.gap_ns = m.gap_cpu_ns = m.page_bytes = m.payload_bytes = 0
-
-    def _gap_queue_s(self, spent: Spent) -> float:
-        """Of the time in gaps, what passed while others had the processors: told by the kernel, or guessed."""
-        queue_s, in_hooks_s = self._run_delay.since_last_s(), spent.hook_s - spent.hook_cpu_s
-        if queue_s is None:
-            return spent.gap_cpu_s * in_hooks_s / spent.hook_cpu_s if spent.hook_cpu_s else 0.0
-        return min(max(queue_s - in_hooks_s, 0.0), max(spent.gap_s - spent.gap_cpu_s, 0.0))
-
-    def _open(self) -> None:
-        """Begin what the next packets go by."""
-        shared, place = self._shared, self._policy.place
-        level = self._wire.ladder[place].level
-        self._counters[self._name("changes")] += place != self._place
-        self._place = place
-        shared.is_changing = self._policy.is_watching
-        shared.stage = RAW if level is None else FRAME
-        if level is not None:
-            self._encoder.open(level)
-
-    def _look(self, sample: memoryview) -> None:
-        """Compress a few pages, to see what pages now cost and save; not while a frame is open."""
-        place = self._wire.sampled
-        rung = self._wire.ladder[place]
-        assert rung.level is not None
-        self._encoder.open(rung.level)
-        start = time.thread_time_ns()
-        payload = self._encoder.compress([sample])
-        took_ns = time.thread_time_ns() - start
-        self._policy.look(place, took_ns / 1e9, len(sample), sum(map(len, payload)))
-
-    def native_hook(self, page_size: int) -> NativeHook | None:
-        """`compress` in native code, on the same frames; None if that was not built."""
-        offer = self._encoder.adaptive_hook(page_size, self.settle)
-        if offer is None:
-            return None
-        hook, self._shared = offer
-        return hook
-
-    def _name(self, word: str) -> str:
-        """Of a counter."""
-        return f"{self._wire.name}.{word}"
-
-    def _names(self, level: int | None) -> tuple[str, str]:
-        """Of the counters of packets and payload bytes."""
-        word = "raw" if level is None else f"level_{level}"
-        return self._name(f"{word}_packets"), self._name(f"{word}_bytes")

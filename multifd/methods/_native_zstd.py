@@ -65,7 +65,7 @@ def send_hook(frame: Frame, *, library_message: Callable[[int], str]) -> NativeH
 def adaptive_hook(
     frame: Frame, *, library_message: Callable[[int], str], settle: Callable[[], None]
 ) -> tuple[NativeHook, Any] | None:
-    """``multifd_zstd_adapt`` and its ``zstd_adaptive``; None if it was not built. Arguments as `send_hook`."""
+    """``multifd_zstd_adapt``, ``multifd_zstd_gather`` and their ``zstd_adaptive``; None if it was not built. Arguments as `send_hook`."""
     module = _module()
     if module is None:
         return None
@@ -74,7 +74,8 @@ def adaptive_hook(
     _fill(ffi, state.frame, frame)
     explain = _compressing_error(lib, library_message)
     hook = _hook(ffi, ffi.addressof(lib, "multifd_zstd_adapt"), state, explain, frame)
-    return replace(hook, settle=settle), state
+    gather = _address(ffi, ffi.addressof(lib, "multifd_zstd_gather"))
+    return replace(hook, settle=settle, gather=gather), state
 
 
 def _fill(ffi: Any, state: Any, frame: Frame) -> None:
@@ -131,7 +132,7 @@ def _module() -> Any:
         module: Any = importlib.import_module("multifd._pump")
     except ImportError:
         return None
-    return module if hasattr(module.lib, "multifd_zstd_adapt") else None
+    return module if hasattr(module.lib, "multifd_zstd_gather") else None
 
 
 def _library_code(lib: Any, result: int) -> int:

@@ -46,6 +46,9 @@ THRIFT = 0.05
 """What a second of compressing counts beside the time it takes: of two levels that are as fast, the cheaper."""
 WAITING = 0.08
 """Share of its time that a channel waits in between hooks if it is held up; less may be a matter of chance."""
+BUSY = 0.5
+"""Share of its time in which a link that the channel waits for sends at the rate that the kernel counts; if it were
+less, the wait was not for the link."""
 NO_SHRINKING = 0.97
 """Payload over pages: what is above is not worth the receiver's time."""
 LOOK_SHARE = 0.05
@@ -85,6 +88,7 @@ class Spent:
         gap_s, gap_cpu_s: from one hook to the next: sending, and whatever the engine does.
         gap_queue_s: of the gaps, what passed while others had the processors.
         page_bytes, payload_bytes: in and out.
+        link_s: that the payload takes at the rate that the kernel says of the network; 0: it says nothing.
     """
 
     hook_s: float = 0.0
@@ -94,6 +98,7 @@ class Spent:
     page_bytes: float = 0.0
     payload_bytes: float = 0.0
     gap_queue_s: float = 0.0
+    link_s: float = 0.0
 
     def add(self, news: Spent) -> None:
         """Add the news, and forget as much of what is here as they outweigh."""
@@ -119,13 +124,15 @@ class Spent:
 
     @property
     def is_held_up(self) -> bool:
-        """Whether the link held it up, or the receiver."""
-        return self.waited_s >= WAITING * (self.hook_s + self.gap_s)
+        """Whether the link held it up, or the receiver: it waited, and what the kernel counts is no more than it sent."""
+        total_s = self.hook_s + self.gap_s
+        return self.waited_s >= WAITING * total_s and (not self.link_s or self.link_s >= BUSY * total_s)
 
     @property
     def is_contended(self) -> bool:
         """Whether more passed without a processor than in waiting, which may then be for the receiver's."""
-        return self.hook_s - self.hook_cpu_s + self.gap_queue_s > self.waited_s
+        lost_s = self.hook_s - self.hook_cpu_s + self.gap_queue_s
+        return lost_s > max(self.waited_s, WAITING * (self.hook_s + self.gap_s))
 
 
 @dataclass(slots=True)
@@ -151,21 +158,24 @@ class Policy:
     Args:
         ladder: from the cheapest to the dearest; the first is the pages as they are.
         start: the place in it to begin at.
+        doubted: how many packets go by that before a link is believed to be fast: a link's buffers are.
     """
 
-    def __init__(self, ladder: Sequence[Rung], start: int) -> None:
-        self._ladder = ladder
+    def __init__(self, ladder: Sequence[Rung], start: int, doubted: int = 0) -> None:
+        self._ladder, self._doubted = ladder, doubted
         self.place = start
         """In the ladder: what the next packet is to go by."""
         self._dearer, self._keener = 1.0, 1.0  # the pages at hand: cost and saving as factors of the ladder's
         self._pages_known = 0.0
         self._recent, self._free = Spent(), Spent()  # lately; since it waited last
         self._wire_s = math.inf  # a payload byte's time
+        self._kernel_s = 0.0  # by the kernel's count; 0: it does not say
         self._rested = 0.0  # bytes of pages since the last change
         self._probe: _Probe | None = None
         self._next_probe_s, self._bar_s = 0.0, BAR_S
         self._barred_at_s = 1.0  # what a payload byte took when a probe did not pay
         self._elapsed_s = self._next_look_s = 0.0
+        self._is_new = True  # pages as they are were not tried yet
 
     @property
     def level(self) -> int | None:
@@ -175,7 +185,7 @@ class Policy:
     @property
     def is_watching(self) -> bool:
         """Whether a word after each packet is wanted: the next may go by another level."""
-        return self._probe is not None or self._elapsed_s < WATCH_S
+        return self._probe is not None or (self.place > 0 and self._elapsed_s < WATCH_S)
 
     def note(self, place: int, spent: Spent) -> None:
         """Learn from packets, at least one, and choose anew.
@@ -185,16 +195,19 @@ class Policy:
             spent: what they took.
         """
         self._elapsed_s += spent.hook_s + spent.gap_s
+        self._is_new = self._is_new and place > 0
         if place:
-            cost, ratio = spent.hook_cpu_s / spent.page_bytes, spent.payload_bytes / spent.page_bytes
-            self._weigh(place, cost, ratio, spent.page_bytes)
-        self._note_wire(spent)
+            # The first packet touches the codec's memory for the first time, which no other has to pay for.
+            cost = spent.hook_cpu_s / spent.page_bytes if self._pages_known else self._ladder[place].cost
+            self._weigh(place, cost, spent.payload_bytes / spent.page_bytes, spent.page_bytes)
+        self._note_wire(place, spent)
         if place != self.place:
             return
         self._rested += spent.page_bytes
         if self._probe is None:
             if not 1 / OTHER_LINK < self._wire_s / self._barred_at_s < OTHER_LINK:
                 self._next_probe_s, self._bar_s = 0.0, BAR_S
+            self._doubted = max(self._doubted - 1, 0)
             self._choose()
         elif self._is_over(self._probe, spent):
             self._probe = None
@@ -231,7 +244,7 @@ class Policy:
         else:
             self._keener += ((1 - ratio) / rung.saving - self._keener) * (new if self._keener else 1.0)
 
-    def _note_wire(self, spent: Spent) -> None:
+    def _note_wire(self, place: int, spent: Spent) -> None:
         if spent.is_held_up:
             slower = not spent.is_contended and spent.wire_s > OTHER_LINK * self._wire_s
             if slower or self._is_free:
@@ -243,8 +256,16 @@ class Policy:
             self._free.add(spent)
             if self._is_free:
                 self._recent = replace(self._free)
-        wire_s = self._recent.wire_s
-        self._wire_s = wire_s if self._recent.is_held_up else min(self._wire_s, wire_s)
+        recent, kernel_s = self._recent, spent.link_s / spent.payload_bytes
+        self._kernel_s = kernel_s
+        if self._is_new and kernel_s:
+            self._wire_s = kernel_s
+        elif recent.is_held_up:
+            self._wire_s = max(recent.wire_s, recent.link_s / recent.payload_bytes)
+        elif kernel_s > recent.wire_s:
+            self._wire_s = kernel_s  # what does not wait goes into buffers
+        else:
+            self._wire_s = min(self._wire_s, recent.wire_s)
 
     @property
     def _is_free(self) -> bool:
@@ -272,16 +293,24 @@ class Policy:
             self._go(0)
         else:
             highest = self.place if recent.is_contended else len(self._ladder) - 1
-            best = min(range(highest + 1), key=self._pace)
+            lowest = self.place if self._doubted else 0
+            best = min(range(lowest, highest + 1), key=self._pace)
             gain = self._pace(best) / self._pace(self.place)
             if gain < FAR_BETTER or (gain < GAIN and self._rested >= REST):
+                if self._is_new and not best:
+                    self._probe = _Probe(self.place, replace(recent))
                 self._go(best)
 
     def _may_be_other_than_the_link(self) -> bool:
         """Whether nothing holds the channel up, or perhaps the receiver, or who has its processor."""
         recent = self._recent
-        pace = self._wire_s * self._left(self.place)
-        return self._is_free or (recent.is_held_up and (recent.is_contended or pace < RECEIVING * recent.contention))
+        pace = recent.wire_s * self._left(self.place)
+        if self._kernel_s > pace:
+            return False
+        if self._is_free:
+            return True
+        is_doubtful = recent.is_contended or pace < RECEIVING * recent.contention
+        return recent.is_held_up and is_doubtful and self._rested >= REST
 
     def _go(self, place: int) -> None:
         self.place, self._rested, self._free = place, 0.0, Spent()
@@ -291,14 +320,16 @@ class Policy:
         probe.spent.add(spent)
         before = probe.before.wire_s * self._left(probe.origin)
         is_unseen, probe.left = probe.left > JUDGED, probe.left - spent.payload_bytes
+        is_refuted = self._kernel_s > before
         is_hopeless = spent.is_held_up and not spent.is_contended and probe.spent.wire_s > FAR_WORSE * before
+        is_hopeless = is_hopeless or is_refuted
         if probe.left > 0 and not is_hopeless:
             if is_unseen and probe.left <= JUDGED:
                 probe.spent = Spent()
             return False
-        pays = probe.spent.wire_s <= before
-        self._recent = probe.before if probe.before.is_held_up and not pays else probe.spent
-        self._wire_s = self._recent.wire_s
+        pays = probe.spent.wire_s <= before and not is_refuted
+        self._recent = probe.before if is_refuted or (probe.before.is_held_up and not pays) else probe.spent
+        self._wire_s = self._kernel_s if is_refuted else self._recent.wire_s
         if pays:
             self._bar_s = BAR_S
         else:

@@ -88,7 +88,7 @@ class ZlibMethod(MultifdMethods):
             from multifd.methods._adaptive_zlib import Stream
 
             engine, packet_bytes = self.availability(self.options).engine, p.geometry.page_size * p.geometry.page_count
-            p.state = Stream(self._module, engine, packet_bytes, p.counters)
+            p.state = Stream(self._module, engine, packet_bytes, p)
         else:
             p.state = _FixedStream(self._module(level), level)
 

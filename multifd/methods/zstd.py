@@ -77,9 +77,10 @@ class ZstdMethod(MultifdMethods):
             from multifd.methods._zstandard import Compressor  # type: ignore[assignment]
         level, packet_bytes = self.options.level, p.geometry.page_size * p.geometry.page_count
         if level == "auto":
-            from multifd.methods._adaptive_zstd import TOP, Adaptive
+            from multifd.methods._adaptive import Adaptive
+            from multifd.methods._adaptive_zstd import TOP, ZSTD
 
-            p.state = Adaptive(Compressor(TOP, WINDOW_LOG, packet_bytes), p.counters)
+            p.state = Adaptive(Compressor(TOP, WINDOW_LOG, packet_bytes), p, ZSTD)
         else:
             p.state = Compressor(level, WINDOW_LOG, packet_bytes)
             p.state.open(level)

@@ -15,6 +15,9 @@ ffibuilder = FFI()
 ffibuilder.cdef("""
 typedef int64_t (*multifd_native_send)(void *, const uint8_t *const *, uint32_t, uint8_t *, uint64_t);
 typedef int64_t (*multifd_native_recv)(void *, const uint8_t *, uint64_t, uint8_t *const *, uint32_t);
+struct iovec { ...; };
+typedef int64_t (*multifd_native_gather)(void *, const uint8_t *const *, uint32_t, uint8_t *, uint64_t, struct iovec *,
+                                         uint32_t);
 
 #define MULTIFD_NATIVE_DECLINED ...
 #define PUMP_MEMORY ...
@@ -51,6 +54,7 @@ typedef struct {
     uint64_t capacity;
     int64_t patience_ns;
     multifd_native_send hook;
+    multifd_native_gather gather;
     void *hook_state;
     const uint8_t *abort;
     uint8_t *header, *out, *staging;
@@ -113,8 +117,6 @@ typedef struct {
     uint8_t has_failed_out;
 } pump_splice;
 
-struct iovec { ...; };
-
 int pump_send(pump_sender *);
 void pump_skip(pump_sender *);
 int pump_receive(pump_receiver *);
@@ -162,6 +164,7 @@ typedef struct {
 
 int64_t multifd_zstd_send(void *, const uint8_t *const *, uint32_t, uint8_t *, uint64_t);
 int64_t multifd_zstd_adapt(void *, const uint8_t *const *, uint32_t, uint8_t *, uint64_t);
+int64_t multifd_zstd_gather(void *, const uint8_t *const *, uint32_t, uint8_t *, uint64_t, struct iovec *, uint32_t);
 int64_t multifd_zstd_recv(void *, const uint8_t *, uint64_t, uint8_t *const *, uint32_t);
 """)
 

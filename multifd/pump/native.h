@@ -14,6 +14,7 @@
 #define MULTIFD_NATIVE_H
 
 #include <stdint.h>
+#include <sys/uio.h>
 
 /*
  * Nothing was done, the state is as it was: the engine calls the Python hook for this packet. Every other negative
@@ -27,6 +28,16 @@ enum { MULTIFD_NATIVE_DECLINED = -1 };
  */
 typedef int64_t (*multifd_native_send)(void *state, const uint8_t *const *pages, uint32_t count, uint8_t *out,
                                        uint64_t capacity);
+
+/*
+ * Before `multifd_native_send`, if a hook offers it: a payload most of which is the pages themselves, without a copy.
+ * Sets `pieces`, in wire order, to parts of `out` and of the pages; what stands there goes out after the return, and is
+ * free again at the next call. The pages are not touched: only the kernel may be able to read them. Returns how many
+ * pieces there are, at most `room`, which is 2 * count + 1, of 1 to `capacity` bytes together; or
+ * MULTIFD_NATIVE_DECLINED: this packet is `multifd_native_send`'s.
+ */
+typedef int64_t (*multifd_native_gather)(void *state, const uint8_t *const *pages, uint32_t count, uint8_t *out,
+                                         uint64_t capacity, struct iovec *pieces, uint32_t room);
 
 /*
  * Decode `length` bytes of payload, at least 1, which a peer sent and nobody has checked, into `count` pages. Returns 0 or a

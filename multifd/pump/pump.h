@@ -78,11 +78,12 @@ typedef struct {
     uint64_t capacity;       /* of `out` */
     int64_t patience_ns;     /* how long a call may take before it looks for an end */
     multifd_native_send hook; /* NULL: the payload is the pages */
+    multifd_native_gather gather; /* NULL: the hook copies every payload */
     void *hook_state;
     const uint8_t *abort;
     uint8_t *header, *out, *staging;
     const uint8_t **pages; /* page_count */
-    struct iovec *iov;     /* page_count + 1 */
+    struct iovec *iov;     /* 2 * page_count + 2 */
     /* Set for each batch: packets of one block, `counts` pages each, one after the other in `offsets`. */
     const pump_block *block;
     const int64_t *offsets;

@@ -71,12 +71,6 @@ static int load(pump_sender *s, const int64_t *offsets, uint32_t count, uint8_t 
     for (uint32_t i = 0; i < count; i++) {
         const uint8_t *page = b->kind == PUMP_FILE ? s->staging + (size_t)i * s->page_size : b->base + offsets[i];
         is_zero[i] = b->kind != PUMP_WINDOW && (uint8_t)pump_is_zero(page, s->page_size);
-        if (b->kind == PUMP_CHECKED && s->hook && !is_zero[i]) {
-            /* Somebody writes to it, and may protect it, while the hook is at work. */
-            uint8_t *copy = s->staging + (size_t)i * s->page_size;
-            memcpy(copy, page, s->page_size);
-            page = copy;
-        }
         s->pages[i] = page;
     }
     return 1;
@@ -107,6 +101,47 @@ static void encode(pump_sender *s, const int64_t *offsets, uint32_t count, const
     }
 }
 
+/* The pages themselves. */
+static uint32_t gather_pages(pump_sender *s, uint32_t count)
+{
+    uint32_t pieces = 1;
+    for (uint32_t i = 0; i < count;) {
+        uint32_t first = i++;
+        while (i < count && s->pages[i] == s->pages[i - 1] + s->page_size)
+            i++;
+        s->iov[pieces++] = (struct iovec){(void *)(uintptr_t)s->pages[first], (size_t)(i - first) * s->page_size};
+    }
+    return pieces;
+}
+
+/* The method's payload of `normal` pages, behind the place of the header: PUMP_DONE, or why not. */
+static int run_hook(pump_sender *s, uint32_t normal, uint32_t *pieces)
+{
+    uint32_t room = 2 * normal + 1;
+    if (s->gather) {
+        int64_t got = s->gather(s->hook_state, s->pages, normal, s->out, s->capacity, s->iov + 1, room);
+        if (got != MULTIFD_NATIVE_DECLINED) {
+            *pieces = 1 + (uint32_t)got;
+            s->hook_result = got;
+            return got > 0 && got <= room ? PUMP_DONE : PUMP_FAILED;
+        }
+    }
+    if (s->block->kind == PUMP_CHECKED)
+        for (uint32_t i = 0; i < normal; i++) {
+            /* Somebody writes to it, and may protect it, while the hook is at work. */
+            uint8_t *copy = s->staging + (size_t)i * s->page_size;
+            memcpy(copy, s->pages[i], s->page_size);
+            s->pages[i] = copy;
+        }
+    int64_t made = s->hook(s->hook_state, s->pages, normal, s->out, s->capacity);
+    if (made == MULTIFD_NATIVE_DECLINED)
+        return PUMP_DECLINED;
+    s->hook_result = made;
+    s->iov[1] = (struct iovec){s->out, (size_t)made};
+    *pieces = 2;
+    return made > 0 ? PUMP_DONE : PUMP_FAILED;
+}
+
 /* Make the next packet ready in `iov`, which stays empty if there is nothing to send of it. */
 static int prepare(pump_sender *s)
 {
@@ -124,26 +159,20 @@ static int prepare(pump_sender *s)
     s->iov_at = s->iov_count = 0;
     if (!normal && !s->zero_in_packets)
         return PUMP_DONE;
-    uint64_t payload = (uint64_t)normal * s->page_size;
     uint32_t pieces = 1;
     if (normal && s->hook) {
-        int64_t made = s->hook(s->hook_state, s->pages, normal, s->out, s->capacity);
-        if (made == MULTIFD_NATIVE_DECLINED)
-            return PUMP_DECLINED;
-        if (made <= 0 || (uint64_t)made > s->capacity) {
-            s->hook_result = made;
-            return PUMP_FAILED;
-        }
-        payload = (uint64_t)made;
-        s->iov[pieces++] = (struct iovec){s->out, (size_t)made};
+        int result = run_hook(s, normal, &pieces);
+        if (result != PUMP_DONE)
+            return result;
     } else {
-        for (uint32_t i = 0; i < normal;) {
-            uint32_t first = i++;
-            while (i < normal && s->pages[i] == s->pages[i - 1] + s->page_size)
-                i++;
-            s->iov[pieces++] =
-                (struct iovec){(void *)(uintptr_t)s->pages[first], (size_t)(i - first) * s->page_size};
-        }
+        pieces = gather_pages(s, normal);
+    }
+    uint64_t payload = 0;
+    for (uint32_t i = 1; i < pieces; i++)
+        payload += s->iov[i].iov_len;
+    if (normal && s->hook && (!payload || payload > s->capacity)) {
+        s->hook_result = (int64_t)payload;
+        return PUMP_FAILED;
     }
     encode(s, offsets, count, is_zero, payload);
     s->iov[0] = (struct iovec){s->header, PUMP_HEADER_BYTES + 8 * (size_t)s->page_count};

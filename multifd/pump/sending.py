@@ -52,7 +52,7 @@ class SendPump:
         self._abort, self._staging = np.frombuffer(abort, np.uint8), staging
         self._header = ffi.new("uint8_t[]", header_bytes(geometry))
         self._out = ffi.new("uint8_t[]", capacity if hook else 1)
-        self._pages, self._iov = ffi.new("uint8_t const *[]", count), ffi.new("struct iovec[]", count + 1)
+        self._pages, self._iov = ffi.new("uint8_t const *[]", count), ffi.new("struct iovec[]", 2 * count + 2)
         self._counts, self._is_zero = np.empty(MOST_PACKETS, np.uint32), np.empty(MOST_PACKETS * count, np.uint8)
         self._offsets = _NO_OFFSETS
         self._told = 0
@@ -68,6 +68,7 @@ class SendPump:
         s.is_zero = ffi.cast("uint8_t *", address_of(self._is_zero))
         if hook is not None:
             s.hook, s.hook_state = ffi.cast("multifd_native_send", hook.function), ffi.cast("void *", hook.state)
+            s.gather = ffi.cast("multifd_native_gather", hook.gather)
 
     def load(self, packet_num: int, idstr: str, extent: Extent, offsets: Offsets) -> None:
         """Take a batch; the one before must be done.

@@ -53,7 +53,7 @@ static int64_t now_ns(clockid_t clock)
  * straight into a buffer that holds it; and of a block's three bytes, the bit of the last. Type 0 is raw. */
 static const uint8_t raw_header[] = {0x28, 0xb5, 0x2f, 0xfd, 0xa0, 0, 0, 0, 0};
 static const uint8_t end_block[] = {1, 0, 0};
-enum { MOST_BLOCK = 128 * 1024 };
+enum { BLOCK_HEADER = 3, MOST_BLOCK = 128 * 1024 };
 
 static void put_block_header(uint8_t *at, size_t bytes, int is_last)
 {
@@ -66,59 +66,81 @@ static void put_content_size(uint8_t *header, uint32_t bytes)
         header[5 + i] = (uint8_t)(bytes >> 8 * i);
 }
 
-/* A frame of the pages as they are: as many as fit share a block. */
-static int64_t raw_frame(zstd_adaptive *s, const uint8_t *const *pages, uint32_t count, uint8_t *out, uint64_t capacity)
+/* A frame of the pages as they are, where they lie: as many as fit share a block. Its heads go into `out`. */
+static int64_t raw_frame(const zstd_adaptive *s, const uint8_t *const *pages, uint32_t count, uint8_t *out,
+                         struct iovec *pieces)
 {
-    uint32_t page_size = s->frame.page_size, in_block = MOST_BLOCK / page_size;
-    uint64_t blocks = (count + in_block - 1) / in_block;
-    if (sizeof raw_header + blocks * sizeof end_block + (uint64_t)count * page_size > capacity)
-        return MULTIFD_NATIVE_DECLINED;
-    uint8_t *to = out;
-    memcpy(to, raw_header, sizeof raw_header);
-    put_content_size(to, count * page_size);
-    to += sizeof raw_header;
+    uint32_t page_size = s->frame.page_size, in_block = MOST_BLOCK / page_size, made = 0;
+    memcpy(out, raw_header, sizeof raw_header);
+    put_content_size(out, count * page_size);
+    uint8_t *head = out, *to = out + sizeof raw_header;
     for (uint32_t i = 0; i < count;) {
         uint32_t here = count - i < in_block ? count - i : in_block;
         put_block_header(to, (size_t)here * page_size, i + here == count);
-        to += sizeof end_block;
+        to += BLOCK_HEADER;
+        pieces[made++] = (struct iovec){head, (size_t)(to - head)};
+        head = to;
         for (uint32_t end = i + here; i < end;) {
             uint32_t run = run_length(pages, i, end, page_size);
-            memcpy(to, pages[i], (size_t)run * page_size);
-            to += (size_t)run * page_size;
+            pieces[made++] = (struct iovec){(void *)(uintptr_t)pages[i], (size_t)run * page_size};
             i += run;
         }
     }
-    return to - out;
+    return made;
+}
+
+static void enter(zstd_meter *m)
+{
+    int64_t now = now_ns(CLOCK_MONOTONIC), now_cpu = now_ns(CLOCK_THREAD_CPUTIME_ID);
+    if (m->left_ns) {
+        m->gap_ns += now - m->left_ns;
+        m->gap_cpu_ns += now_cpu - m->left_cpu_ns;
+    }
+    m->left_ns = now, m->left_cpu_ns = now_cpu;
+}
+
+static void leave(zstd_meter *m, uint64_t page_bytes, uint64_t payload_bytes)
+{
+    int64_t now = now_ns(CLOCK_MONOTONIC), now_cpu = now_ns(CLOCK_THREAD_CPUTIME_ID);
+    m->hook_ns += now - m->left_ns;
+    m->hook_cpu_ns += now_cpu - m->left_cpu_ns;
+    m->left_ns = now, m->left_cpu_ns = now_cpu;
+    m->packets++;
+    m->page_bytes += page_bytes;
+    m->payload_bytes += payload_bytes;
+}
+
+int64_t multifd_zstd_gather(void *state, const uint8_t *const *pages, uint32_t count, uint8_t *out, uint64_t capacity,
+                            struct iovec *pieces, uint32_t room)
+{
+    zstd_adaptive *s = state;
+    uint64_t page_bytes = (uint64_t)count * s->frame.page_size;
+    uint64_t blocks = (page_bytes + MOST_BLOCK - 1) / MOST_BLOCK, heads = sizeof raw_header + blocks * BLOCK_HEADER;
+    if (s->stage != ZSTD_RAW || heads + page_bytes > capacity || blocks + count > room)
+        return MULTIFD_NATIVE_DECLINED;
+    enter(&s->meter);
+    int64_t made = raw_frame(s, pages, count, out, pieces);
+    if (s->is_changing)
+        s->stage = ZSTD_CHANGING;
+    leave(&s->meter, page_bytes, heads + page_bytes);
+    return made;
 }
 
 int64_t multifd_zstd_adapt(void *state, const uint8_t *const *pages, uint32_t count, uint8_t *out, uint64_t capacity)
 {
     zstd_adaptive *s = state;
-    zstd_meter *m = &s->meter;
-    if (s->stage == ZSTD_CHANGING || capacity < sizeof end_block)
+    if (s->stage != ZSTD_FRAME || capacity < sizeof end_block)
         return MULTIFD_NATIVE_DECLINED;
-    int64_t start = now_ns(CLOCK_MONOTONIC), start_cpu = now_ns(CLOCK_THREAD_CPUTIME_ID);
-    int64_t made = s->stage == ZSTD_RAW
-                       ? raw_frame(s, pages, count, out, capacity)
-                       : multifd_zstd_send(&s->frame, pages, count, out, capacity - sizeof end_block);
+    enter(&s->meter);
+    int64_t made = multifd_zstd_send(&s->frame, pages, count, out, capacity - sizeof end_block);
     if (made < 0)
         return made;
-    if (s->stage == ZSTD_FRAME && s->is_changing) {
+    if (s->is_changing) {
         memcpy(out + made, end_block, sizeof end_block);
         made += (int64_t)sizeof end_block;
         s->stage = ZSTD_CHANGING;
     }
-    int64_t end = now_ns(CLOCK_MONOTONIC), end_cpu = now_ns(CLOCK_THREAD_CPUTIME_ID);
-    if (m->left_ns) {
-        m->gap_ns += start - m->left_ns;
-        m->gap_cpu_ns += start_cpu - m->left_cpu_ns;
-    }
-    m->hook_ns += end - start;
-    m->hook_cpu_ns += end_cpu - start_cpu;
-    m->left_ns = end, m->left_cpu_ns = end_cpu;
-    m->packets++;
-    m->page_bytes += (uint64_t)count * s->frame.page_size;
-    m->payload_bytes += (uint64_t)made;
+    leave(&s->meter, (uint64_t)count * s->frame.page_size, (uint64_t)made);
     return made;
 }
 

@@ -9,6 +9,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/uio.h>
 
 /* Negative results; libzstd's own error codes, which are from -1 on downwards, lie below ZSTD_LIBRARY. */
 enum {
@@ -55,7 +56,7 @@ typedef struct {
     zstd_sender frame;
     zstd_meter meter;
     uint8_t stage;       /* one of the above */
-    uint8_t is_changing; /* the next packet ends the frame: it may end only inside of one */
+    uint8_t is_changing; /* the next packet is the last of its kind, and ends the frame: it may end only inside of one */
 } zstd_adaptive;
 
 typedef struct {
@@ -68,6 +69,8 @@ typedef struct {
 
 int64_t multifd_zstd_send(void *state, const uint8_t *const *pages, uint32_t count, uint8_t *out, uint64_t capacity);
 int64_t multifd_zstd_adapt(void *state, const uint8_t *const *pages, uint32_t count, uint8_t *out, uint64_t capacity);
+int64_t multifd_zstd_gather(void *state, const uint8_t *const *pages, uint32_t count, uint8_t *out, uint64_t capacity,
+                            struct iovec *pieces, uint32_t room);
 int64_t multifd_zstd_recv(void *state, const uint8_t *payload, uint64_t length, uint8_t *const *pages, uint32_t count);
 
 #endif

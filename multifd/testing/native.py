@@ -49,6 +49,8 @@ _FFI = cffi.FFI()
 _FFI.cdef("""
 typedef int64_t (*multifd_native_send)(void *, const uint8_t *const *, uint32_t, uint8_t *, uint64_t);
 typedef int64_t (*multifd_native_recv)(void *, const uint8_t *, uint64_t, uint8_t *const *, uint32_t);
+typedef struct { void *base; size_t length; } piece;
+typedef int64_t (*multifd_native_gather)(void *, const uint8_t *const *, uint32_t, uint8_t *, uint64_t, piece *, uint32_t);
 """)
 
 
@@ -88,6 +90,9 @@ class NativeSendEnd(_Native, SendEnd):
         if self.hook is None or not self.is_native:
             super()._send_prepare(p)
             return
+        if self._gather(p):
+            self.taken += 1
+            return
         pages, p.pages = p.pages, self.no_pages  # it has to do without
         pointers = _pointers(pages)
         function = _FFI.cast("multifd_native_send", self.hook.function)
@@ -112,6 +117,38 @@ class NativeSendEnd(_Native, SendEnd):
         else:
             self.taken += 1
             p.iov.append(self.out.view[:result])
+
+    def _gather(self, p: SendParams) -> bool:
+        """Whether the hook that copies no page took the packet."""
+        if self.hook is None or not self.hook.gather:
+            return False
+        room = 2 * len(p.pages) + 1
+        pieces, pointers = _FFI.new("piece[]", room), _pointers(p.pages)
+        function = _FFI.cast("multifd_native_gather", self.hook.gather)
+        out, out_at = _FFI.cast("uint8_t *", _address(self.out.view)), _address(self.out.view)
+        result = function(
+            _FFI.cast("void *", self.hook.state), pointers, len(p.pages), out, self.bound, pieces, room
+        )
+        if result == DECLINED:
+            return False
+        known = [(out_at, self.out.view), *((_address(page), page) for page in p.pages.runs())]
+        for piece in pieces[0 : max(result, 0)]:
+            at, nbytes = int(_FFI.cast("uintptr_t", piece.base)), piece.length
+            found = [view[at - a : at - a + nbytes] for a, view in known if a <= at and at + nbytes <= a + len(view)]
+            if not found:
+                raise Broken(
+                    "pieces of a payload are parts of the packet's pages or of the hook's output",
+                    Section.NATIVE,
+                    f"{self.where}: {nbytes} bytes at {at:#x}",
+                )
+            p.iov.append(found[0])
+        if not 0 < result <= room:
+            raise Broken(
+                "a sender's hook gives from 1 piece to as many as there is room for, or declines",
+                Section.NATIVE,
+                f"{self.where}: {result} for {len(p.pages)} pages, room for {room}",
+            )
+        return True
 
 
 class NativeRecvEnd(_Native, RecvEnd):

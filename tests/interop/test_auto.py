@@ -10,7 +10,7 @@ from interop.scenario import MIB, goes_on
 from shaped_link import Changes, Phase
 
 import multifd
-from multifd.methods import _adaptive_zstd
+from multifd.methods import _adaptive
 from multifd.methods.adapt import Policy
 
 MEGABIT = 10**6
@@ -29,7 +29,7 @@ class Restless(Policy):
 @pytest.fixture
 def restless(monkeypatch):
     """Every channel's policy is."""
-    monkeypatch.setattr(_adaptive_zstd, "Policy", Restless)
+    monkeypatch.setattr(_adaptive, "Policy", Restless)
 
 
 @pytest.mark.parametrize("release", ["system", "newer"])

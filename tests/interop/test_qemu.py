@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import pytest
 
 import multifd
-from multifd.methods import _adaptive_zstd
+from multifd.methods import _adaptive
 from multifd.methods.adapt import Rung, Spent
 from multifd.pump import library
 
@@ -51,7 +51,7 @@ class Restless:
 
     wants_look = is_watching = True
 
-    def __init__(self, ladder: Sequence[Rung], start: int) -> None:
+    def __init__(self, ladder: Sequence[Rung], start: int, doubted: int) -> None:
         self._places = itertools.cycle([*range(len(ladder)), *reversed(range(len(ladder)))])
         self.place = start
 
@@ -67,7 +67,7 @@ class Restless:
 @pytest.mark.parametrize("path", ["native", "libzstd", "zstandard"])
 def test_every_level_in_one_migration_to_qemu(qemu, image, tmp_path, monkeypatch, release, path):
     """A stock destination takes frames that end in the packet of their last page, and frames of raw blocks."""
-    monkeypatch.setattr(_adaptive_zstd, "Policy", Restless)
+    monkeypatch.setattr(_adaptive, "Policy", Restless)
     if path != "native":
         monkeypatch.setattr(library, "unavailable_reason", lambda: "not wanted")
     machine = qemu("destination", MIB, release, machine="none", is_incoming=True)
