@@ -204,7 +204,8 @@ class NativeHook:
             what `recv` would raise for the same payload. Called in the channel's thread.
         settle: called in the channel's thread after each call of the pump that used the hook: the place to count in
             ``p.counters``, and to change what ``state`` says for the packets to come.
-        gather: address of a ``multifd_native_gather``, which a sender's packets go by first; 0: there is none.
+        gather, scatter: addresses of a ``multifd_native_gather``, which a sender's packets go by first, and of a
+            ``multifd_native_scatter``, which a receiver's do; 0: there is none.
         keep: what must not be freed as long as the hook may be called.
     """
 
@@ -213,6 +214,7 @@ class NativeHook:
     explain: Callable[[int], Exception]
     settle: Callable[[], None] = _nothing
     gather: int = 0
+    scatter: int = 0
     keep: Any = None
 
 
@@ -344,7 +346,8 @@ def native_hook(
         return None
     if not isinstance(hook, NativeHook):
         raise HookError(f"method {method.name!r}: {name} gave {hook!r}, expected a NativeHook or None")
-    for what, address, low in (("function", hook.function, 1), ("state", hook.state, 0), ("gather", hook.gather, 0)):
+    optional = {word: getattr(hook, word) for word in ("state", "gather", "scatter")}
+    for what, address, low in (("function", hook.function, 1), *((word, at, 0) for word, at in optional.items())):
         if type(address) is not int or not low <= address < _ADDRESSES:
             raise HookError(f"method {method.name!r}: {name} gave {what} {address!r}, expected an address")
     return hook

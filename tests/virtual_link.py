@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from multifd.methods._adaptive import DOUBTED, DOUBTING_CHANNELS
+from multifd.methods._adaptive import DOUBTED
 from multifd.methods._adaptive_zstd import LADDER, SAMPLED
 from multifd.methods.adapt import Policy, Rung, Spent
 
@@ -108,8 +108,8 @@ class _Migration:
         self._tokens = BURST
         self.places: dict[int, int] = {}
         self._channels = []
-        for number in range(world.channels):
-            policy = None if decide is not None else new_policy(number)
+        for _ in range(world.channels):
+            policy = None if decide is not None else new_policy()
             place = (lambda p=policy: p.place) if policy else (lambda: decide or 0)
             self._channels.append(_Channel(place, policy))
 
@@ -180,7 +180,7 @@ class _Migration:
         return current, until if until > self._now + 1e-9 else self._now + 1e-6
 
     def _kernels_word(self) -> float:
-        """What a channel's count of the last round trip comes to: what the bucket holds goes as fast as it is written."""
+        """A channel's count of the last round trip: what the bucket holds goes as fast as it is written."""
         waiting = [c.buffered for c in self._channels if c.buffered > 0]
         return (BURST_RATE if self._tokens >= sum(waiting) else self._rate()[0]) / max(len(waiting), 1)
 
@@ -226,7 +226,9 @@ class _Migration:
             c.policy.note(c.at_place, c.spent)
             if c.policy.wants_look:
                 rung = self._w.ladder[SAMPLED]
-                c.policy.look(SAMPLED, 65536 * rung.cost * c.pages.cost, 65536, 65536 * (1 - rung.saving * c.pages.saving))
+                c.policy.look(
+                    SAMPLED, 65536 * rung.cost * c.pages.cost, 65536, 65536 * (1 - rung.saving * c.pages.saving)
+                )
         c.spent = Spent()
         pages = next(self._memory, None)
         if pages is None:
@@ -238,9 +240,11 @@ class _Migration:
         cost = rung.cost * (pages.cost if c.at_place else 1) * self._rng.uniform(0.6, 1.4)
         c.stage, c.left = "compress", cost * PACKET * (1.0 if c.is_warm else COLD)
         c.is_warm = True
-        c.payload = PACKET * (1 - min(rung.saving * pages.saving * self._rng.uniform(0.65, 1.35), 0.95) if c.at_place else 1)
+        c.payload = PACKET * (
+            1 - min(rung.saving * pages.saving * self._rng.uniform(0.65, 1.35), 0.95) if c.at_place else 1
+        )
 
 
-def new_policy(channel: int) -> Policy:
+def new_policy() -> Policy:
     """As ``zstd:level=auto`` has it."""
-    return Policy(LADDER, SAMPLED, DOUBTED if channel < DOUBTING_CHANNELS else 1)
+    return Policy(LADDER, SAMPLED, DOUBTED)

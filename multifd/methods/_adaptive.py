@@ -16,9 +16,9 @@ from multifd.methods.adapt import Policy, Rung, Spent
 
 SAMPLE_BYTES = 32 * 1024
 """Of a packet's pages, for a look."""
-DOUBTED, DOUBTING_CHANNELS = 2, 2
-"""Packets at the start by which the link is not yet believed to be fast, and the channels that doubt: together they are
-more than a link's buffers take at once."""
+DOUBTED = 2
+"""A channel's packets at the start by which the link is not yet believed to be fast: what a token bucket lets pass at
+once looks so. Compressed, two of 512 KiB are more than that of a slow link."""
 CHANGING, FRAME, RAW = range(3)
 """Stages; zstd.h has the same."""
 
@@ -93,7 +93,7 @@ class Adaptive:
 
     def __init__(self, encoder: Encoder, p: SendParams, wire: Wire) -> None:
         self._encoder, self._counters, self._wire, self._delivery_rate = encoder, p.counters, wire, p.delivery_rate
-        self._policy = Policy(wire.ladder, wire.sampled, DOUBTED if p.channel < DOUBTING_CHANNELS else 1)
+        self._policy = Policy(wire.ladder, wire.sampled, DOUBTED)
         self._place = wire.sampled
         self._shared: Any = _Shared()
         self._hook_ns = self._gap_ns = 0

@@ -175,6 +175,7 @@ class Decompressor:
         self._source = c.ffi.new("ZSTD_inBuffer *")
         self._target = c.ffi.new("ZSTD_outBuffer *")
         self._spare = bytearray(1)
+        self._is_inside = c.ffi.new("uint8_t *")  # a frame that has not ended
 
     @contextmanager
     def _reading(self, buffer: Buffer) -> Iterator[None]:
@@ -228,14 +229,18 @@ class Decompressor:
                 return
 
     def _step(self) -> None:
-        c = self._context
-        if message := c.error(c.lib.ZSTD_decompressStream(c.pointer, self._target, self._source)):
+        c, before = self._context, self._source.pos
+        code = c.lib.ZSTD_decompressStream(c.pointer, self._target, self._source)
+        if message := c.error(code):
             raise _native_zstd.undecodable(message)
+        if self._source.pos != before:  # without input, libzstd asks for the next frame
+            self._is_inside[0] = code != 0
 
     def native_hook(self, page_size: int) -> NativeHook | None:
         """`decompress` in native code, on the same frame; None if that was not built."""
         c = self._context
         return _native_zstd.recv_hook(
             function=c.function("ZSTD_decompressStream"), is_error=c.function("ZSTD_isError"),
-            context=c.address(c.pointer), page_size=page_size, library_message=c.error, keep=self,
+            context=c.address(c.pointer), is_inside=c.address(self._is_inside), page_size=page_size,
+            library_message=c.error, keep=self,
         )  # fmt: skip

@@ -65,7 +65,8 @@ def send_hook(frame: Frame, *, library_message: Callable[[int], str]) -> NativeH
 def adaptive_hook(
     frame: Frame, *, library_message: Callable[[int], str], settle: Callable[[], None]
 ) -> tuple[NativeHook, Any] | None:
-    """``multifd_zstd_adapt``, ``multifd_zstd_gather`` and their ``zstd_adaptive``; None if it was not built. Arguments as `send_hook`."""
+    """``multifd_zstd_adapt`` and ``multifd_zstd_gather`` with their ``zstd_adaptive``; None if they were not built.
+    Arguments as `send_hook`."""
     module = _module()
     if module is None:
         return None
@@ -95,6 +96,7 @@ def recv_hook(
     function: int,
     is_error: int,
     context: int,
+    is_inside: int,
     page_size: int,
     library_message: Callable[[int], str],
     keep: object,
@@ -102,7 +104,7 @@ def recv_hook(
     """``multifd_zstd_recv`` on a context that Python decompresses with, too; None if it was not built.
 
     Args:
-        function, is_error, context: addresses, as in ``zstd_receiver`` (multifd/pump/zstd.h).
+        function, is_error, context, is_inside: addresses, as in ``zstd_receiver`` (multifd/pump/zstd.h).
         page_size: bytes.
         library_message: libzstd's words for its code.
         keep: what holds all of that.
@@ -115,6 +117,7 @@ def recv_hook(
     state.decompress = ffi.cast("size_t(*)(void *, zstd_out *, zstd_in *)", function)
     state.is_error = ffi.cast("unsigned(*)(size_t)", is_error)
     state.context, state.page_size = ffi.cast("void *", context), page_size
+    state.is_inside = ffi.cast("uint8_t *", is_inside)
 
     def explain(result: int) -> Exception:
         if result == lib.ZSTD_TOO_SHORT:
@@ -123,7 +126,8 @@ def recv_hook(
             return too_long(state.length)
         return undecodable(library_message(_library_code(lib, result)))
 
-    return _hook(ffi, ffi.addressof(lib, "multifd_zstd_recv"), state, explain, keep)
+    hook = _hook(ffi, ffi.addressof(lib, "multifd_zstd_recv"), state, explain, keep)
+    return replace(hook, scatter=_address(ffi, ffi.addressof(lib, "multifd_zstd_scatter")))
 
 
 def _module() -> Any:
@@ -132,7 +136,7 @@ def _module() -> Any:
         module: Any = importlib.import_module("multifd._pump")
     except ImportError:
         return None
-    return module if hasattr(module.lib, "multifd_zstd_gather") else None
+    return module if hasattr(module.lib, "multifd_zstd_scatter") else None
 
 
 def _library_code(lib: Any, result: int) -> int:

@@ -124,7 +124,7 @@ class Spent:
 
     @property
     def is_held_up(self) -> bool:
-        """Whether the link held it up, or the receiver: it waited, and what the kernel counts is no more than it sent."""
+        """Whether the link held it up, or the receiver: it waited, and the kernel counts no more than it sent."""
         total_s = self.hook_s + self.gap_s
         return self.waited_s >= WAITING * total_s and (not self.link_s or self.link_s >= BUSY * total_s)
 

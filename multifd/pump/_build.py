@@ -16,6 +16,8 @@ ffibuilder.cdef("""
 typedef int64_t (*multifd_native_send)(void *, const uint8_t *const *, uint32_t, uint8_t *, uint64_t);
 typedef int64_t (*multifd_native_recv)(void *, const uint8_t *, uint64_t, uint8_t *const *, uint32_t);
 struct iovec { ...; };
+typedef int64_t (*multifd_native_scatter)(void *, uint64_t, uint8_t *const *, uint32_t, uint8_t *, struct iovec *,
+                                          uint32_t);
 typedef int64_t (*multifd_native_gather)(void *, const uint8_t *const *, uint32_t, uint8_t *, uint64_t, struct iovec *,
                                          uint32_t);
 
@@ -90,6 +92,7 @@ typedef struct {
     uint8_t *log_is_zero;
     int32_t code;
     multifd_native_recv hook;
+    multifd_native_scatter scatter;
     void *hook_state;
     uint8_t *payload;
     uint32_t header_got;
@@ -158,6 +161,7 @@ typedef struct {
     size_t (*decompress)(void *, zstd_out *, zstd_in *);
     unsigned (*is_error)(size_t);
     void *context;
+    uint8_t *is_inside;
     uint32_t page_size;
     uint64_t length;
 } zstd_receiver;
@@ -166,6 +170,7 @@ int64_t multifd_zstd_send(void *, const uint8_t *const *, uint32_t, uint8_t *, u
 int64_t multifd_zstd_adapt(void *, const uint8_t *const *, uint32_t, uint8_t *, uint64_t);
 int64_t multifd_zstd_gather(void *, const uint8_t *const *, uint32_t, uint8_t *, uint64_t, struct iovec *, uint32_t);
 int64_t multifd_zstd_recv(void *, const uint8_t *, uint64_t, uint8_t *const *, uint32_t);
+int64_t multifd_zstd_scatter(void *, uint64_t, uint8_t *const *, uint32_t, uint8_t *, struct iovec *, uint32_t);
 """)
 
 _HERE = Path(__file__).parent

@@ -46,4 +46,16 @@ typedef int64_t (*multifd_native_gather)(void *state, const uint8_t *const *page
 typedef int64_t (*multifd_native_recv)(void *state, const uint8_t *payload, uint64_t length, uint8_t *const *pages,
                                        uint32_t count);
 
+/*
+ * Before a payload of `length` bytes is read, if a hook offers it: whether it may be the pages themselves with at most
+ * MULTIFD_NATIVE_HEADS bytes between them, and so be read straight to where it belongs. Sets `pieces`, in wire order
+ * and `length` bytes together: parts of the pages, and parts of `payload`, each as far from its beginning as in the
+ * payload; these it sets to what they have to be. The pages are not touched. Returns how many pieces there are, at most
+ * `room`, which is 2 * count + 1, or MULTIFD_NATIVE_DECLINED. If the bytes between the pages come as they have to be,
+ * the packet is done; else `multifd_native_recv` gets the whole payload.
+ */
+enum { MULTIFD_NATIVE_HEADS = 64 };
+typedef int64_t (*multifd_native_scatter)(void *state, uint64_t length, uint8_t *const *pages, uint32_t count,
+                                          uint8_t *payload, struct iovec *pieces, uint32_t room);
+
 #endif

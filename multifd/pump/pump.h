@@ -110,8 +110,8 @@ typedef struct {
     int64_t patience_ns;
     const uint8_t *abort;
     uint8_t *header, *staging;
-    uint8_t **pages;
-    struct iovec *iov;
+    uint8_t **pages;   /* page_count */
+    struct iovec *iov; /* 4 * page_count + 2 */
     pump_block *blocks;
     uint32_t block_count;
     /* What arrives in files: an entry a page, for the owner of the file. */
@@ -122,6 +122,7 @@ typedef struct {
     /* Set when the method is known; code -1: not yet. */
     int32_t code;
     multifd_native_recv hook; /* NULL: the payload is the pages */
+    multifd_native_scatter scatter; /* NULL: every payload is read to `payload` */
     void *hook_state;
     uint8_t *payload;
     /* Progress. */
@@ -130,6 +131,8 @@ typedef struct {
     uint32_t block; /* of the packet */
     uint32_t normal, zero;
     uint64_t payload_due, payload_got;
+    uint32_t pieces; /* in the second half of `iov`, of a payload that goes straight to the pages; 0: it does not */
+    uint8_t heads[MULTIFD_NATIVE_HEADS]; /* what has to stand between the pages then */
     uint32_t log_count;
     /* For the caller. */
     uint64_t packets, bytes, normal_pages, zero_pages; /* counted up */

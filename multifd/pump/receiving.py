@@ -47,7 +47,7 @@ class RecvPump:
         count = geometry.page_count
         self._abort, self._staging = np.frombuffer(abort, np.uint8), staging
         self._header = ffi.new("uint8_t[]", header_bytes(geometry))
-        self._pages, self._iov = ffi.new("uint8_t *[]", count), ffi.new("struct iovec[]", count + 1)
+        self._pages, self._iov = ffi.new("uint8_t *[]", count), ffi.new("struct iovec[]", 4 * count + 2)
         room = _LOG_PACKETS * count
         self._log_block, self._log_offset = np.empty(room, np.uint32), np.empty(room, np.int64)
         self._log_is_zero = np.empty(room, np.bool_)
@@ -96,6 +96,7 @@ class RecvPump:
             if s.sink < 0:
                 s.sink = open_sink()
             s.hook, s.hook_state = ffi.cast("multifd_native_recv", hook.function), ffi.cast("void *", hook.state)
+            s.scatter = ffi.cast("multifd_native_scatter", hook.scatter)
 
     def run(self) -> Stop:
         """Receive on. `bytes`, `packets`, `normal_pages`, `zero_pages` count this call.

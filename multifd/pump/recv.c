@@ -138,11 +138,81 @@ static void mark_used(pump_receiver *r, const pump_block *b)
         b->used[offset_of(r, i) / r->page_size] = 1;
 }
 
+static int is_unreadable(pump_receiver *r, const pump_block *b)
+{
+    int64_t offsets[PUMP_MOST_PAGES];
+    for (uint32_t i = 0; i < r->normal; i++)
+        offsets[i] = offset_of(r, i);
+    return b->kind != PUMP_FILE && pump_first_unreadable(r->sink, b->base, offsets, r->normal, r->page_size) >= 0;
+}
+
+/* Copy what stands between the pages of the payload to `heads`, or compare it: 0 if it is the same. */
+static int look_at_heads(pump_receiver *r, int is_copy)
+{
+    const struct iovec *piece = r->iov + 2 * r->page_count + 1;
+    uint64_t at = 0, done = 0;
+    int difference = 0;
+    for (uint32_t i = 0; i < r->pieces; at += piece[i++].iov_len) {
+        if (piece[i].iov_base != r->payload + at)
+            continue;
+        if (is_copy)
+            memcpy(r->heads + done, r->payload + at, piece[i].iov_len);
+        else
+            difference |= memcmp(r->heads + done, r->payload + at, piece[i].iov_len);
+        done += piece[i].iov_len;
+    }
+    return difference;
+}
+
+/* Ask the method whether its payload, of which nothing is here yet, may go straight to the pages. */
+static void scatter(pump_receiver *r, const pump_block *b)
+{
+    uint64_t page_bytes = (uint64_t)r->normal * r->page_size;
+    r->pieces = 0;
+    if (!r->normal || !r->hook || !r->scatter || r->payload_due < page_bytes
+        || r->payload_due - page_bytes > sizeof r->heads)
+        return;
+    struct iovec *pieces = r->iov + 2 * r->page_count + 1;
+    uint32_t room = 2 * r->normal + 1;
+    int64_t got = r->scatter(r->hook_state, r->payload_due, r->pages, r->normal, r->payload, pieces, room);
+    if (got <= 0 || got > room || is_unreadable(r, b))
+        return;
+    r->pieces = (uint32_t)got;
+    look_at_heads(r, 1);
+}
+
+/* What was read straight to the pages comes to its place in the payload. */
+static void gather(pump_receiver *r)
+{
+    const struct iovec *piece = r->iov + 2 * r->page_count + 1;
+    uint64_t at = 0;
+    for (uint32_t i = 0; i < r->pieces; at += piece[i++].iov_len)
+        if (piece[i].iov_base != r->payload + at)
+            memcpy(r->payload + at, piece[i].iov_base, piece[i].iov_len);
+    r->pieces = 0;
+}
+
+/* Pieces of a scattered payload from byte `from` on. */
+static uint32_t aim_scattered(pump_receiver *r, uint64_t from)
+{
+    const struct iovec *piece = r->iov + 2 * r->page_count + 1;
+    uint32_t pieces = 0;
+    for (uint32_t i = 0; i < r->pieces; i++) {
+        size_t skip = from < piece[i].iov_len ? (size_t)from : piece[i].iov_len;
+        from -= skip;
+        if (skip < piece[i].iov_len)
+            r->iov[pieces++] = (struct iovec){(uint8_t *)piece[i].iov_base + skip, piece[i].iov_len - skip};
+    }
+    return pieces;
+}
+
 static int read_payload(pump_receiver *r)
 {
     while (r->payload_got < r->payload_due) {
         uint32_t pieces = 1;
-        if (r->hook)
+        if (r->pieces)
+            pieces = aim_scattered(r, r->payload_got);
+        else if (r->hook)
             r->iov[0] = (struct iovec){r->payload + r->payload_got, (size_t)(r->payload_due - r->payload_got)};
         else
             pieces = aim(r, r->payload_got);
@@ -208,13 +278,11 @@ static int clear(pump_receiver *r, const pump_block *b)
 /* The payload is here: put it where it belongs. */
 static int take(pump_receiver *r, const pump_block *b)
 {
-    if (r->normal && r->hook) {
-        int64_t offsets[PUMP_MOST_PAGES];
-        for (uint32_t i = 0; i < r->normal; i++)
-            offsets[i] = offset_of(r, i);
-        if (b->kind != PUMP_FILE
-            && pump_first_unreadable(r->sink, b->base, offsets, r->normal, r->page_size) >= 0)
+    int is_scattered = r->pieces && !look_at_heads(r, 0);
+    if (r->normal && r->hook && !is_scattered) {
+        if (is_unreadable(r, b))
             return PUMP_DECLINED;
+        gather(r);
         int64_t result = r->hook(r->hook_state, r->payload, r->payload_due, r->pages, r->normal);
         if (result) {
             r->hook_result = result;
@@ -269,6 +337,7 @@ int pump_receive(pump_receiver *r)
             mark_used(r, b);
             r->payload_got = 0;
             r->in_payload = 1;
+            scatter(r, b);
         }
         const pump_block *b = &r->blocks[r->block];
         if ((why = read_payload(r)) != PUMP_DONE)

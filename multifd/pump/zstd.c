@@ -66,11 +66,20 @@ static void put_content_size(uint8_t *header, uint32_t bytes)
         header[5 + i] = (uint8_t)(bytes >> 8 * i);
 }
 
-/* A frame of the pages as they are, where they lie: as many as fit share a block. Its heads go into `out`. */
-static int64_t raw_frame(const zstd_adaptive *s, const uint8_t *const *pages, uint32_t count, uint8_t *out,
+/* Bytes of a frame of so many pages as they are, beside the pages. */
+static uint64_t raw_heads(uint64_t page_bytes)
+{
+    return sizeof raw_header + (page_bytes + MOST_BLOCK - 1) / MOST_BLOCK * BLOCK_HEADER;
+}
+
+/*
+ * A frame of the pages as they are, where they lie: as many as fit share a block. The heads go into `out`, one after the
+ * other, or `apart`: as far from its beginning as in the frame.
+ */
+static int64_t raw_frame(uint32_t page_size, const uint8_t *const *pages, uint32_t count, uint8_t *out, int apart,
                          struct iovec *pieces)
 {
-    uint32_t page_size = s->frame.page_size, in_block = MOST_BLOCK / page_size, made = 0;
+    uint32_t in_block = MOST_BLOCK / page_size, made = 0;
     memcpy(out, raw_header, sizeof raw_header);
     put_content_size(out, count * page_size);
     uint8_t *head = out, *to = out + sizeof raw_header;
@@ -79,6 +88,8 @@ static int64_t raw_frame(const zstd_adaptive *s, const uint8_t *const *pages, ui
         put_block_header(to, (size_t)here * page_size, i + here == count);
         to += BLOCK_HEADER;
         pieces[made++] = (struct iovec){head, (size_t)(to - head)};
+        if (apart)
+            to += (size_t)here * page_size;
         head = to;
         for (uint32_t end = i + here; i < end;) {
             uint32_t run = run_length(pages, i, end, page_size);
@@ -115,11 +126,11 @@ int64_t multifd_zstd_gather(void *state, const uint8_t *const *pages, uint32_t c
 {
     zstd_adaptive *s = state;
     uint64_t page_bytes = (uint64_t)count * s->frame.page_size;
-    uint64_t blocks = (page_bytes + MOST_BLOCK - 1) / MOST_BLOCK, heads = sizeof raw_header + blocks * BLOCK_HEADER;
-    if (s->stage != ZSTD_RAW || heads + page_bytes > capacity || blocks + count > room)
+    uint64_t heads = raw_heads(page_bytes);
+    if (s->stage != ZSTD_RAW || heads + page_bytes > capacity || 2 * count > room)
         return MULTIFD_NATIVE_DECLINED;
     enter(&s->meter);
-    int64_t made = raw_frame(s, pages, count, out, pieces);
+    int64_t made = raw_frame(s->frame.page_size, pages, count, out, 0, pieces);
     if (s->is_changing)
         s->stage = ZSTD_CHANGING;
     leave(&s->meter, page_bytes, heads + page_bytes);
@@ -144,6 +155,13 @@ int64_t multifd_zstd_adapt(void *state, const uint8_t *const *pages, uint32_t co
     return made;
 }
 
+/* libzstd says 0 at a frame's end; without input it then asks for the next one. */
+static void note_place(zstd_receiver *s, size_t code, size_t taken)
+{
+    if (taken)
+        *s->is_inside = code != 0;
+}
+
 int64_t multifd_zstd_recv(void *state, const uint8_t *payload, uint64_t length, uint8_t *const *pages, uint32_t count)
 {
     zstd_receiver *s = state;
@@ -158,6 +176,7 @@ int64_t multifd_zstd_recv(void *state, const uint8_t *payload, uint64_t length, 
             size_t code = s->decompress(s->context, &target, &in);
             if (s->is_error(code))
                 return library_error(code);
+            note_place(s, code, in.pos - in_before);
             if (in.pos == in_before && target.pos == out_before)
                 return ZSTD_TOO_SHORT;
         }
@@ -170,9 +189,21 @@ int64_t multifd_zstd_recv(void *state, const uint8_t *payload, uint64_t length, 
         size_t code = s->decompress(s->context, &target, &in);
         if (s->is_error(code))
             return library_error(code);
+        note_place(s, code, in.pos - before);
         if (target.pos)
             return ZSTD_TOO_LONG;
         if (in.pos == before || in.pos == in.size)
             return 0;
     }
+}
+
+/* What `multifd_zstd_gather` makes, told by its length: a frame that holds anything else is shorter, or longer. */
+int64_t multifd_zstd_scatter(void *state, uint64_t length, uint8_t *const *pages, uint32_t count, uint8_t *payload,
+                             struct iovec *pieces, uint32_t room)
+{
+    zstd_receiver *s = state;
+    uint64_t page_bytes = (uint64_t)count * s->page_size;
+    if (*s->is_inside || length != raw_heads(page_bytes) + page_bytes || 2 * count > room)
+        return MULTIFD_NATIVE_DECLINED;
+    return raw_frame(s->page_size, (const uint8_t *const *)pages, count, payload, 1, pieces);
 }

@@ -63,6 +63,7 @@ typedef struct {
     size_t (*decompress)(void *context, zstd_out *out, zstd_in *in);
     unsigned (*is_error)(size_t code);
     void *context;
+    uint8_t *is_inside; /* a frame that has not ended: what comes next is not another's beginning */
     uint32_t page_size;
     uint64_t length; /* of the last payload, for the words of an error */
 } zstd_receiver;
@@ -72,5 +73,7 @@ int64_t multifd_zstd_adapt(void *state, const uint8_t *const *pages, uint32_t co
 int64_t multifd_zstd_gather(void *state, const uint8_t *const *pages, uint32_t count, uint8_t *out, uint64_t capacity,
                             struct iovec *pieces, uint32_t room);
 int64_t multifd_zstd_recv(void *state, const uint8_t *payload, uint64_t length, uint8_t *const *pages, uint32_t count);
+int64_t multifd_zstd_scatter(void *state, uint64_t length, uint8_t *const *pages, uint32_t count, uint8_t *payload,
+                             struct iovec *pieces, uint32_t room);
 
 #endif

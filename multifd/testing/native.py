@@ -1,8 +1,4 @@
-"""Hooks in native code, in a process of their own: ``python -m multifd.testing.native CASE SPEC``; see `child`.
-
-An end calls its hook as the packet pump does: by its address, with addresses, and without the interpreter lock; what it
-declines goes by the hook in Python. No compiler and no pump is needed.
-"""
+"""Hooks in native code, in a process of their own: ``python -m multifd.testing.native CASE SPEC``; see `child`."""
 
 from __future__ import annotations
 
@@ -13,10 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cffi
-import numpy as np
-
-from multifd.method import CodecError, MultifdMethods, NativeHook, RecvParams, SendParams, native_hook
+from multifd.method import CodecError, MultifdMethods
 from multifd.pages import Geometry, Memory, Pages
 from multifd.registry import load_method
 from multifd.testing import hostile
@@ -33,10 +26,9 @@ from multifd.testing.harness import (
     round_trip,
     show,
 )
+from multifd.testing.native_ends import NativeRecvEnd, NativeSendEnd
 from multifd.testing.strategies import PACKET_KINDS, PAGE_SIZES, packet
 
-DECLINED = -1
-"""MULTIFD_NATIVE_DECLINED of multifd/pump/native.h."""
 CHANNELS = 4
 DEADLINE_S = 60.0
 """For channels at the same time, which take less than a second."""
@@ -44,153 +36,6 @@ LIVE_PACKETS = 300
 """The hook in Python is given more."""
 HISTORIES = 3
 """Mixtures of native and Python packets that a channel is led through."""
-
-_FFI = cffi.FFI()
-_FFI.cdef("""
-typedef int64_t (*multifd_native_send)(void *, const uint8_t *const *, uint32_t, uint8_t *, uint64_t);
-typedef int64_t (*multifd_native_recv)(void *, const uint8_t *, uint64_t, uint8_t *const *, uint32_t);
-typedef struct { void *base; size_t length; } piece;
-typedef int64_t (*multifd_native_gather)(void *, const uint8_t *const *, uint32_t, uint8_t *, uint64_t, piece *, uint32_t);
-""")
-
-
-class _Native:
-    """What both ends have in common."""
-
-    hook: NativeHook | None = None
-    is_native = True
-    """Whether the next packets go by the hook in native code."""
-    taken = 0
-    """Packets that it did not decline."""
-
-    def settle(self) -> None:
-        """Let the hook count."""
-        if self.hook is not None:
-            self.hook.settle()
-
-
-class NativeSendEnd(_Native, SendEnd):
-    """A source's end whose packets go by the hook in native code."""
-
-    def __init__(self, method: MultifdMethods, page_size: int = 4096, channel: int = 0) -> None:
-        super().__init__(method, page_size, channel)
-        self.out = Fence(self.bound)
-
-    def setup(self) -> None:
-        """Run send_setup and ask for the hook."""
-        super().setup()
-        self.hook = native_hook(self.method, "native_send", self.p)
-
-    def cleanup(self) -> None:
-        """Run send_cleanup; the hook is not called any more."""
-        self.hook = None
-        super().cleanup()
-
-    def _send_prepare(self, p: SendParams) -> None:
-        if self.hook is None or not self.is_native:
-            super()._send_prepare(p)
-            return
-        if self._gather(p):
-            self.taken += 1
-            return
-        pages, p.pages = p.pages, self.no_pages  # it has to do without
-        pointers = _pointers(pages)
-        function = _FFI.cast("multifd_native_send", self.hook.function)
-        out = _FFI.cast("uint8_t *", _address(self.out.view))
-        result = function(_FFI.cast("void *", self.hook.state), pointers, len(pages), out, self.bound)
-        p.pages = pages
-        if result == DECLINED:
-            super()._send_prepare(p)
-        elif result < 0:
-            error = self.hook.explain(result)
-            raise Broken(
-                "a sender's hook takes every packet, or declines it",
-                Section.NATIVE,
-                f"{self.where}: {result}, {error!r}",
-            ) from error
-        elif not 0 < result <= self.bound:
-            raise Broken(
-                "a sender's hook gives the payload's bytes, from 1 to capacity",
-                Section.NATIVE,
-                f"{self.where}: {result} for {len(pages)} pages, capacity {self.bound}",
-            )
-        else:
-            self.taken += 1
-            p.iov.append(self.out.view[:result])
-
-    def _gather(self, p: SendParams) -> bool:
-        """Whether the hook that copies no page took the packet."""
-        if self.hook is None or not self.hook.gather:
-            return False
-        room = 2 * len(p.pages) + 1
-        pieces, pointers = _FFI.new("piece[]", room), _pointers(p.pages)
-        function = _FFI.cast("multifd_native_gather", self.hook.gather)
-        out, out_at = _FFI.cast("uint8_t *", _address(self.out.view)), _address(self.out.view)
-        result = function(
-            _FFI.cast("void *", self.hook.state), pointers, len(p.pages), out, self.bound, pieces, room
-        )
-        if result == DECLINED:
-            return False
-        known = [(out_at, self.out.view), *((_address(page), page) for page in p.pages.runs())]
-        for piece in pieces[0 : max(result, 0)]:
-            at, nbytes = int(_FFI.cast("uintptr_t", piece.base)), piece.length
-            found = [view[at - a : at - a + nbytes] for a, view in known if a <= at and at + nbytes <= a + len(view)]
-            if not found:
-                raise Broken(
-                    "pieces of a payload are parts of the packet's pages or of the hook's output",
-                    Section.NATIVE,
-                    f"{self.where}: {nbytes} bytes at {at:#x}",
-                )
-            p.iov.append(found[0])
-        if not 0 < result <= room:
-            raise Broken(
-                "a sender's hook gives from 1 piece to as many as there is room for, or declines",
-                Section.NATIVE,
-                f"{self.where}: {result} for {len(p.pages)} pages, room for {room}",
-            )
-        return True
-
-
-class NativeRecvEnd(_Native, RecvEnd):
-    """A destination's end whose packets go by the hook in native code."""
-
-    def setup(self) -> None:
-        """Run recv_setup and ask for the hook."""
-        super().setup()
-        self.hook = native_hook(self.method, "native_recv", self.p)
-
-    def cleanup(self) -> None:
-        """Run recv_cleanup; the hook is not called any more."""
-        self.hook = None
-        super().cleanup()
-
-    def _recv(self, p: RecvParams) -> None:
-        if self.hook is None or not self.is_native or not len(p.payload):  # the pump leaves an empty one to Python
-            super()._recv(p)
-            return
-        pages, payload = p.pages, p.payload
-        p.pages, p.payload = self.no_pages, memoryview(b"")  # it has to do without
-        function = _FFI.cast("multifd_native_recv", self.hook.function)
-        source = _FFI.cast("uint8_t *", _address(payload))
-        state = _FFI.cast("void *", self.hook.state)
-        result = function(state, source, len(payload), _pointers(pages), len(pages))
-        p.pages, p.payload = pages, payload
-        if result == DECLINED:
-            super()._recv(p)
-            return
-        self.taken += 1
-        if result < 0:
-            raise self.hook.explain(result)
-        if result:
-            raise Broken("a receiver's hook gives 0 or a negative number", Section.NATIVE, f"{self.where}: {result}")
-
-
-def _address(view: memoryview) -> int:
-    return int(np.frombuffer(view, np.uint8).ctypes.data)
-
-
-def _pointers(pages: Pages) -> Any:
-    return _FFI.new("uint8_t *[]", [_FFI.cast("uint8_t *", _address(page)) for page in pages])
 
 
 def is_offered(method: MultifdMethods) -> tuple[bool, bool]:

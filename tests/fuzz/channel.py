@@ -14,7 +14,7 @@ from multifd.errors import CodecError
 from multifd.method import MultifdMethods, RecvParams
 from multifd.testing.fence import Fence
 from multifd.testing.harness import RecvEnd, SendEnd
-from multifd.testing.native import NativeRecvEnd
+from multifd.testing.native_ends import NativeRecvEnd
 from multifd.testing.strategies import packet
 
 PAGE, MOST_PAGES, MOST_PACKETS = 4096, 6, 4
