@@ -175,7 +175,7 @@ class Policy:
         self._next_probe_s, self._bar_s = 0.0, BAR_S
         self._barred_at_s = 1.0  # what a payload byte took when a probe did not pay
         self._elapsed_s = self._next_look_s = 0.0
-        self._is_new = True  # pages as they are were not tried yet
+        self._is_new = True  # nothing waited yet, and pages as they are were not tried
 
     @property
     def level(self) -> int | None:
@@ -195,7 +195,6 @@ class Policy:
             spent: what they took.
         """
         self._elapsed_s += spent.hook_s + spent.gap_s
-        self._is_new = self._is_new and place > 0
         if place:
             # The first packet touches the codec's memory for the first time, which no other has to pay for.
             cost = spent.hook_cpu_s / spent.page_bytes if self._pages_known else self._ladder[place].cost
@@ -256,12 +255,13 @@ class Policy:
             self._free.add(spent)
             if self._is_free:
                 self._recent = replace(self._free)
-        recent, kernel_s = self._recent, spent.link_s / spent.payload_bytes
-        self._kernel_s = kernel_s
+        recent, kernel_s = self._recent, self._recent.link_s / self._recent.payload_bytes
+        self._kernel_s = spent.link_s / spent.payload_bytes
+        self._is_new = self._is_new and place > 0 and not recent.is_held_up
         if self._is_new and kernel_s:
             self._wire_s = kernel_s
         elif recent.is_held_up:
-            self._wire_s = max(recent.wire_s, recent.link_s / recent.payload_bytes)
+            self._wire_s = max(recent.wire_s, kernel_s)
         elif kernel_s > recent.wire_s:
             self._wire_s = kernel_s  # what does not wait goes into buffers
         else:
@@ -305,7 +305,7 @@ class Policy:
         """Whether nothing holds the channel up, or perhaps the receiver, or who has its processor."""
         recent = self._recent
         pace = recent.wire_s * self._left(self.place)
-        if self._kernel_s > pace:
+        if recent.link_s / recent.payload_bytes > pace:
             return False
         if self._is_free:
             return True
