@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from multifd.methods._adaptive import DOUBTED
+from multifd.methods._adaptive import DOUBTED, SAMPLE_BYTES
 from multifd.methods._adaptive_zstd import LADDER, SAMPLED
 from multifd.methods.adapt import Policy, Rung, Spent
 
@@ -220,17 +220,10 @@ class _Migration:
                     self._next_packet(c)
 
     def _next_packet(self, c: _Channel) -> None:
-        if c.policy is not None and c.payload:
-            c.spent.page_bytes, c.spent.payload_bytes = PACKET, c.payload
-            c.spent.link_s = c.payload / self._kernels_word()
-            c.policy.note(c.at_place, c.spent)
-            if c.policy.wants_look:
-                rung = self._w.ladder[SAMPLED]
-                c.policy.look(
-                    SAMPLED, 65536 * rung.cost * c.pages.cost, 65536, 65536 * (1 - rung.saving * c.pages.saving)
-                )
-        c.spent = Spent()
         pages = next(self._memory, None)
+        if c.policy is not None:
+            self._tell(c.policy, c, pages)
+        c.spent = Spent()
         if pages is None:
             c.stage = "done"
             return
@@ -240,9 +233,19 @@ class _Migration:
         cost = rung.cost * (pages.cost if c.at_place else 1) * self._rng.uniform(0.6, 1.4)
         c.stage, c.left = "compress", cost * PACKET * (1.0 if c.is_warm else COLD)
         c.is_warm = True
-        c.payload = PACKET * (
-            1 - min(rung.saving * pages.saving * self._rng.uniform(0.65, 1.35), 0.95) if c.at_place else 1
-        )
+        saving = min(rung.saving * pages.saving * self._rng.uniform(0.65, 1.35), 0.95) if c.at_place else 0.0
+        c.payload = PACKET * (1 - saving)
+
+    def _tell(self, policy: Policy, c: _Channel, upcoming: Pages | None) -> None:
+        """What the packet before took, and what the next one is like if that is wanted."""
+        if c.payload:
+            c.spent.page_bytes, c.spent.payload_bytes = PACKET, c.payload
+            c.spent.link_s = c.payload / self._kernels_word()
+            policy.note(c.at_place, c.spent)
+        if upcoming is not None and policy.wants_look:
+            rung = self._w.ladder[SAMPLED]
+            cost, left = rung.cost * upcoming.cost, 1 - rung.saving * upcoming.saving
+            policy.look(SAMPLED, SAMPLE_BYTES * cost, SAMPLE_BYTES, SAMPLE_BYTES * left)
 
 
 def new_policy() -> Policy:

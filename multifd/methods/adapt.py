@@ -112,6 +112,16 @@ class Spent:
         return (self.hook_s + self.gap_s) / self.payload_bytes
 
     @property
+    def kernel_s(self) -> float:
+        """Seconds for each byte of payload by the kernel's word on the network; 0: it says nothing."""
+        return self.link_s / self.payload_bytes
+
+    @property
+    def pace_s(self) -> float:
+        """Seconds for each byte of pages."""
+        return (self.hook_s + self.gap_s) / self.page_bytes
+
+    @property
     def contention(self) -> float:
         """Time over processor time, of all that was not waiting."""
         cpu_s = self.hook_cpu_s + self.gap_cpu_s
@@ -169,7 +179,6 @@ class Policy:
         self._pages_known = 0.0
         self._recent, self._free = Spent(), Spent()  # lately; since it waited last
         self._wire_s = math.inf  # a payload byte's time
-        self._kernel_s = 0.0  # by the kernel's count; 0: it does not say
         self._rested = 0.0  # bytes of pages since the last change
         self._probe: _Probe | None = None
         self._next_probe_s, self._bar_s = 0.0, BAR_S
@@ -216,8 +225,11 @@ class Policy:
         """Whether nothing has told for a while what pages save, and some level would pay if they are typical."""
         if self.place or self._elapsed_s < self._next_look_s or not self._recent.is_held_up:
             return False
-        contention = self._recent.contention
-        return any(self._wire_s * rung.saving > contention * rung.cost for rung in self._ladder[1:])
+        was, self._keener = self._keener, self._keener or 1.0
+        best = min(self._pace(place, self._wire_s) for place in range(1, len(self._ladder)))
+        pays = best < GAIN * self._pace(0, self._wire_s)
+        self._keener = was
+        return pays
 
     def look(self, place: int, cpu_s: float, page_bytes: float, payload_bytes: float) -> None:
         """Learn from pages that were compressed only to see what it takes.
@@ -234,14 +246,14 @@ class Policy:
             self._choose()
 
     def _weigh(self, place: int, cost: float, ratio: float, page_bytes: float) -> None:
+        if ratio > NO_SHRINKING:
+            self._keener = 0.0  # and what it cost tells nothing: a codec soon gives up
+            return
         rung = self._ladder[place]
         self._pages_known = min(self._pages_known + page_bytes, PAGE_MEMORY)
         new = 1 - math.exp(-page_bytes / self._pages_known)
         self._dearer += (cost / rung.cost - self._dearer) * new
-        if ratio > NO_SHRINKING:
-            self._keener = 0.0
-        else:
-            self._keener += ((1 - ratio) / rung.saving - self._keener) * (new if self._keener else 1.0)
+        self._keener += ((1 - ratio) / rung.saving - self._keener) * (new if self._keener else 1.0)
 
     def _note_wire(self, place: int, spent: Spent) -> None:
         if spent.is_held_up:
@@ -255,8 +267,7 @@ class Policy:
             self._free.add(spent)
             if self._is_free:
                 self._recent = replace(self._free)
-        recent, kernel_s = self._recent, self._recent.link_s / self._recent.payload_bytes
-        self._kernel_s = spent.link_s / spent.payload_bytes
+        recent, kernel_s = self._recent, self._recent.kernel_s
         self._is_new = self._is_new and place > 0 and not recent.is_held_up
         if self._is_new and kernel_s:
             self._wire_s = kernel_s
@@ -276,41 +287,51 @@ class Policy:
         """Payload bytes for each byte of pages."""
         return 1 - min(self._ladder[place].saving * self._keener, 0.99)
 
-    def _pace(self, place: int) -> float:
-        """Seconds that a byte of pages would take."""
+    def _pace(self, place: int, wire_s: float) -> float:
+        """Seconds that a byte of pages would take, if one of payload takes `wire_s`."""
         recent, left = self._recent, self._left(place)
         cost = self._ladder[place].cost * (self._dearer if place else 1.0)
         work = recent.contention * (cost + recent.gap_cpu_s / recent.payload_bytes * left)
-        return float((work**SHARPNESS + (self._wire_s * left) ** SHARPNESS) ** (1 / SHARPNESS) + THRIFT * work)
+        return float((work**SHARPNESS + (wire_s * left) ** SHARPNESS) ** (1 / SHARPNESS) + THRIFT * work)
 
     def _choose(self) -> None:
         """Go where the time for each byte is least."""
         recent = self._recent
         if self.place and not self._keener:
             self._go(0)
-        elif self.place and self._elapsed_s >= self._next_probe_s and self._may_be_other_than_the_link():
-            self._probe = _Probe(self.place, replace(recent))
-            self._go(0)
+        elif self.place and self._elapsed_s >= self._next_probe_s and (trial := self._trial()) is not None:
+            self._try(trial)
         else:
             highest = self.place if recent.is_contended else len(self._ladder) - 1
             lowest = self.place if self._doubted else 0
-            best = min(range(lowest, highest + 1), key=self._pace)
-            gain = self._pace(best) / self._pace(self.place)
+            paces = {place: self._pace(place, self._wire_s) for place in range(lowest, highest + 1)}
+            best = min(paces, key=lambda place: paces[place])
+            gain = paces[best] / paces[self.place]
             if gain < FAR_BETTER or (gain < GAIN and self._rested >= REST):
                 if self._is_new and not best:
-                    self._probe = _Probe(self.place, replace(recent))
-                self._go(best)
+                    self._try(best)
+                else:
+                    self._go(best)
 
-    def _may_be_other_than_the_link(self) -> bool:
-        """Whether nothing holds the channel up, or perhaps the receiver, or who has its processor."""
-        recent = self._recent
-        pace = recent.wire_s * self._left(self.place)
-        if recent.link_s / recent.payload_bytes > pace:
-            return False
-        if self._is_free:
-            return True
-        is_doubtful = recent.is_contended or pace < RECEIVING * recent.contention
-        return recent.is_held_up and is_doubtful and self._rested >= REST
+    def _trial(self) -> int | None:
+        """A cheaper place that may be better than what is known says: nothing holds the channel up, or perhaps the
+        receiver, or who has its processor."""
+        recent, free = self._recent, self._free
+        if free.payload_bytes:
+            kernel_s = free.kernel_s
+            is_worth_it = self._is_free or 0 < OTHER_LINK * kernel_s < self._wire_s
+        else:
+            kernel_s = recent.kernel_s
+            is_doubtful = recent.is_contended or recent.pace_s < RECEIVING * recent.contention
+            is_worth_it = recent.is_held_up and is_doubtful and self._rested >= REST
+        if not is_worth_it or self._doubted:
+            return None
+        trial = min(range(self.place), key=lambda place: self._pace(place, kernel_s)) if kernel_s else 0
+        return trial if self._pace(trial, kernel_s) < GAIN * recent.pace_s else None
+
+    def _try(self, place: int) -> None:
+        self._probe = _Probe(self.place, replace(self._recent))
+        self._go(place)
 
     def _go(self, place: int) -> None:
         self.place, self._rested, self._free = place, 0.0, Spent()
@@ -318,22 +339,21 @@ class Policy:
     def _is_over(self, probe: _Probe, spent: Spent) -> bool:
         """Count what was spent on a probe; at its end stay, or go back."""
         probe.spent.add(spent)
-        before = probe.before.wire_s * self._left(probe.origin)
+        before = probe.before.pace_s
         is_unseen, probe.left = probe.left > JUDGED, probe.left - spent.payload_bytes
-        is_refuted = self._kernel_s > before
-        is_hopeless = spent.is_held_up and not spent.is_contended and probe.spent.wire_s > FAR_WORSE * before
-        is_hopeless = is_hopeless or is_refuted
-        if probe.left > 0 and not is_hopeless:
+        is_refuted = spent.kernel_s * self._left(self.place) > before
+        is_hopeless = spent.is_held_up and not spent.is_contended and probe.spent.pace_s > FAR_WORSE * before
+        if probe.left > 0 and not (is_refuted or is_hopeless):
             if is_unseen and probe.left <= JUDGED:
                 probe.spent = Spent()
             return False
-        pays = probe.spent.wire_s <= before and not is_refuted
-        self._recent = probe.before if is_refuted or (probe.before.is_held_up and not pays) else probe.spent
-        self._wire_s = self._kernel_s if is_refuted else self._recent.wire_s
-        if pays:
-            self._bar_s = BAR_S
-        else:
-            self._barred_at_s, self._next_probe_s = self._wire_s, self._elapsed_s + self._bar_s
-            self._bar_s *= 2
-            self._go(probe.origin)
+        if probe.spent.pace_s <= before and not is_refuted:
+            self._recent, self._bar_s = probe.spent, BAR_S
+            self._wire_s = probe.spent.wire_s
+            return True
+        self._recent = probe.before if is_refuted or probe.before.is_held_up else probe.spent
+        self._wire_s = spent.kernel_s if is_refuted else self._recent.wire_s
+        self._barred_at_s, self._next_probe_s = self._wire_s, self._elapsed_s + self._bar_s
+        self._bar_s *= 2
+        self._go(probe.origin)
         return True
