@@ -89,12 +89,14 @@ class Compressor:
     def __init__(self, highest: int, window_log: int, packet_bytes: int) -> None:
         self._context = c = _Context("ZSTD_createCCtx", "ZSTD_freeCCtx")
         self._window_log, self._packet_bytes = window_log, packet_bytes
-        self._ring = c.ffi.new("uint8_t[]", self._room(self._parameters(highest)))
+        # Not cleared: that would touch MiB, which a channel that sends pages as they are never does.
+        uncleared = c.ffi.new_allocator(should_clear_after_alloc=False)
+        self._ring = uncleared("uint8_t[]", self._room(self._parameters(highest)))
         self._ring_view = memoryview(c.ffi.buffer(self._ring))
         self._ring_array = np.frombuffer(self._ring_view, np.uint8)
         self._ring_bytes, self._at = c.ffi.new("uint64_t *"), c.ffi.new("uint64_t *")
         # ZSTD_compressBound, zstd.h: input + input / 256, and 64 bytes for small inputs
-        self._out = c.ffi.new("uint8_t[]", packet_bytes + packet_bytes // 256 + 1024)
+        self._out = uncleared("uint8_t[]", packet_bytes + packet_bytes // 256 + 1024)
         self._out_view = memoryview(c.ffi.buffer(self._out))
 
     def open(self, level: int) -> None:

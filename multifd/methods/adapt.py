@@ -8,12 +8,17 @@ of that proposes, from what packets took:
   compare. Pages that do not shrink go as they are.
 * How much longer than its processor time a packet takes: others want the processors, too.
 * What a byte on the wire takes, if the channel waits in between its hooks; if it does not, it is no more than that.
+* What the kernel counts of the network, if it says: bytes that were acknowledged in the last round trip. Where bytes
+  queue up that is the link, before anybody has waited for it. Where they do not it may be a burst that somebody's
+  buffers took, so it is an invitation to try, no more.
 
-Where that is not enough the clock decides. If nothing is waited for, or a wait may as well be for the receiver, pages
-are probed as they are for a few packets: they stay so if the memory goes faster by it, and if not the link is known
-better. A probe that did not pay is not repeated for a while, twice as long each time, unless the link becomes another.
-Where more time passes without a processor than in waiting, a wait may be for somebody who has none either: then nothing
-dearer is taken.
+Where that is not enough the clock decides. If nothing is waited for, or a wait may as well be for the receiver, a
+cheaper level is probed for a few packets, or pages as they are: they stay so if the memory goes faster by it, and if
+not the link is known better. A probe that did not pay is not repeated for a while, twice as long each time, unless the
+link becomes another. Where more time passes without a processor than in waiting, a wait may be for somebody who has
+none either: then nothing dearer is taken.
+
+A channel begins at a cheap level: of a slow link that costs little, and a fast one is recognised after two packets.
 """
 
 from __future__ import annotations
@@ -30,7 +35,7 @@ UNSEEN = 1 * _MIB
 """Payload bytes of a channel that may be on their way without its knowing, there, in routers and at the receiver: so
 much after a change tells of what was before."""
 JUDGED = 1 * _MIB
-"""Payload bytes after that by which a probe is judged: two packets."""
+"""Payload bytes after that by which a probe is judged: two packets as they are."""
 MEMORY = 4 * _MIB
 """Bytes of pages of which is known what they took: 8 packets."""
 PAGE_MEMORY = 4 * _MIB
@@ -147,7 +152,7 @@ class Spent:
 
 @dataclass(slots=True)
 class _Probe:
-    """Of pages as they are.
+    """Of a cheaper place.
 
     Args:
         origin: the place before.
@@ -223,13 +228,12 @@ class Policy:
     @property
     def wants_look(self) -> bool:
         """Whether nothing has told for a while what pages save, and some level would pay if they are typical."""
-        if self.place or self._elapsed_s < self._next_look_s or not self._recent.is_held_up:
+        is_known = self.place or self._elapsed_s < self._next_look_s
+        if is_known or not self._recent.payload_bytes or not self._recent.is_held_up:
             return False
-        was, self._keener = self._keener, self._keener or 1.0
-        best = min(self._pace(place, self._wire_s) for place in range(1, len(self._ladder)))
-        pays = best < GAIN * self._pace(0, self._wire_s)
-        self._keener = was
-        return pays
+        keener = self._keener or 1.0
+        best = min(self._pace(place, self._wire_s, keener) for place in range(1, len(self._ladder)))
+        return best < GAIN * self._pace(0, self._wire_s, keener)
 
     def look(self, place: int, cpu_s: float, page_bytes: float, payload_bytes: float) -> None:
         """Learn from pages that were compressed only to see what it takes.
@@ -283,13 +287,13 @@ class Policy:
         """Whether so much went without a wait that there is nothing to wait for."""
         return self._free.payload_bytes >= FREE
 
-    def _left(self, place: int) -> float:
+    def _left(self, place: int, keener: float) -> float:
         """Payload bytes for each byte of pages."""
-        return 1 - min(self._ladder[place].saving * self._keener, 0.99)
+        return 1 - min(self._ladder[place].saving * keener, 0.99)
 
-    def _pace(self, place: int, wire_s: float) -> float:
+    def _pace(self, place: int, wire_s: float, keener: float) -> float:
         """Seconds that a byte of pages would take, if one of payload takes `wire_s`."""
-        recent, left = self._recent, self._left(place)
+        recent, left = self._recent, self._left(place, keener)
         cost = self._ladder[place].cost * (self._dearer if place else 1.0)
         work = recent.contention * (cost + recent.gap_cpu_s / recent.payload_bytes * left)
         return float((work**SHARPNESS + (wire_s * left) ** SHARPNESS) ** (1 / SHARPNESS) + THRIFT * work)
@@ -299,23 +303,23 @@ class Policy:
         recent = self._recent
         if self.place and not self._keener:
             self._go(0)
-        elif self.place and self._elapsed_s >= self._next_probe_s and (trial := self._trial()) is not None:
-            self._try(trial)
+        elif self.place and self._elapsed_s >= self._next_probe_s and (probed := self._worth_probing()) is not None:
+            self._begin_probe(probed)
         else:
             highest = self.place if recent.is_contended else len(self._ladder) - 1
             lowest = self.place if self._doubted else 0
-            paces = {place: self._pace(place, self._wire_s) for place in range(lowest, highest + 1)}
+            paces = {place: self._pace(place, self._wire_s, self._keener) for place in range(lowest, highest + 1)}
             best = min(paces, key=lambda place: paces[place])
             gain = paces[best] / paces[self.place]
             if gain < FAR_BETTER or (gain < GAIN and self._rested >= REST):
                 if self._is_new and not best:
-                    self._try(best)
+                    self._begin_probe(best)
                 else:
                     self._go(best)
 
-    def _trial(self) -> int | None:
-        """A cheaper place that may be better than what is known says: nothing holds the channel up, or perhaps the
-        receiver, or who has its processor."""
+    def _worth_probing(self) -> int | None:
+        """A cheaper place that may be better than the model knows: nothing holds the channel up, or perhaps it is the
+        receiver, or who has its processor. None: there is none."""
         recent, free = self._recent, self._free
         if free.payload_bytes:
             kernel_s = free.kernel_s
@@ -326,10 +330,11 @@ class Policy:
             is_worth_it = recent.is_held_up and is_doubtful and self._rested >= REST
         if not is_worth_it or self._doubted:
             return None
-        trial = min(range(self.place), key=lambda place: self._pace(place, kernel_s)) if kernel_s else 0
-        return trial if self._pace(trial, kernel_s) < GAIN * recent.pace_s else None
+        paces = [self._pace(place, kernel_s, self._keener) for place in range(self.place if kernel_s else 1)]
+        best = min(range(len(paces)), key=lambda place: paces[place])
+        return best if paces[best] < GAIN * recent.pace_s else None
 
-    def _try(self, place: int) -> None:
+    def _begin_probe(self, place: int) -> None:
         self._probe = _Probe(self.place, replace(self._recent))
         self._go(place)
 
@@ -341,7 +346,7 @@ class Policy:
         probe.spent.add(spent)
         before = probe.before.pace_s
         is_unseen, probe.left = probe.left > JUDGED, probe.left - spent.payload_bytes
-        is_refuted = spent.kernel_s * self._left(self.place) > before
+        is_refuted = spent.kernel_s * self._left(self.place, self._keener) > before
         is_hopeless = spent.is_held_up and not spent.is_contended and probe.spent.pace_s > FAR_WORSE * before
         if probe.left > 0 and not (is_refuted or is_hopeless):
             if is_unseen and probe.left <= JUDGED:

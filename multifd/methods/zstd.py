@@ -6,6 +6,7 @@ also takes complete frames in a packet, and so do we.
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -57,6 +58,7 @@ class ZstdMethod(MultifdMethods):
         super().__init__(options)
         if self.options.level == "auto":
             self.capabilities = replace(self.capabilities, deterministic=False)
+            importlib.import_module("multifd.methods._adaptive_zstd")  # now, not while a migration waits for it
 
     @classmethod
     def availability(cls, options: MethodOptions) -> Availability:

@@ -51,7 +51,8 @@ class SendPump:
         count = geometry.page_count
         self._abort, self._staging = np.frombuffer(abort, np.uint8), staging
         self._header = ffi.new("uint8_t[]", header_bytes(geometry))
-        self._out = ffi.new("uint8_t[]", capacity if hook else 1)
+        uncleared = ffi.new_allocator(should_clear_after_alloc=False)  # what is not written is not touched
+        self._out = uncleared("uint8_t[]", capacity if hook else 1)
         self._pages, self._iov = ffi.new("uint8_t const *[]", count), ffi.new("struct iovec[]", 2 * count + 2)
         self._counts, self._is_zero = np.empty(MOST_PACKETS, np.uint32), np.empty(MOST_PACKETS * count, np.uint8)
         self._offsets = _NO_OFFSETS
