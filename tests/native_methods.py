@@ -11,6 +11,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import cffi
@@ -27,6 +28,9 @@ FFI = cffi.FFI()
 FFI.cdef("""
 typedef int64_t native_send(void *, const uint8_t *const *, uint32_t, uint8_t *, uint64_t);
 typedef int64_t native_recv(void *, const uint8_t *, uint64_t, uint8_t *const *, uint32_t);
+typedef struct { void *base; size_t length; } piece;
+typedef int64_t native_gather(void *, const uint8_t *const *, uint32_t, uint8_t *, uint64_t, piece *, uint32_t);
+typedef int64_t native_scatter(void *, uint64_t, uint8_t *const *, uint32_t, uint8_t *, piece *, uint32_t);
 """)
 
 
@@ -45,6 +49,12 @@ def recv_hook(function: Callable[..., int], **more: Any) -> NativeHook:
     """Of a Python function with a ``multifd_native_recv``'s arguments."""
     callback = FFI.callback("native_recv", function, error=BROKEN)
     return NativeHook(int(FFI.cast("uintptr_t", callback)), 0, **{"explain": unexplained, "keep": callback, **more})
+
+
+def address_of(kind: str, function: Callable[..., int]) -> tuple[int, Any]:
+    """Of a Python function as a callback of that kind, and what keeps it."""
+    callback = FFI.callback(kind, function, error=BROKEN)
+    return int(FFI.cast("uintptr_t", callback)), callback
 
 
 class NativeHooks:
@@ -318,3 +328,73 @@ class NativeAbortsWithWrongError(GoodNative):
         if p.abort[0]:
             raise TimeoutError("device")
         return super().pack(p, pages)
+
+
+class GoodPlain(NativeHooks, Good):
+    """Right: a payload is its pages, which neither end copies."""
+
+    name = "goodplain"
+
+    def pack(self, p: SendParams, pages: Sequence[memoryview]) -> bytes:
+        return b"".join(pages)
+
+    def unpack(self, p: RecvParams, payload: memoryview, pages: Sequence[memoryview]) -> None:
+        if len(payload) != sum(map(len, pages)):
+            raise CodecError("not its pages")
+        for i, page in enumerate(pages):
+            page[:] = payload[i * len(page) : (i + 1) * len(page)]
+
+    def send_prepare(self, p: SendParams) -> None:
+        p.iov.extend(p.pages.runs())
+
+    def recv(self, p: RecvParams) -> None:
+        self.unpack(p, p.payload, list(p.pages))
+
+    def pieces(self, pages: Any, count: int, size: int, pieces: Any) -> int:
+        """What goes where."""
+        for i in range(count):
+            pieces[i].base, pieces[i].length = FFI.cast("void *", pages[i]), size
+        return count
+
+    def native_send(self, p: SendParams) -> NativeHook | None:
+        def gather(_state: Any, pages: Any, count: int, _out: Any, _capacity: int, pieces: Any, _room: int) -> int:
+            return self.pieces(pages, count, p.geometry.page_size, pieces)
+
+        hook = super().native_send(p)
+        assert hook is not None
+        address, kept = address_of("native_gather", gather)
+        return replace(hook, gather=address, settle=lambda: None, keep=(hook.keep, kept))
+
+    def native_recv(self, p: RecvParams) -> NativeHook | None:
+        def scatter(_state: Any, length: int, pages: Any, count: int, _payload: Any, pieces: Any, _room: int) -> int:
+            size = p.geometry.page_size
+            return DECLINED if length != count * size else self.pieces(pages, count, size, pieces)
+
+        hook = super().native_recv(p)
+        assert hook is not None
+        address, kept = address_of("native_scatter", scatter)
+        return replace(hook, scatter=address, keep=(hook.keep, kept))
+
+
+@caught_by("test_native_payloads", "parts of the packet's pages")
+class NativeGathersItsOwn(GoodPlain):
+    """A buffer that the engine was never given."""
+
+    def pieces(self, pages: Any, count: int, size: int, pieces: Any) -> int:
+        self._own = FFI.new("uint8_t[]", size)
+        found = super().pieces(pages, count, size, pieces)
+        pieces[0].base = self._own
+        return found
+
+
+@caught_by("test_native_payloads", "as many bytes as the payload has")
+class NativeScattersTooLittle(GoodPlain):
+    """All pages but the last byte."""
+
+    def native_send(self, p: SendParams) -> NativeHook | None:
+        return None
+
+    def pieces(self, pages: Any, count: int, size: int, pieces: Any) -> int:
+        found = super().pieces(pages, count, size, pieces)
+        pieces[count - 1].length -= 1
+        return found

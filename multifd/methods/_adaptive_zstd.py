@@ -42,11 +42,19 @@ MOST_BLOCK = 128 * 1024
 
 
 def raw_frame(runs: Sequence[memoryview]) -> list[Buffer]:
-    """A frame of the bytes as they are; the views go into it."""
-    pieces = [run[at : at + MOST_BLOCK] for run in runs for at in range(0, len(run), MOST_BLOCK)]
-    frame: list[Buffer] = [RAW_HEADER + sum(map(len, runs)).to_bytes(4, "little")]
-    for number, piece in enumerate(pieces, 1):
-        frame += ((len(piece) << 3 | (number == len(pieces))).to_bytes(3, "little"), piece)
+    """A frame of the bytes as they are, in blocks as large as may be; the views go into it."""
+    left = sum(map(len, runs))
+    frame: list[Buffer] = [RAW_HEADER + left.to_bytes(4, "little")]
+    room = 0  # in the block that is going on
+    for run in runs:
+        at = 0
+        while at < len(run):
+            if not room:
+                room = min(left, MOST_BLOCK)
+                frame.append((room << 3 | (room == left)).to_bytes(3, "little"))
+            piece = run[at : at + room]
+            frame.append(piece)
+            at, room, left = at + len(piece), room - len(piece), left - len(piece)
     return frame
 
 

@@ -51,7 +51,7 @@ enum {
     ZSTD_RAW       /* each packet is a frame of its own, of blocks that are not compressed */
 };
 
-/* A channel whose level is chosen while it goes: between calls of the pump, by multifd/methods/_adaptive_zstd.py. */
+/* A channel whose level is chosen while it goes: between calls of the pump, by multifd/methods/_adaptive.py. */
 typedef struct {
     zstd_sender frame;
     zstd_meter meter;

@@ -16,6 +16,8 @@ from peer import packet, sync
 
 from multifd.live.arena import Arena, ArenaTarget
 from multifd.live.tracker import LiveBlock
+from multifd.methods import _adaptive
+from multifd.methods._adaptive_zstd import MOST_BLOCK, raw_frame
 from multifd.pump import library
 from multifd.ram.block import bare_machine
 from multifd.ram.mapped_source import MappedRamSource
@@ -108,6 +110,11 @@ def wires(draw, names=NAMES, code=0, encode=None):
     return whole[: draw(st.integers(0, len(whole)))] if draw(st.integers(0, 7)) == 7 else whole
 
 
+def as_they_are(pages: bytes) -> bytes:
+    """As ``zstd:level=auto`` sends what it does not compress."""
+    return b"".join(raw_frame([memoryview(pages)]))
+
+
 def compare_receivers(kind, wire, specs, folder):
     seen = []
     for path in PATHS:
@@ -142,6 +149,24 @@ class TestReceive:
             return frame.compress(pages) + frame.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
 
         compare_receivers(kind, data.draw(wires(names, 4, encode)), ["none", "zstd"], tmp_path)
+
+    @WIRE
+    @given(data=st.data())
+    def test_frames_of_raw_blocks(self, kind, data, tmp_path):
+        names = NAMES if kind in ("arena", "mapped-ram") else ("ram",)
+        compare_receivers(kind, data.draw(wires(names, 4, as_they_are)), ["none", "zstd"], tmp_path)
+
+    @pytest.mark.parametrize("damaged", [None, 0, 4, 5, 8, 9, 11, -1, MOST_BLOCK + 12, MOST_BLOCK + 14])
+    def test_what_stands_between_raw_pages(self, kind, damaged, tmp_path):
+        """A frame whose heads are not those that its length promises is the decoder's."""
+        name = b"a" if kind in ("arena", "mapped-ram") else b"ram"
+        offsets, rng = [PAGE * i for i in range(PAGES)], np.random.default_rng(1)
+        first, second = (bytearray(as_they_are(random_pages(rng, PAGES, PAGE))) for _ in range(2))
+        if damaged is not None:
+            second[damaged] ^= 1
+        wire = b"".join(packet(offsets, bytes(data), flags=4, block=name) for data in (first, second, first))
+        seen = compare_receivers(kind, wire + sync(), ["zstd"], tmp_path)
+        assert (seen.error is None) == (damaged in (None, -1))
 
     @pytest.mark.parametrize("field", list(FIELDS))
     def test_bounds(self, kind, field, tmp_path):
@@ -231,6 +256,33 @@ def test_send(kind, method, dialect, content, tmp_path):
     assert seen[0] == seen[1]
     assert seen[0].error is None
     assert seen[0].zero_pages > 0 < seen[0].normal_pages
+
+
+class AsTheyAre:
+    """A policy that never compresses."""
+
+    place, is_watching, wants_look = 0, False, False
+
+    def __init__(self, *given: object) -> None:
+        pass
+
+    def note(self, *told: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("dialect", ["9.0", "7.2"])
+@pytest.mark.parametrize("kind", ["memory", "live", "raw", "mapped-ram"])
+def test_send_pages_as_they_are(kind, dialect, content, tmp_path, monkeypatch):
+    monkeypatch.setattr(_adaptive, "Policy", AsTheyAre)
+    seen = []
+    for path in PATHS:
+        source = sources(kind, content, tmp_path)
+        seen.append(send(path, source, load_method("zstd:level=auto"), dialect=dialect, bytes_per_s=64 << 20))
+        assert seen[-1].counters["zstd.raw_packets"]
+        seen[-1].counters.clear()  # times, and whether the last packet is counted
+        seen[-1].main = b""
+    assert seen[0] == seen[1]
+    assert seen[0].error is None
 
 
 @pytest.mark.parametrize("method", METHODS)
