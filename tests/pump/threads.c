@@ -64,7 +64,7 @@ static void *run_sender(void *argument)
     const channel *c = argument;
     static _Thread_local uint8_t header[HEADER], out[COUNT * PAGE], staging[COUNT * PAGE], is_zero[PAGES];
     static _Thread_local const uint8_t *pages[COUNT];
-    static _Thread_local struct iovec iov[COUNT + 1];
+    static _Thread_local struct iovec iov[2 * COUNT + 2];
     static _Thread_local int64_t offsets[PAGES];
     static _Thread_local uint32_t counts[PACKETS];
     uint8_t state = 3;
@@ -117,7 +117,7 @@ static void *run_receiver(void *argument)
     const channel *c = argument;
     static _Thread_local uint8_t header[HEADER], staging[COUNT * PAGE], payload[COUNT * PAGE];
     static _Thread_local uint8_t *pages[COUNT];
-    static _Thread_local struct iovec iov[COUNT + 1];
+    static _Thread_local struct iovec iov[4 * COUNT + 2];
     uint8_t state = 3;
     pump_block block = {
         .kind = PUMP_CHECKED, .base = target_memory, .used = used, .used_length = sizeof target_memory,
