@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import select
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from multifd.engine.negotiation import Terms, terms_of
 from multifd.errors import MultifdError, RemoteWireError
@@ -128,16 +128,27 @@ class Gathering:
         if not group:
             del self._groups[key], self._since[key]
 
-    def drop_leftovers(self, patience_s: float) -> None:
-        """Close what a migration that failed early has left: who has hung up, and those to whom nobody comes any more.
+    def drop_ended(self, mains: Iterable[str]) -> None:
+        """Close what a migration that failed early has left: who has hung up.
+
+        Args:
+            mains: who may become main, by name: a channel that comes from there and has ended may be complete.
+        """
+        waited_for = set(map(origin_of, mains))
+        for key, group in list(self._groups.items()):
+            if key[0] not in waited_for:
+                for id_ in [id_ for id_, arrival in group.items() if _has_hung_up(arrival)]:
+                    self.drop(key, id_)
+
+    def drop_lonely(self, patience_s: float) -> None:
+        """Close those to whom nobody comes any more.
 
         Args:
             patience_s: how long ago the last of a group came.
         """
         oldest = time.monotonic() - patience_s
-        for key, group in list(self._groups.items()):
-            is_over = self._since[key] < oldest
-            for id_ in [id_ for id_, arrival in group.items() if is_over or _has_hung_up(arrival)]:
+        for key in [key for key, since in self._since.items() if since < oldest]:
+            for id_ in list(self._groups[key]):
                 self.drop(key, id_)
 
     def drop_unfit(self, objection_to: Callable[[InitPacket], object]) -> None:

@@ -380,6 +380,24 @@ class TestOrder:
         assert between.join().status == "completed"
         assert memory == image
 
+    def test_a_channel_may_be_complete_before_its_main_is_known(self, relay, receiver):
+        """What has little to say has said it, and ended, while main's list of blocks is still to come."""
+        stream = peer.main_stream([(b"ram", BLOCK)])
+        into = bytearray(BLOCK)
+        end = receiver(into, channels=1)
+        between = relay(end.uri, channels=1)
+        with peer.Peer(between.uri) as source:
+            main = source.connect(stream["header"])
+            channel = source.connect(peer.init(0) + peer.sync() + peer.packet([0], b"x" * peer.PAGE) + peer.sync())
+            channel.shutdown(socket.SHUT_WR)
+            for _ in range(3):  # each is closed a turn later
+                assert is_closed(source.connect(b"GET / HTTP/1.0\r\n\r\n"))
+            main.sendall(stream["setup"] + stream["end"] + stream["eof"])
+            main.shutdown(socket.SHUT_WR)
+            end.join()
+            assert between.join().status == "completed"
+        assert into == b"x" * peer.PAGE + bytes(BLOCK - peer.PAGE)
+
     def test_strangers_are_closed_and_counted(self, relay, receiver, image):
         """One of them is silent all the time, and in nobody's way."""
         end = receiver(bytearray(len(image)))
