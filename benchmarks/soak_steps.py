@@ -221,7 +221,8 @@ class Soak:
         except Cancelled:
             return "cancelled"
         except MultifdError as e:
-            return f"{e}; the destination: {receiver.error or 'nothing'}"
+            receiver.join()  # else it has not said its word yet
+            return f"{type(e).__name__}: {e}; the destination: {receiver.error or 'nothing'}"
         finally:
             receiver.join()
         return receiver.error
