@@ -82,7 +82,7 @@ class Place:
 
     def others(self) -> list[str]:
         """What is there besides the complete memory."""
-        return [path.name for path in self._others(True)]
+        return [path.name for path in self._others(True) if path.parent != self.scratch]
 
     def _others(self, may_have_digests: bool) -> list[Path]:
         found = [*self.parent.iterdir(), *self.folder.iterdir(), *self.scratch.iterdir()]

@@ -103,14 +103,14 @@ WRONG = {
                 is_there=True), "the relay says failure",
     ),
     "a service says success without the memory": (
-        with_end(failed(), dataclasses.replace(end("relay", 0), kind="service")), "the relay says success",
+        with_end(failed(), dataclasses.replace(end("relay", 0, route="one"), kind="service")), "the relay says success",
     ),
     "a QEMU that is a source says success alone": (
         outcome(KILL, "destination", end("destination", 5, "x", NOT_KEPT), End("source", kind="qemu", status=0),
                 way="QEMU to capture"), "the source says success, the destination",
     ),
     "a private folder stays": (
-        with_facts(killed(), leftovers=(".out.multifd-part", "multifd-abc")), "left behind: multifd-abc",
+        with_facts(failed(), leftovers=("multifd-abc",)), "left behind: multifd-abc",
     ),
     "nothing happens, and it fails": (with_facts(failed(), fired=False), "expected to complete"),
     "SIGTERM tells Ctrl-C": (
