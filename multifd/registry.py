@@ -285,9 +285,9 @@ def _distribution(ep: EntryPoint) -> tuple[str, str]:
 @functools.lru_cache(maxsize=64)
 def _name_and_version(distribution: importlib.metadata.Distribution) -> tuple[str, str]:
     """Each is looked up in the distribution's file, which is parsed anew every time."""
-    said = distribution.metadata  # which has neither while pip is at work on it
-    name, version = (said[field] if field in said else "" for field in ("Name", "Version"))
-    return name, version
+    if "Name" not in distribution.metadata:  # pip is at work on it
+        return "", ""
+    return distribution.name, distribution.version
 
 
 def _place(ep: EntryPoint) -> str:
