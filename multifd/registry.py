@@ -285,7 +285,7 @@ def _distribution(ep: EntryPoint) -> tuple[str, str]:
 @functools.lru_cache(maxsize=64)
 def _name_and_version(distribution: importlib.metadata.Distribution) -> tuple[str, str]:
     """Each is looked up in the distribution's file, which is parsed anew every time."""
-    if "Name" not in distribution.metadata:  # pip is at work on it
+    if not all(field in distribution.metadata for field in ("Name", "Version")):  # pip is at work on it
         return "", ""
     return distribution.name, distribution.version
 
