@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 from multifd._version import __version__
 
 if TYPE_CHECKING:
-    from multifd.api import Image, Live, MemoryImage, receive, relay, send
+    from multifd.api import receive, relay, send
     from multifd.engine.canceller import Canceller
     from multifd.live.arena import Arena
     from multifd.registry import load_method
+    from multifd.sources import Image, Live, MemoryImage
     from multifd.transport.access import Access
     from multifd.transport.tls import Tls
 
@@ -42,9 +43,9 @@ _HOMES = {
     "Access": "multifd.transport.access",
     "Arena": "multifd.live.arena",
     "Canceller": "multifd.engine.canceller",
-    "Image": "multifd.api",
-    "Live": "multifd.api",
-    "MemoryImage": "multifd.api",
+    "Image": "multifd.sources",
+    "Live": "multifd.sources",
+    "MemoryImage": "multifd.sources",
     "Tls": "multifd.transport.tls",
     "load_method": "multifd.registry",
     "receive": "multifd.api",

@@ -1,4 +1,4 @@
-"""The library's calls, `send`, `receive` and `relay`, and what can be sent."""
+"""The library's calls: `send`, `receive` and `relay`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from uuid import UUID
 
 from multifd.engine import resend, storing
-from multifd.engine.canceller import Canceller, unless_cancelled
+from multifd.engine.canceller import Canceller
 from multifd.engine.config import SAME, ReceiveConfig, RelayConfig, SendConfig, dialect_for
 from multifd.engine.relay import Relay
 from multifd.engine.sender import Sender
@@ -19,18 +18,14 @@ from multifd.engine.still import send_still
 from multifd.errors import Cancelled, ChannelError, MultifdError, UsageError, about
 from multifd.live.arena import Arena, ArenaTarget
 from multifd.live.driver import Controls, LiveDriver, LiveSource
-from multifd.live.precopy import Decision, Limits
 from multifd.method import MultifdMethods
 from multifd.pages import Buffer
-from multifd.ram import digest
-from multifd.ram.block import Source, Target
-from multifd.ram.digest import Verdict
-from multifd.ram.image import open_source, open_target
-from multifd.ram.memory import MemorySource, MemoryTarget
+from multifd.ram.block import Target
+from multifd.ram.image import open_target
+from multifd.ram.memory import MemoryTarget
 from multifd.ram.part_folder import PartFolder
-from multifd.ram.raw import RawImageSource
-from multifd.ram.stored import StoredSource
 from multifd.registry import load_method
+from multifd.sources import Image, Live, MemoryImage, compared, limits_of, opened, source_of
 from multifd.stats import RelayResult, Result
 from multifd.transport import clear
 from multifd.transport.accept import Acceptor
@@ -44,64 +39,6 @@ from multifd.transport.tls import Tls, TlsClient, TlsServer
 Progress = Callable[[Result], None]
 
 _LOG = logging.getLogger(__name__)
-_PAGE_SIZES = (4096, 8192, 16384, 32768, 65536)
-_AT_MAX_ROUNDS = {"fail": Decision.GIVE_UP, "switch-over": Decision.SWITCH_OVER}
-
-
-@dataclass(frozen=True)
-class Image:
-    """RAM in a file: a stored machine (a capture, a plain QEMU stream, a libvirt save image), or a raw image."""
-
-    path: str | os.PathLike[str]
-    format: str = "auto"
-    """mapped-ram, stream, libvirt, raw, or auto: whichever it is; a file with the mark of anything else is refused."""
-    page_size: int = 4096
-    """Bytes, of a raw image; a capture knows its own."""
-    digest: str = "auto"
-    """Of its bytes, which `multifd.ram.digest` has written beside it: auto, compare them before anything is sent if
-    there are any; require them; or ignore them."""
-    on_digest: Callable[[int, int], object] | None = None
-    """Called in the caller's thread, about ten times a second, with the bytes that are compared and all."""
-
-
-@dataclass(frozen=True)
-class MemoryImage:
-    """RAM in a buffer of this process that nobody writes while it is sent."""
-
-    buffer: Buffer
-    page_size: int = 4096
-    """Bytes, a power of two from 4096 to 65536."""
-
-
-@dataclass(frozen=True)
-class Live:
-    """An `Arena`, which may be written all the time, and what may be done to its writers.
-
-    What `pause`, `resume` and `throttle` raise ends the migration and comes out of `send`. All are called in the
-    thread that called it.
-    """
-
-    arena: Arena
-    pause: Callable[[], object]
-    """Makes everything that writes to it stand still, and returns when it does. Called once, when what is left fits
-    the downtime."""
-    resume: Callable[[], object]
-    """Lets it go on. Called once if the migration fails after `pause` was called (also if `pause` itself raised), and
-    never otherwise. After success and when the outcome is unknown the source stays paused: both ends running is
-    worse."""
-    throttle: Callable[[int], object] | None = None
-    """Called with a percentage, 20 at first, up to 99, by which the writers should slow down because they write faster
-    than pages can be moved; with 0 after a failure."""
-    tracker: str | None = None
-    """write-protect, soft-dirty or comparison; None takes the best that works here."""
-    page_size: int = 4096
-    """Bytes, a power of two from 4096 to 65536."""
-    downtime_limit: float = 0.3
-    """Seconds that the source may stand still."""
-    max_rounds: int = 30
-    """After so many, what does not fit the limit is given up."""
-    at_max_rounds: str = "fail"
-    """Or switch-over: stand still for as long as it takes."""
 
 
 def send(
@@ -156,70 +93,23 @@ def send(
         return resend.send(folder, method, how, on_progress, canceller)
     method = method or "none"
     loaded = load_method(method) if isinstance(method, str) else method
-    if not isinstance(source, Image | MemoryImage | Live):
-        source = Image(source) if isinstance(source, str | os.PathLike) else MemoryImage(_buffer(source))
-    if source.page_size not in _PAGE_SIZES:
-        raise about(
-            UsageError(f"page size {source.page_size}, expected a power of two from 4096 to 65536"), "page_size"
-        )
-    limits = _limits(source) if isinstance(source, Live) else None
+    source = source_of(source)
+    limits = limits_of(source) if isinstance(source, Live) else None
     count = 2 if channels is None else channels
-    with _opened(source) as opened, storing.destination(address, method, timeout) as where:
-        verdict = _compared(source, opened, canceller)
+    with opened(source) as ram, storing.destination(address, method, timeout) as where:
+        verdict = compared(source, ram, canceller)
         if uuid is not None:
-            opened.machine = dataclasses.replace(opened.machine, uuid=_uuid_bytes(uuid))
-        config = SendConfig(where, count, dialect_for(opened, dialect), max_bandwidth, connect_timeout, timeout, client)
-        sender = Sender(opened, loaded, config, on_progress, canceller)
-        if isinstance(source, Live) and isinstance(opened, LiveSource) and limits is not None:
+            ram.machine = dataclasses.replace(ram.machine, uuid=_uuid_bytes(uuid))
+        config = SendConfig(where, count, dialect_for(ram, dialect), max_bandwidth, connect_timeout, timeout, client)
+        sender = Sender(ram, loaded, config, on_progress, canceller)
+        if isinstance(source, Live) and isinstance(ram, LiveSource) and limits is not None:
             controls = Controls(source.pause, source.resume, source.throttle)
-            return LiveDriver(sender, opened, limits, controls).run()
+            return LiveDriver(sender, ram, limits, controls).run()
         if verdict is None:
-            return send_still(sender, opened)
+            return send_still(sender, ram)
         verdict.log()
-        result = send_still(sender, opened)
+        result = send_still(sender, ram)
         return dataclasses.replace(result, notes=(*result.notes, verdict.words))
-
-
-def _compared(source: Image | MemoryImage | Live, opened: Source, canceller: Canceller | None) -> Verdict | None:
-    """What the digests of a file say; None if they are not asked for."""
-    if not isinstance(source, Image) or source.digest == "ignore":
-        return None
-    assert isinstance(opened, StoredSource | RawImageSource)  # what an image is opened as
-    return digest.check(opened, source.digest, unless_cancelled(canceller, source.on_digest))
-
-
-def _buffer(source: object) -> Buffer:
-    try:
-        return memoryview(source).cast("B")  # type: ignore[arg-type]
-    except TypeError as e:
-        raise about(
-            UsageError(
-                f"cannot send {type(source).__name__}: {e}; expected a path, a contiguous buffer, Image, MemoryImage "
-                "or Live"
-            ),
-            "source",
-        ) from e
-
-
-@contextlib.contextmanager
-def _opened(source: Image | MemoryImage | Live) -> Iterator[Source]:
-    if isinstance(source, Live):
-        opened: Source = LiveSource(source.arena, source.page_size, source.tracker)
-    elif isinstance(source, MemoryImage):
-        opened = MemorySource(source.buffer, source.page_size)
-    else:
-        opened = open_source(source.path, format=source.format, page_size=source.page_size)
-    try:
-        yield opened
-    finally:
-        opened.close()
-
-
-def _limits(live: Live) -> Limits:
-    if live.at_max_rounds not in _AT_MAX_ROUNDS:
-        allowed = " or ".join(_AT_MAX_ROUNDS)
-        raise about(UsageError(f"at_max_rounds {live.at_max_rounds!r}, expected {allowed}"), "at_max_rounds")
-    return Limits(live.downtime_limit, live.max_rounds, _AT_MAX_ROUNDS[live.at_max_rounds])
 
 
 def _uuid_bytes(text: str) -> bytes:

@@ -17,7 +17,7 @@ class SourceSpec:
     path: str = ""
     """The file, on the host that measures; empty: it is made from `synthetic`."""
     format: str = "auto"
-    """As `multifd.api.Image` has it."""
+    """As `multifd.sources.Image` has it."""
     synthetic: str = ""
     """KIND:SIZE, see `multifd.bench.synthetic`."""
     page_size: int = 4096

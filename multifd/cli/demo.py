@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Self
 
 from multifd import registry
-from multifd.api import Live, Progress, send
+from multifd.api import Progress, send
 from multifd.bench.synthetic import PAGE, write_image
 from multifd.cli.workload import Workload
 from multifd.errors import ChannelError, MultifdError, UsageError
 from multifd.live.arena import Arena
+from multifd.sources import Live
 from multifd.stats import Result
 
 _PAGES_PER_S = 2000

@@ -152,8 +152,8 @@ def send(
     SOURCE it sends such a folder: as it is stored, nothing decoded, or by another --method; from folder to folder
     every page once.
     """
-    from multifd.api import Image
     from multifd.api import send as call
+    from multifd.sources import Image
 
     if isinstance(source, str) and source_format != "auto":
         raise click.UsageError(f"{source}: stored streams have no --source-format")

@@ -1,7 +1,8 @@
 """Where main and the channels meet: a sender's rounds, a receiver's sync points.
 
 Rules of this file: a channel that is done wakes nobody but main, and that only if it is the last; channels that are
-let go are woken one by the other, since all at once would fight for the interpreter. There may be hundreds.
+let go are woken one by the other, in the order in which they wait (as CPython's `Condition` has it), since all at once
+would fight for the interpreter. There may be hundreds.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from multifd.api import Image, send
+from multifd.api import send
 from multifd.engine.canceller import Canceller, unless_cancelled
 from multifd.errors import ControlError, MultifdError, OutcomeUnknown, UsageError, about
 from multifd.manage import guest
@@ -20,6 +20,7 @@ from multifd.manage.settings import Settings, apply_method, plan, read
 from multifd.ram.digest import check
 from multifd.ram.image import open_source
 from multifd.registry import load_method
+from multifd.sources import Image
 from multifd.stats import Result
 
 THEN = ("cont", "stop")

@@ -11,6 +11,7 @@ from multifd.testing import (
     test_alone,
     test_channel,
     test_golden,
+    test_interpreter,
     test_method,
     test_native,
     test_payload,
@@ -19,7 +20,8 @@ from multifd.testing import (
 )
 
 _MODULES = (
-    test_alone, test_channel, test_golden, test_method, test_native, test_payload, test_together, test_trust,
+    test_alone, test_channel, test_golden, test_interpreter, test_method, test_native, test_payload, test_together,
+    test_trust,
 )  # fmt: skip
 _FOUND = [item for module in _MODULES for item in vars(module).items()]
 _TESTS = {name: test for name, test in _FOUND if name.startswith("test_") and callable(test)}
