@@ -164,8 +164,11 @@ static int look_at_heads(pump_receiver *r, int is_copy)
     return difference;
 }
 
-/* Ask the method whether its payload, of which nothing is here yet, may go straight to the pages. */
-static void scatter(pump_receiver *r, const pump_block *b)
+/*
+ * Ask the method whether its payload, of which nothing is here yet, may go straight to the pages. Whether these can be
+ * written to is the kernel's to say, when it does.
+ */
+static void scatter(pump_receiver *r)
 {
     uint64_t page_bytes = (uint64_t)r->normal * r->page_size;
     r->pieces = 0;
@@ -175,7 +178,7 @@ static void scatter(pump_receiver *r, const pump_block *b)
     struct iovec *pieces = r->iov + 2 * r->page_count + 1;
     uint32_t room = 2 * r->normal + 1;
     int64_t got = r->scatter(r->hook_state, r->payload_due, r->pages, r->normal, r->payload, pieces, room);
-    if (got <= 0 || got > room || is_unreadable(r, b))
+    if (got <= 0 || got > room)
         return;
     r->pieces = (uint32_t)got;
     look_at_heads(r, 1);
@@ -337,7 +340,7 @@ int pump_receive(pump_receiver *r)
             mark_used(r, b);
             r->payload_got = 0;
             r->in_payload = 1;
-            scatter(r, b);
+            scatter(r);
         }
         const pump_block *b = &r->blocks[r->block];
         if ((why = read_payload(r)) != PUMP_DONE)
