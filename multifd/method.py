@@ -136,9 +136,25 @@ def _nothing() -> None:
     """Nothing to settle."""
 
 
-def _unknown() -> float:
-    """A rate that nobody says."""
-    return 0.0
+@dataclass(frozen=True, slots=True)
+class LinkUse:
+    """What the kernel has counted of a connection's way out.
+
+    Args:
+        delivery_rate: bytes a second that the other end lately acknowledged. What went through somebody's buffers looks
+            faster than the link behind them.
+        busy_s: seconds so far in which bytes were on their way, or waited for their turn.
+        receiver_s: of these, in which the receiver had no room for more. Both go up in steps of some milliseconds.
+    """
+
+    delivery_rate: float
+    busy_s: float
+    receiver_s: float
+
+
+def _unknown() -> LinkUse | None:
+    """Nobody counts."""
+    return None
 
 
 @dataclass(slots=True, eq=False)
@@ -165,9 +181,8 @@ class SendParams:
     ``METHOD.WORD_packets`` say how many packets went by what, and progress shows it."""
     timeout_s: float = 60.0
     """Seconds that a hook may wait for a device that does not answer; the migration's ``timeout``."""
-    delivery_rate: Callable[[], float] = _unknown
-    """What the network takes of this channel, in bytes a second, by the kernel's count of late; 0: it does not say. It
-    takes 2 µs. Bytes that went through somebody's buffers look faster than the link behind them."""
+    link_use: Callable[[], LinkUse | None] = _unknown
+    """What the kernel has counted of the way to the other end; None: it does not say. It takes 2 µs."""
 
 
 @dataclass(slots=True, eq=False)

@@ -25,6 +25,8 @@ BURST = 256 << 10
 """Bytes that an idle link lets pass at once."""
 BURST_RATE = 4e9
 """Bytes a second of what a link's bucket lets pass."""
+TICK_S = 0.004
+"""Of the kernel's timer: in such steps it counts how long a link is busy."""
 COLD = 2.0
 """How many times its cost a channel's first packet takes: it touches everything for the first time."""
 _NEVER = math.inf
@@ -86,6 +88,8 @@ class _Channel:
     arrived: float = 0.0
     decoding_s: float = 0.0
     is_warm: bool = False
+    busy_s: float = 0.0  # of the link with what is its
+    told_s: float = 0.0
 
 
 def migrate(world: World, memory: Sequence[Pages], decide: int | None, seed: int = 0) -> tuple[float, dict[int, int]]:
@@ -163,6 +167,7 @@ class _Migration:
             for c in decoding:
                 c.decoding_s -= step * far
             for c in linked:
+                c.busy_s += step
                 self._deliver(c, step * flow)
             for c in self._channels:
                 self._advance(c)
@@ -241,6 +246,8 @@ class _Migration:
         if c.payload:
             c.spent.page_bytes, c.spent.payload_bytes = PACKET, c.payload
             c.spent.link_s = c.payload / self._kernels_word()
+            told_s = c.busy_s // TICK_S * TICK_S
+            c.spent.idle_s, c.told_s = c.spent.hook_s + c.spent.gap_s - (told_s - c.told_s), told_s
             policy.note(c.at_place, c.spent)
         if upcoming is not None and policy.wants_look:
             rung = self._w.ladder[SAMPLED]

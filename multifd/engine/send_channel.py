@@ -73,7 +73,7 @@ class SendChannel:
             MultifdError: what went wrong; the rounds are cut short then.
         """
         try:
-            self._session.follow(self._connection.delivery_rate)
+            self._session.follow(self._connection.link_use)
             with self._session:
                 self._pump = self._session.open_pump(self._connection.descriptor, self._dialect.zero_pages_in_packets)
                 self._rounds.synced()

@@ -13,6 +13,7 @@ from typing import Protocol, Self
 from multifd.errors import HookError, MultifdError, RemoteWireError
 from multifd.method import (
     MAX_IOV,
+    LinkUse,
     MultifdMethods,
     NativeHook,
     RecvParams,
@@ -87,13 +88,13 @@ class SendSession:
         self._hook = None
         run_hook(self.method, "send_cleanup", self._p)
 
-    def follow(self, delivery_rate: Callable[[], float]) -> None:
-        """Let the method know how fast the channel's connection is; before it is set up.
+    def follow(self, link_use: Callable[[], LinkUse | None]) -> None:
+        """Let the method know how the channel's connection goes; before it is set up.
 
         Args:
-            delivery_rate: see `SendParams`.
+            link_use: see `SendParams`.
         """
-        self._p.delivery_rate = delivery_rate
+        self._p.link_use = link_use
 
     def open_pump(self, descriptor: int | None, zero_pages_in_packets: bool) -> SendPump | None:
         """The channel's pump, once it is set up; None if its packets must go through Python.

@@ -91,7 +91,7 @@ class Transcoder:
             ChannelError: a connection broke.
         """
         splice = Splice(source, destination, self._ahead)
-        self._send.follow(destination.delivery_rate)
+        self._send.follow(destination.link_use)
         try:
             with self._sessions:
                 while prefix := self._peek(splice):

@@ -19,6 +19,8 @@ SAMPLE_BYTES = 32 * 1024
 DOUBTED = 2
 """A channel's packets at the start by which the link is not yet believed to be fast: what a token bucket lets pass at
 once looks so. Compressed, two of 512 KiB are more than that of a slow link."""
+NEWS_BYTES, NEWS_NS = 4 << 20, 10_000_000
+"""Of pages, or since the last time: the policy hears of what is new once it is so much, unless it wants to hear all."""
 CHANGING, FRAME, RAW = range(3)
 """Stages; zstd.h has the same."""
 
@@ -92,11 +94,13 @@ class Adaptive:
     """
 
     def __init__(self, encoder: Encoder, p: SendParams, wire: Wire) -> None:
-        self._encoder, self._counters, self._wire, self._delivery_rate = encoder, p.counters, wire, p.delivery_rate
-        self._policy = Policy(wire.ladder, wire.sampled, DOUBTED)
+        self._encoder, self._counters, self._wire, self._link_use = encoder, p.counters, wire, p.link_use
+        self._policy = Policy(wire.ladder, wire.sampled, DOUBTED if p.channel < 2 else 1)
         self._place = wire.sampled
         self._shared: Any = _Shared()
         self._hook_ns = self._gap_ns = 0
+        self._busy_s = 0.0  # of the link, so far
+        self._noted_ns = 0
         self._run_delay = RunDelay()
         names = [name for rung in wire.ladder for name in self._names(rung.level)]
         p.counters.update(dict.fromkeys([*names, *map(self._name, ("changes", "encode_us", "between_us"))], 0))
@@ -126,6 +130,10 @@ class Adaptive:
         """Take what was counted since the last time, and let the next packets know what the policy makes of it."""
         shared, policy, m = self._shared, self._policy, self._shared.meter
         now_ns, now_cpu_ns = time.monotonic_ns(), time.thread_time_ns()
+        is_due = m.page_bytes >= NEWS_BYTES or now_ns - self._noted_ns >= NEWS_NS
+        if not (is_due or shared.is_changing or shared.stage == CHANGING):
+            return
+        self._noted_ns = now_ns
         if not m.left_ns:
             self._run_delay.since_last_s()
         else:
@@ -142,8 +150,10 @@ class Adaptive:
         hook_s, hook_cpu_s, gap_s, gap_cpu_s = (ns / 1e9 for ns in (m.hook_ns, m.hook_cpu_ns, m.gap_ns, m.gap_cpu_ns))
         spent = Spent(hook_s, hook_cpu_s, gap_s, gap_cpu_s, m.page_bytes, m.payload_bytes)
         spent.gap_queue_s = self._gap_queue_s(spent)
-        rate = self._delivery_rate()
-        spent.link_s = spent.payload_bytes / rate if rate else 0.0
+        if use := self._link_use():
+            busy_s, self._busy_s = use.busy_s - use.receiver_s - self._busy_s, use.busy_s - use.receiver_s
+            spent.idle_s = hook_s + gap_s - busy_s
+            spent.link_s = spent.payload_bytes / use.delivery_rate if use.delivery_rate else 0.0
         self._count()
         policy.note(self._place, spent)
         shared.is_changing = policy.is_watching or policy.place != self._place

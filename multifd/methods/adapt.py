@@ -24,6 +24,7 @@ A channel begins at a cheap level: of a slow link that costs little, and a fast 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -52,8 +53,13 @@ THRIFT = 0.05
 WAITING = 0.08
 """Share of its time that a channel waits in between hooks if it is held up; less may be a matter of chance."""
 BUSY = 0.5
-"""Share of its time in which a link that the channel waits for sends at the rate that the kernel counts; if it were
-less, the wait was not for the link."""
+"""Share of its time in which a link is busy that the channel waits for, and in which it sends at the rate that the kernel
+counts; if it were less, the wait was not for the link."""
+UNFELT = 0.85
+"""What a byte takes on a link that is not waited for, over what it takes to make it: less than 1, so that cheaper levels
+are come to, and not much less, for it may be just as long."""
+WORDS = 3
+"""Of the kernel's, of which the second fastest counts: while processors are short any one may be far off."""
 NO_SHRINKING = 0.97
 """Payload over pages: what is above is not worth the receiver's time."""
 LOOK_SHARE = 0.05
@@ -93,6 +99,8 @@ class Spent:
         gap_s, gap_cpu_s: from one hook to the next: sending, and whatever the engine does.
         gap_queue_s: of the gaps, what passed while others had the processors.
         page_bytes, payload_bytes: in and out.
+        idle_s: by the kernel's count the link had nothing to do for the channel, or the receiver no room; 0 if nobody
+            counts.
         link_s: that the payload takes at the rate that the kernel says of the network; 0: it says nothing.
     """
 
@@ -103,6 +111,7 @@ class Spent:
     page_bytes: float = 0.0
     payload_bytes: float = 0.0
     gap_queue_s: float = 0.0
+    idle_s: float = 0.0
     link_s: float = 0.0
 
     def add(self, news: Spent) -> None:
@@ -115,6 +124,11 @@ class Spent:
     def wire_s(self) -> float:
         """Seconds for each byte of payload."""
         return (self.hook_s + self.gap_s) / self.payload_bytes
+
+    @property
+    def made_s(self) -> float:
+        """Seconds for each byte of payload, but for those of waiting."""
+        return (self.hook_s + self.gap_cpu_s + self.gap_queue_s) / self.payload_bytes
 
     @property
     def kernel_s(self) -> float:
@@ -139,9 +153,16 @@ class Spent:
 
     @property
     def is_held_up(self) -> bool:
-        """Whether the link held it up, or the receiver: it waited, and the kernel counts no more than it sent."""
+        """Whether the link held it up, or, if nobody counts, somebody else: it waited, the link was busy, and the kernel
+        counts no more than it sent."""
         total_s = self.hook_s + self.gap_s
-        return self.waited_s >= WAITING * total_s and (not self.link_s or self.link_s >= BUSY * total_s)
+        is_no_faster = not self.link_s or self.link_s >= BUSY * total_s
+        return self.waited_s >= WAITING * total_s and self.is_busy and is_no_faster
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the link was, as far as anybody knows."""
+        return self.idle_s <= (1 - BUSY) * (self.hook_s + self.gap_s)
 
     @property
     def is_contended(self) -> bool:
@@ -183,6 +204,7 @@ class Policy:
         self._dearer, self._keener = 1.0, 1.0  # the pages at hand: cost and saving as factors of the ladder's
         self._pages_known = 0.0
         self._recent, self._free = Spent(), Spent()  # lately; since it waited last
+        self._words: deque[float] = deque(maxlen=WORDS)  # of the kernel on a payload byte's time
         self._wire_s = math.inf  # a payload byte's time
         self._rested = 0.0  # bytes of pages since the last change
         self._probe: _Probe | None = None
@@ -245,7 +267,8 @@ class Policy:
         """
         self._elapsed_s += cpu_s
         self._next_look_s = self._elapsed_s + cpu_s / LOOK_SHARE
-        self._weigh(place, cpu_s / page_bytes, payload_bytes / page_bytes, PAGE_MEMORY / 4)
+        # So few pages in a new frame cost more than others do, each: they tell what is saved, and no more.
+        self._weigh(place, self._dearer * self._ladder[place].cost, payload_bytes / page_bytes, PAGE_MEMORY / 4)
         if self._probe is None and self._recent.payload_bytes:
             self._choose()
 
@@ -271,7 +294,9 @@ class Policy:
             self._free.add(spent)
             if self._is_free:
                 self._recent = replace(self._free)
-        recent, kernel_s = self._recent, self._recent.kernel_s
+        if spent.link_s:
+            self._words.append(spent.kernel_s)
+        recent, kernel_s = self._recent, self._kernel_s
         self._is_new = self._is_new and place > 0 and not recent.is_held_up
         if self._is_new and kernel_s:
             self._wire_s = kernel_s
@@ -280,7 +305,12 @@ class Policy:
         elif kernel_s > recent.wire_s:
             self._wire_s = kernel_s  # what does not wait goes into buffers
         else:
-            self._wire_s = min(self._wire_s, recent.wire_s)
+            self._wire_s = UNFELT * recent.made_s
+
+    @property
+    def _kernel_s(self) -> float:
+        """A payload byte's time by the kernel's word on the network; 0: it says nothing."""
+        return sorted(self._words)[:2][-1] if self._words else 0.0
 
     @property
     def _is_free(self) -> bool:
@@ -320,12 +350,10 @@ class Policy:
     def _worth_probing(self) -> int | None:
         """A cheaper place that may be better than the model knows: nothing holds the channel up, or perhaps it is the
         receiver, or who has its processor. None: there is none."""
-        recent, free = self._recent, self._free
-        if free.payload_bytes:
-            kernel_s = free.kernel_s
+        recent, kernel_s = self._recent, self._kernel_s
+        if self._free.payload_bytes:
             is_worth_it = self._is_free or 0 < OTHER_LINK * kernel_s < self._wire_s
         else:
-            kernel_s = recent.kernel_s
             is_doubtful = recent.is_contended or recent.pace_s < RECEIVING * recent.contention
             is_worth_it = recent.is_held_up and is_doubtful and self._rested >= REST
         if not is_worth_it or self._doubted:
@@ -346,18 +374,20 @@ class Policy:
         probe.spent.add(spent)
         before = probe.before.pace_s
         is_unseen, probe.left = probe.left > JUDGED, probe.left - spent.payload_bytes
-        is_refuted = spent.kernel_s * self._left(self.place, self._keener) > before
+        kernel_s = spent.kernel_s if spent.is_busy else self._kernel_s
+        here, there = (self._pace(place, kernel_s, self._keener) for place in (self.place, probe.origin))
+        is_refuted = kernel_s * self._left(self.place, self._keener) > before or there < FAR_BETTER * here
         is_hopeless = spent.is_held_up and not spent.is_contended and probe.spent.pace_s > FAR_WORSE * before
         if probe.left > 0 and not (is_refuted or is_hopeless):
             if is_unseen and probe.left <= JUDGED:
                 probe.spent = Spent()
             return False
-        if probe.spent.pace_s <= before and not is_refuted:
+        if not is_refuted and (probe.spent.pace_s <= before or not probe.spent.is_held_up):
             self._recent, self._bar_s = probe.spent, BAR_S
             self._wire_s = probe.spent.wire_s
             return True
         self._recent = probe.before if is_refuted or probe.before.is_held_up else probe.spent
-        self._wire_s = spent.kernel_s if is_refuted else self._recent.wire_s
+        self._wire_s = kernel_s if is_refuted else self._recent.wire_s
         self._barred_at_s, self._next_probe_s = self._wire_s, self._elapsed_s + self._bar_s
         self._bar_s *= 2
         self._go(probe.origin)

@@ -17,6 +17,7 @@ import struct
 from collections.abc import Sequence
 
 from multifd.errors import Aborted, ChannelError, MultifdError, RamError
+from multifd.method import LinkUse
 from multifd.pages import Buffer, flat
 from multifd.transport.access import ip_address
 from multifd.transport.idle import IdleTimer
@@ -31,8 +32,9 @@ _UNLIMITED = 1 << 62
 _UNSENT = 256 << 10
 """Bytes that the kernel takes before it has sent those before them (tcp(7), TCP_NOTSENT_LOWAT): enough that a link is
 never idle, few enough that a wait tells of the link as it is now. What is on its way is not counted, however long."""
-_TCP_INFO_BYTES, _DELIVERY_RATE = 168, struct.Struct("160xQ")
-"""linux/tcp.h, struct tcp_info: up to and with tcpi_delivery_rate, bytes a second (Linux 4.9)."""
+_TCP_INFO = struct.Struct("160xQQQ")
+"""linux/tcp.h, struct tcp_info: tcpi_delivery_rate, bytes a second; tcpi_busy_time and tcpi_rwnd_limited, microseconds
+in steps of the kernel's timer (Linux 4.10)."""
 _LOCAL_SEND_BUFFER = 192 << 10
 """Bytes that wait in a connection to this host, twice as many by the kernel's count (socket(7)): few enough to be read
 while they are in the processors' caches. Left to itself the kernel lets 4 MiB wait (tcp_wmem), for links that are long:
@@ -94,12 +96,13 @@ class Connection:
         what goes over it is not what the socket carries."""
         return self._sock.fileno()
 
-    def delivery_rate(self) -> float:
-        """Bytes a second that the other end lately acknowledged, by the kernel's count; 0: it does not say."""
+    def link_use(self) -> LinkUse | None:
+        """What the kernel has counted of the way out; None: it does not say."""
         with contextlib.suppress(OSError, struct.error):
-            info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-            return float(_DELIVERY_RATE.unpack(info)[0])
-        return 0.0
+            info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+            rate, busy_us, receiver_us = _TCP_INFO.unpack(info)
+            return LinkUse(float(rate), busy_us / 1e6, receiver_us / 1e6)
+        return None
 
     def grant(self) -> int:
         """How many bytes may be sent through `descriptor` now; waits for the limit, if there is one."""
