@@ -11,7 +11,8 @@ from virtual_link import NOISE, PACKET, REAL, Pages, World, migrate
 
 from multifd.methods._adaptive import DOUBTED, SAMPLE_BYTES
 from multifd.methods._adaptive_zstd import LADDER, SAMPLED
-from multifd.methods.adapt import Policy, Spent
+from multifd.methods.adapt import Policy
+from multifd.methods.spent import Spent
 
 GIGABIT = 1e9 / 8
 KNOWN = [place for place, rung in enumerate(LADDER) if rung.level is not None and -7 <= rung.level <= 9]
@@ -89,8 +90,8 @@ def test_looks_take_a_small_share_of_the_time():
 
 def test_a_slow_link_is_known_before_anybody_waits_for_it():
     """The socket's buffer takes all of it, and the kernel says how fast it empties."""
-    policy = Policy(LADDER, SAMPLED, DOUBTED)
-    for _ in range(DOUBTED + 2):
+    policy = Policy(LADDER, SAMPLED, DOUBTED[0])
+    for _ in range(DOUBTED[0] + 2):
         packet = spent(policy.place, 1e-4, send_s=1e-4)
         packet.link_s = packet.payload_bytes / 12e6
         policy.note(policy.place, packet)
@@ -99,25 +100,73 @@ def test_a_slow_link_is_known_before_anybody_waits_for_it():
 
 
 def test_a_fast_link_is_believed_after_two_packets():
-    policy = Policy(LADDER, SAMPLED, DOUBTED)
+    policy = Policy(LADDER, SAMPLED, DOUBTED[0])
     places = []
     for _ in range(4):
         packet = spent(policy.place, 1e-4, send_s=1e-4)
         packet.link_s = packet.payload_bytes / 4e9
         places.append(policy.place)
         policy.note(policy.place, packet)
-    assert places == [SAMPLED] * DOUBTED + [0] * (4 - DOUBTED)
+    assert places == [SAMPLED] * DOUBTED[0] + [0] * (4 - DOUBTED[0])
 
 
 def test_a_burst_that_was_no_link_costs_one_packet_as_it_is():
     """Afterwards nothing is tried for a second, however fast the next burst looks."""
-    policy, raw = Policy(LADDER, SAMPLED, DOUBTED), 0
+    policy, raw = Policy(LADDER, SAMPLED, DOUBTED[0]), 0
     for _ in range(100):
         packet = spent(policy.place, 1e-4, send_s=1e-4)
         packet.link_s = packet.payload_bytes / (4e9 if policy.place else 60e6)
         raw += policy.place == 0
         policy.note(policy.place, packet)
     assert raw == 1
+
+
+def test_a_wait_while_the_link_is_idle_is_not_the_links():
+    """The receiver has no room, or the channel no processor; no level helps against that."""
+    policy = Policy(LADDER, SAMPLED)
+    for _ in range(100):
+        packet = spent(policy.place, 0.02)
+        packet.idle_s = packet.hook_s + packet.gap_s
+        policy.note(policy.place, packet)
+    assert policy.level is None
+
+
+def test_a_probe_is_not_over_for_what_passes_while_the_link_is_idle():
+    policy = Policy(LADDER, SAMPLED, DOUBTED[0])
+    for _ in range(12):
+        packet = spent(policy.place, 1e-4 if policy.place else 0.026, send_s=1e-4)
+        packet.idle_s, packet.link_s = packet.hook_s + packet.gap_s, packet.payload_bytes / 4e9
+        policy.note(policy.place, packet)
+    assert policy.level is None
+
+
+def test_one_word_of_the_kernel_that_is_far_off_changes_nothing():
+    policy = Policy(LADDER, SAMPLED, DOUBTED[0])
+    levels = []
+    for number in range(40):
+        packet = spent(policy.place, 1e-4, send_s=1e-4)
+        packet.idle_s = packet.hook_s + packet.gap_s
+        packet.link_s = packet.payload_bytes / (20e6 if number % 8 == 7 else 4e9)
+        policy.note(policy.place, packet)
+        levels.append(policy.level)
+    assert set(levels[DOUBTED[0] :]) == {None}
+
+
+@pytest.mark.parametrize("too_dear", [1, 10])
+def test_a_look_says_what_pages_save_and_not_what_they_cost(too_dear):
+    """A few pages in a new frame take up to ten times as long, each, as the packets that follow would."""
+    policy = Policy(LADDER, SAMPLED)
+    for number in range(200):
+        is_noise = number % 20 < 10
+        packet = spent(policy.place, 0.0, saving=0.0 if is_noise else None)
+        packet.gap_s = max(0.0, packet.payload_bytes * 16e-9 - packet.hook_s)
+        policy.note(policy.place, packet)
+        if policy.wants_look:
+            rung = LADDER[SAMPLED]
+            left = 1.0 if is_noise else 1 - rung.saving
+            policy.look(SAMPLED, rung.cost * too_dear * SAMPLE_BYTES, SAMPLE_BYTES, left * SAMPLE_BYTES)
+    assert policy.level is not None
+    assert policy.level >= 1
 
 
 def test_noise_says_nothing_of_what_pages_cost_that_shrink():

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 
 from multifd.methods._adaptive import DOUBTED, SAMPLE_BYTES
 from multifd.methods._adaptive_zstd import LADDER, SAMPLED
-from multifd.methods.adapt import Policy, Rung, Spent
+from multifd.methods.adapt import Policy, Rung
+from multifd.methods.spent import Spent
 
 PACKET = 512 * 1024
 COPY_S = 0.2e-9
@@ -112,8 +113,8 @@ class _Migration:
         self._tokens = BURST
         self.places: dict[int, int] = {}
         self._channels = []
-        for _ in range(world.channels):
-            policy = None if decide is not None else new_policy()
+        for number in range(world.channels):
+            policy = None if decide is not None else new_policy(number)
             place = (lambda p=policy: p.place) if policy else (lambda: decide or 0)
             self._channels.append(_Channel(place, policy))
 
@@ -255,6 +256,6 @@ class _Migration:
             policy.look(SAMPLED, SAMPLE_BYTES * cost, SAMPLE_BYTES, SAMPLE_BYTES * left)
 
 
-def new_policy() -> Policy:
+def new_policy(channel: int) -> Policy:
     """As ``zstd:level=auto`` has it."""
-    return Policy(LADDER, SAMPLED, DOUBTED)
+    return Policy(LADDER, SAMPLED, DOUBTED[min(channel, len(DOUBTED) - 1)])

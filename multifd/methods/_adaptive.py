@@ -12,13 +12,14 @@ from typing import Any, Protocol
 
 from multifd.method import Buffer, NativeHook, SendParams
 from multifd.methods._run_delay import RunDelay
-from multifd.methods.adapt import Policy, Rung, Spent
+from multifd.methods.adapt import Policy, Rung
+from multifd.methods.spent import Spent
 
 SAMPLE_BYTES = 32 * 1024
 """Of a packet's pages, for a look."""
-DOUBTED = 2
-"""A channel's packets at the start by which the link is not yet believed to be fast: what a token bucket lets pass at
-once looks so. Compressed, two of 512 KiB are more than that of a slow link."""
+DOUBTED = 2, 2, 1
+"""Packets at the start by which the link is not yet believed to be fast: of the first channel, the second, each other.
+What a token bucket lets pass at once looks so. Compressed, two of 512 KiB are more than that of a slow link."""
 NEWS_BYTES, NEWS_NS = 4 << 20, 10_000_000
 """Of pages, or since the last time: the policy hears of what is new once it is so much, unless it wants to hear all."""
 CHANGING, FRAME, RAW = range(3)
@@ -95,10 +96,11 @@ class Adaptive:
 
     def __init__(self, encoder: Encoder, p: SendParams, wire: Wire) -> None:
         self._encoder, self._counters, self._wire, self._link_use = encoder, p.counters, wire, p.link_use
-        self._policy = Policy(wire.ladder, wire.sampled, DOUBTED if p.channel < 2 else 1)
+        self._policy = Policy(wire.ladder, wire.sampled, DOUBTED[min(p.channel, len(DOUBTED) - 1)])
         self._place = wire.sampled
         self._shared: Any = _Shared()
-        self._hook_ns = self._gap_ns = 0
+        self._hook_ns = self._gap_ns = 0  # until the meter began
+        self._counted = 0, 0  # packets and payload bytes of the meter that are in the counters
         self._busy_s = 0.0  # of the link, so far
         self._noted_ns = 0
         self._run_delay = RunDelay()
@@ -124,14 +126,16 @@ class Adaptive:
                 payload.append(self._wire.end)
             shared.stage = CHANGING
         meter.left_ns, meter.left_cpu_ns = time.monotonic_ns(), time.thread_time_ns()
+        self._count()
         return payload
 
     def settle(self) -> None:
         """Take what was counted since the last time, and let the next packets know what the policy makes of it."""
         shared, policy, m = self._shared, self._policy, self._shared.meter
         now_ns, now_cpu_ns = time.monotonic_ns(), time.thread_time_ns()
-        is_due = m.page_bytes >= NEWS_BYTES or now_ns - self._noted_ns >= NEWS_NS
-        if not (is_due or shared.is_changing or shared.stage == CHANGING):
+        is_news = m.page_bytes >= NEWS_BYTES or now_ns - self._noted_ns >= NEWS_NS
+        if not (is_news or shared.is_changing or shared.stage == CHANGING):
+            self._count()
             return
         self._noted_ns = now_ns
         if not m.left_ns:
@@ -155,21 +159,29 @@ class Adaptive:
             spent.idle_s = hook_s + gap_s - busy_s
             spent.link_s = spent.payload_bytes / use.delivery_rate if use.delivery_rate else 0.0
         self._count()
+        self._begin_anew()
         policy.note(self._place, spent)
         shared.is_changing = policy.is_watching or policy.place != self._place
         if shared.stage == RAW and (shared.is_changing or policy.wants_look):
             shared.stage = CHANGING
 
     def _count(self) -> None:
-        """Counters from the meter, which begins anew."""
+        """Bring the counters up to the meter."""
         counters, m = self._counters, self._shared.meter
         packets_name, bytes_name = self._names(self._wire.ladder[self._place].level)
-        counters[packets_name] += m.packets
-        counters[bytes_name] += m.payload_bytes
+        packets, payload_bytes = self._counted
+        counters[packets_name] += m.packets - packets
+        counters[bytes_name] += m.payload_bytes - payload_bytes
+        counters[self._name("encode_us")] = (self._hook_ns + m.hook_ns) // 1000
+        counters[self._name("between_us")] = (self._gap_ns + m.gap_ns) // 1000
+        self._counted = m.packets, m.payload_bytes
+
+    def _begin_anew(self) -> None:
+        """The meter, whose figures were taken."""
+        m = self._shared.meter
         self._hook_ns += m.hook_ns
         self._gap_ns += m.gap_ns
-        counters[self._name("encode_us")] = self._hook_ns // 1000
-        counters[self._name("between_us")] = self._gap_ns // 1000
+        self._counted = 0, 0
         m.packets = m.hook_ns = m.hook_cpu_ns = m.gap_ns = m.gap_cpu_ns = m.page_bytes = m.payload_bytes = 0
 
     def _gap_queue_s(self, spent: Spent) -> float:

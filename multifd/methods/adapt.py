@@ -7,16 +7,18 @@ of that proposes, from what packets took:
 * What the pages at hand cost and save at the level that they went by, and so at the others: the ladder says how levels
   compare. Pages that do not shrink go as they are.
 * How much longer than its processor time a packet takes: others want the processors, too.
-* What a byte on the wire takes, if the channel waits in between its hooks; if it does not, it is no more than that.
+* What a byte on the wire takes, if the channel waits for the link in between its hooks; if it does not, it is less than
+  what it takes to make that byte, and thought to be a little less.
 * What the kernel counts of the network, if it says: bytes that were acknowledged in the last round trip. Where bytes
   queue up that is the link, before anybody has waited for it. Where they do not it may be a burst that somebody's
-  buffers took, so it is an invitation to try, no more.
+  buffers took, so it is an invitation to try, no more. And how long the link was busy: who waits while it is idle waits
+  for the receiver, or for a processor, and no level is to blame.
 
-Where that is not enough the clock decides. If nothing is waited for, or a wait may as well be for the receiver, a
-cheaper level is probed for a few packets, or pages as they are: they stay so if the memory goes faster by it, and if
-not the link is known better. A probe that did not pay is not repeated for a while, twice as long each time, unless the
-link becomes another. Where more time passes without a processor than in waiting, a wait may be for somebody who has
-none either: then nothing dearer is taken.
+Where that is not enough a probe decides. If nothing is waited for, or a wait may as well be for the receiver, a cheaper
+level is tried for a few packets, or pages as they are: they stay so if the memory goes faster by it, or the link holds
+nothing up, and if not the link is known better. A probe that did not pay is not repeated for a while, twice as long
+each time, unless the link becomes another. Where more time passes without a processor than in waiting, a wait may be
+for somebody who has none either: then nothing dearer is taken.
 
 A channel begins at a cheap level: of a slow link that costs little, and a fast one is recognised after two packets.
 """
@@ -28,6 +30,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from multifd.methods.spent import Spent
+
 _MIB = 1 << 20
 FREE = 0.5 * _MIB
 """Payload bytes that went without a wait, and so without a limit: twice what the kernel takes before it has sent what
@@ -37,8 +41,6 @@ UNSEEN = 1 * _MIB
 much after a change tells of what was before."""
 JUDGED = 1 * _MIB
 """Payload bytes after that by which a probe is judged: two packets as they are."""
-MEMORY = 4 * _MIB
-"""Bytes of pages of which is known what they took: 8 packets."""
 PAGE_MEMORY = 4 * _MIB
 """Bytes of pages whose cost and saving are remembered."""
 REST = 2 * _MIB
@@ -50,14 +52,9 @@ SHARPNESS = 6.0
 alone. At 6 two equal ones take 12 % longer than one, so neither is chosen to be just as long as the other."""
 THRIFT = 0.05
 """What a second of compressing counts beside the time it takes: of two levels that are as fast, the cheaper."""
-WAITING = 0.08
-"""Share of its time that a channel waits in between hooks if it is held up; less may be a matter of chance."""
-BUSY = 0.5
-"""Share of its time in which a link is busy that the channel waits for, and in which it sends at the rate that the kernel
-counts; if it were less, the wait was not for the link."""
 UNFELT = 0.85
-"""What a byte takes on a link that is not waited for, over what it takes to make it: less than 1, so that cheaper levels
-are come to, and not much less, for it may be just as long."""
+"""What a byte takes on a link that is not waited for, over what it takes to make it: less than 1, so that a channel
+comes to cheaper levels, and not much less, for it may be just as long."""
 WORDS = 3
 """Of the kernel's, of which the second fastest counts: while processors are short any one may be far off."""
 NO_SHRINKING = 0.97
@@ -88,87 +85,6 @@ class Rung:
     level: int | None
     cost: float
     saving: float
-
-
-@dataclass(slots=True)
-class Spent:
-    """What packets in a row at one level took, in seconds and bytes.
-
-    Args:
-        hook_s, hook_cpu_s: in the method's hook, by the clock and of a processor.
-        gap_s, gap_cpu_s: from one hook to the next: sending, and whatever the engine does.
-        gap_queue_s: of the gaps, what passed while others had the processors.
-        page_bytes, payload_bytes: in and out.
-        idle_s: by the kernel's count the link had nothing to do for the channel, or the receiver no room; 0 if nobody
-            counts.
-        link_s: that the payload takes at the rate that the kernel says of the network; 0: it says nothing.
-    """
-
-    hook_s: float = 0.0
-    hook_cpu_s: float = 0.0
-    gap_s: float = 0.0
-    gap_cpu_s: float = 0.0
-    page_bytes: float = 0.0
-    payload_bytes: float = 0.0
-    gap_queue_s: float = 0.0
-    idle_s: float = 0.0
-    link_s: float = 0.0
-
-    def add(self, news: Spent) -> None:
-        """Add the news, and forget as much of what is here as they outweigh."""
-        keep = math.exp(-news.page_bytes / MEMORY)
-        for name in Spent.__slots__:
-            setattr(self, name, getattr(self, name) * keep + getattr(news, name))
-
-    @property
-    def wire_s(self) -> float:
-        """Seconds for each byte of payload."""
-        return (self.hook_s + self.gap_s) / self.payload_bytes
-
-    @property
-    def made_s(self) -> float:
-        """Seconds for each byte of payload, but for those of waiting."""
-        return (self.hook_s + self.gap_cpu_s + self.gap_queue_s) / self.payload_bytes
-
-    @property
-    def kernel_s(self) -> float:
-        """Seconds for each byte of payload by the kernel's word on the network; 0: it says nothing."""
-        return self.link_s / self.payload_bytes
-
-    @property
-    def pace_s(self) -> float:
-        """Seconds for each byte of pages."""
-        return (self.hook_s + self.gap_s) / self.page_bytes
-
-    @property
-    def contention(self) -> float:
-        """Time over processor time, of all that was not waiting."""
-        cpu_s = self.hook_cpu_s + self.gap_cpu_s
-        return max(1.0, (self.hook_s + self.gap_cpu_s + self.gap_queue_s) / cpu_s) if cpu_s else 1.0
-
-    @property
-    def waited_s(self) -> float:
-        """For the link, or the receiver."""
-        return self.gap_s - self.gap_cpu_s - self.gap_queue_s
-
-    @property
-    def is_held_up(self) -> bool:
-        """Whether the link held it up, or, if nobody counts, somebody else: it waited, the link was busy, and the kernel
-        counts no more than it sent."""
-        total_s = self.hook_s + self.gap_s
-        is_no_faster = not self.link_s or self.link_s >= BUSY * total_s
-        return self.waited_s >= WAITING * total_s and self.is_busy and is_no_faster
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether the link was, as far as anybody knows."""
-        return self.idle_s <= (1 - BUSY) * (self.hook_s + self.gap_s)
-
-    @property
-    def is_contended(self) -> bool:
-        """Whether more passed without a processor than in waiting, which may then be for the receiver's."""
-        lost_s = self.hook_s - self.hook_cpu_s + self.gap_queue_s
-        return lost_s > max(self.waited_s, WAITING * (self.hook_s + self.gap_s))
 
 
 @dataclass(slots=True)
@@ -258,16 +174,16 @@ class Policy:
         return best < GAIN * self._pace(0, self._wire_s, keener)
 
     def look(self, place: int, cpu_s: float, page_bytes: float, payload_bytes: float) -> None:
-        """Learn from pages that were compressed only to see what it takes.
+        """Learn from pages that were compressed only to see what it saves.
 
         Args:
             place: at which place in the ladder.
-            cpu_s: of a processor.
+            cpu_s: what that took of a processor, which looks may take a share of. A few pages in a new frame cost more
+                than others do, each, so it says nothing of these.
             page_bytes, payload_bytes: in and out.
         """
         self._elapsed_s += cpu_s
         self._next_look_s = self._elapsed_s + cpu_s / LOOK_SHARE
-        # So few pages in a new frame cost more than others do, each: they tell what is saved, and no more.
         self._weigh(place, self._dearer * self._ladder[place].cost, payload_bytes / page_bytes, PAGE_MEMORY / 4)
         if self._probe is None and self._recent.payload_bytes:
             self._choose()

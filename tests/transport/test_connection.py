@@ -9,6 +9,7 @@ import os
 import random
 import socket
 import threading
+import time
 from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -63,6 +64,37 @@ def thread(run: Callable[[], object]) -> Iterator[None]:
     assert not worker.is_alive()
     if errors:
         raise errors[0]
+
+
+# -- what the kernel counts --------------------------------------------------------------------------
+
+
+def test_a_receiver_that_takes_nothing_is_told_from_a_link() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours = socket.create_connection(server.getsockname())
+        theirs, _ = server.accept()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    connection = Connection(ours, IdleTimer(DEADLINE_S), "a receiver")
+    try:
+        before = connection.link_use()
+        assert before is not None
+        assert before.receiver_s == 0
+        ours.setblocking(False)
+        end = time.monotonic() + DEADLINE_S
+        while (use := connection.link_use()) is not None and not use.receiver_s:
+            assert time.monotonic() < end
+            with contextlib.suppress(BlockingIOError):
+                ours.send(bytes(1 << 16))
+        assert use is not None
+        assert use.delivery_rate > 0
+        assert use.busy_s >= use.receiver_s > 0
+    finally:
+        connection.close()
+        theirs.close()
+
+
+def test_who_has_no_link_says_nothing(pair: Pair) -> None:
+    assert pair.one.link_use() is None
 
 
 # -- whole writes, exact reads ----------------------------------------------------------------------
