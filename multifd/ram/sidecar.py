@@ -90,6 +90,8 @@ def encode(name: str, digest: str, spans: Sequence[Span], digests: Mapping[str, 
 def write_beside(path: Path, text: bytes, like: os.stat_result) -> PartFile:
     """A sidecar that only needs `PartFile.commit` to appear beside `path`; whoever calls discards it.
 
+    It bears the time of its file, not its own: which of the two is older, no clock that was set meanwhile decides.
+
     Args:
         path: the file that it is of.
         text: from `encode`.
@@ -101,6 +103,8 @@ def write_beside(path: Path, text: bytes, like: os.stat_result) -> PartFile:
     file = PartFile(path_beside(path))
     try:
         write(file.fd, text, 0, file.part)
+        with file.fd.use() as fd, contextlib.suppress(OSError):  # a file system that keeps no times
+            os.utime(fd, ns=(like.st_atime_ns, like.st_mtime_ns))
         file.admit(like)
     except BaseException:
         file.discard()

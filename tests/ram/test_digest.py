@@ -473,6 +473,23 @@ class TestNewerFile:
         with pytest.raises(RamError, match="is not the file that was digested"):
             check(mapped)
 
+    def test_a_clock_that_was_set_back_makes_no_sidecar_older(self, mapped, newer):
+        """It was set back after the file was written, before it was digested: what differs all over is damage still."""
+        os.utime(mapped, (LATER, LATER))
+        make(mapped)
+        mapped.write_bytes(newer)
+        os.utime(mapped, (LATER, LATER))
+        with pytest.raises(RamError, match=r"does not match vm\.ram\.sha256"):
+            check(mapped)
+
+    def test_a_clock_that_was_set_back_hides_no_other_file(self, mapped, newer):
+        """It was set back after the file was digested, and another program put one there that is older than that."""
+        os.utime(mapped, (LONG_AGO, LONG_AGO))
+        make(mapped)
+        mapped.write_bytes(newer)
+        os.utime(mapped, (LONG_AGO + 1, LONG_AGO + 1))
+        assert check(mapped).digest == "older"
+
     def test_receive_removes_what_is_there_before_it_replaces(self, receiver, mapped, tmp_path, newer):
         (tmp_path / "newer").write_bytes(newer)
         destination = receiver(mapped, format="mapped-ram")
