@@ -8,13 +8,14 @@ a while. Whatever is kept is bounded, and a flood displaces itself.
 from __future__ import annotations
 
 import logging
+import math
 import select
 import time
 from collections.abc import Callable, Iterable, Mapping
 
 from multifd.engine.negotiation import Terms, terms_of
 from multifd.errors import MultifdError, RemoteWireError
-from multifd.transport.accept import Acceptor, Arrival, room_for
+from multifd.transport.accept import Acceptor, Arrival, Came, room_for
 from multifd.transport.listen import origin_of
 from multifd.wire.packet import InitPacket
 
@@ -128,16 +129,20 @@ class Gathering:
         if not group:
             del self._groups[key], self._since[key]
 
-    def drop_ended(self, mains: Iterable[str]) -> None:
-        """Close what a migration that failed early has left: who has hung up.
+    def drop_ended(self, candidates: Iterable[Came]) -> None:
+        """While main is not known: close what a migration that failed early has left, who has hung up.
+
+        Not those before whom somebody came from the same place who may become main: a source connects main first, so
+        they may be complete.
 
         Args:
-            mains: who may become main, by name: a channel that comes from there and has ended may be complete.
+            candidates: who has begun as main does; who has said nothing yet may become it, too.
         """
-        waited_for = set(map(origin_of, mains))
+        mains = [*candidates, *self._acceptor.undecided()]
         for key, group in list(self._groups.items()):
-            if key[0] not in waited_for:
-                for id_ in [id_ for id_, arrival in group.items() if _has_hung_up(arrival)]:
+            first = min((since for peer, since in mains if origin_of(peer) == key[0]), default=math.inf)
+            for id_, arrival in list(group.items()):
+                if arrival[0].since < first and _has_hung_up(arrival):
                     self.drop(key, id_)
 
     def drop_lonely(self, patience_s: float) -> None:

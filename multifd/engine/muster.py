@@ -7,12 +7,12 @@ whose channels arrive; the first whose channels are all there, and come from whe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from multifd.engine.gathering import Gathering, Key, connected_twice
 from multifd.engine.negotiation import Negotiation
 from multifd.errors import MultifdError
-from multifd.transport.accept import Acceptor, Arrival
+from multifd.transport.accept import Acceptor, Arrival, Came
 
 
 class Muster:
@@ -55,6 +55,10 @@ class Muster:
     def main_is_from(self, peer: str) -> None:
         """Main is known: its name says where the channels come from. From any thread."""
         self._gathering.main_is_from(peer)
+
+    def drop_ended(self, candidates: Iterable[Came]) -> None:
+        """While main is not known: see `Gathering.drop_ended`."""
+        self._gathering.drop_ended(candidates)
 
     def poll(self, timeout_s: float) -> Iterator[Arrival]:
         """Wait for at most `timeout_s` and give those who belong: candidates for main, and all channels at once.

@@ -141,6 +141,8 @@ class Receiver:
         self._crew.check()
         self._idle.check()
         main = self._main
+        if main is None and isinstance(self._listener, Listener):
+            self._muster.drop_ended((one.connection.peer, one.connection.since) for one in self._candidates)
         now = time.monotonic()
         if main is None or self._muster.is_complete or not main.connection.has_hung_up():
             self._alone_since = float("inf")
@@ -363,7 +365,7 @@ class Receiver:
                 raise Rejected("another connection is main")
             self._main = main
         self._muster.main_is_from(main.connection.peer)
-        self.stats.begin(main.connected_at)
+        self.stats.begin(main.connection.since)
         self._geometry = Geometry.of(machine.page_size)
         self._blocks = self._target.allocate(machine)
         self.stats.ram_bytes = sum(b.used_length for b in machine.blocks)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections import deque
 from collections.abc import Mapping
 from typing import Protocol
@@ -67,7 +66,6 @@ class RecvMain:
 
     def __init__(self, connection: Connection, host: Host) -> None:
         self.connection, self._host = connection, host
-        self.connected_at = time.monotonic()
         self.has_return_path = False
         self.has_device_state = False
         self.has_ended = False

@@ -121,7 +121,7 @@ class RelayMuster:
         Args:
             timeout_s: how long one that has connected may be silent.
         """
-        self._gathering.drop_ended(candidate.came_from for candidate in self._candidates)
+        self._gathering.drop_ended((one.came_from, one.source.since) for one in self._candidates)
         self._gathering.drop_lonely(timeout_s if self._candidates else min(timeout_s, _ALONE_S))
 
     def dismiss(self) -> list[RelayMain]:

@@ -28,6 +28,8 @@ from multifd.wire.packet import INIT_BYTES, MAGIC_BYTES, InitPacket
 _LOG = logging.getLogger(__name__)
 Arrival = tuple[Incoming, str, InitPacket | None]
 """A connection to take, its peer's name, and a channel's init packet, None for main."""
+Came = tuple[str, float]
+"""A peer's name, and when it came, by the monotonic clock."""
 _MAX_PENDING = 512
 """Connections that have not said yet what they are; fewer where a process may have few descriptors."""
 _SHARE = 4
@@ -46,7 +48,6 @@ class _Pending:
     """A connection that has not said yet what it is."""
 
     incoming: Incoming
-    since: float
     start: bytearray = field(default_factory=bytearray)
     is_announced: bool = False
     """Its magic, or its init packet, was read; nothing has followed yet."""
@@ -55,6 +56,11 @@ class _Pending:
     def origin(self) -> str:
         """Where it comes from."""
         return origin_of(self.incoming.peer)
+
+    @property
+    def may_become_main(self) -> bool:
+        """Whether it has said nothing else."""
+        return stream.MAGIC_BYTES.startswith(self.start)
 
     def missing(self) -> int:
         """Bytes until it has said what it is, or until more is known; 0 if it has."""
@@ -129,7 +135,7 @@ class Acceptor:
                 for pending in self._accept():
                     yield from self._identify(pending)  # what it starts with has mostly come with it
         oldest = time.monotonic() - self._patience_s
-        for pending in [one for one in self._pending if one.since < oldest or one.incoming.is_late()]:
+        for pending in [one for one in self._pending if one.incoming.since < oldest or one.incoming.is_late()]:
             _LOG.info("%s: closed: it did not say what it is", pending.incoming.peer)
             self._drop(pending)
 
@@ -138,6 +144,10 @@ class Acceptor:
         with self._wake_lock:
             if self._wake >= 0:
                 os.eventfd_write(self._wake, 1)
+
+    def undecided(self) -> list[Came]:
+        """Those who may become main, and have not said so yet, or nothing behind it."""
+        return [(one.incoming.peer, one.incoming.since) for one in self._pending if one.may_become_main]
 
     def stop_listening(self) -> None:
         """Everything that is expected has come: close the listener and what has not said what it is.
@@ -193,7 +203,7 @@ class Acceptor:
                     continue
                 if len(self._pending) >= self._most:
                     self._make_room()
-                pending = _Pending(self._open(*accepted), time.monotonic())
+                pending = _Pending(self._open(*accepted))
                 self._selector.register(pending.incoming, selectors.EVENT_READ, pending)
                 self._pending.add(pending)
                 yield pending
@@ -271,7 +281,7 @@ class Acceptor:
         The many are, if most come from one place, those, and of them either who have begun as a migration's do or who
         have not: whichever are more. So a flood of any kind displaces itself, not a source that is about to begin.
         """
-        waiting = sorted(self._pending, key=lambda pending: pending.since)
+        waiting = sorted(self._pending, key=lambda pending: pending.incoming.since)
         origin, count = Counter(pending.origin for pending in waiting).most_common(1)[0] if waiting else ("", 0)
         if 2 * count > len(waiting):
             waiting = [pending for pending in waiting if pending.origin == origin]

@@ -14,6 +14,7 @@ import select
 import selectors
 import socket
 import struct
+import time
 from collections.abc import Sequence
 
 from multifd.errors import Aborted, ChannelError, MultifdError, RamError
@@ -61,6 +62,8 @@ class Connection:
         self.bytes_received = 0
         self.stalls = 0
         """How often the other end took nothing of what was to be sent for a whole slice, a quarter of a second."""
+        self.since = time.monotonic()
+        """When it was made; of one that was accepted, when it came."""
         self._is_reset = False
         self._granted = 0
         sock.setblocking(True)

@@ -6,6 +6,7 @@ import fcntl
 import select
 import socket
 import termios
+import time
 from typing import Protocol
 
 from multifd.transport.connection import Connection
@@ -22,6 +23,8 @@ class Incoming(Protocol):
     """The other end's name."""
     trouble: str
     """Why it can be no migration's, in words; empty if nothing is known against it."""
+    since: float
+    """When it came, by the monotonic clock."""
 
     def fileno(self) -> int:
         """What to wait on until it is readable."""
@@ -71,6 +74,7 @@ class PlainIncoming:
     def __init__(self, sock: socket.socket, peer: str) -> None:
         sock.setblocking(False)
         self._sock, self.peer, self.trouble = sock, peer, ""
+        self.since = time.monotonic()
         self._bytes_read = 0
 
     def fileno(self) -> int:
@@ -107,7 +111,7 @@ class PlainIncoming:
     def take(self, idle: IdleTimer, peer: str) -> Connection:
         """See `Incoming`."""
         connection = Connection(self._sock, idle, peer)
-        connection.bytes_received = self._bytes_read
+        connection.bytes_received, connection.since = self._bytes_read, self.since
         return connection
 
     def close(self) -> None:

@@ -37,7 +37,8 @@ class TlsIncoming:
         sock.setblocking(False)
         self._sock, self.peer = sock, peer
         self._session, self._side, self._authz, self._on_failure = session, side, authz, on_failure
-        self._timeout_s, self._deadline = timeout_s, time.monotonic() + timeout_s
+        self.since = time.monotonic()
+        self._timeout_s, self._deadline = timeout_s, self.since + timeout_s
         self._is_shaken = self._has_begun = False
         self._bytes_read = self._bytes_sent = 0
         self.trouble = ""
@@ -67,6 +68,7 @@ class TlsIncoming:
         """See `Incoming`."""
         connection = TlsConnection(self._sock, self._session, self._side, idle, peer)
         connection.bytes_received, connection.bytes_sent = self._bytes_read, self._bytes_sent
+        connection.since = self.since
         return connection
 
     def close(self) -> None:

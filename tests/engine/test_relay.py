@@ -380,19 +380,42 @@ class TestOrder:
         assert between.join().status == "completed"
         assert memory == image
 
-    def test_a_channel_may_be_complete_before_its_main_is_known(self, relay, receiver):
-        """What has little to say has said it, and ended, while main's list of blocks is still to come."""
+    @pytest.mark.parametrize("said", [0, 2, 4, 99], ids=["nothing", "half a word", "its word", "its header"])
+    def test_a_channel_may_be_complete_before_its_main_is_known(self, relay, receiver, said):
+        """What has little to say has said it, and ended, while main's list of blocks is still to come, or all of it."""
         stream = peer.main_stream([(b"ram", BLOCK)])
+        first, rest = stream["header"][:said], stream["header"][said:]
         into = bytearray(BLOCK)
         end = receiver(into, channels=1)
         between = relay(end.uri, channels=1)
         with peer.Peer(between.uri) as source:
-            main = source.connect(stream["header"])
+            main = source.connect(first)
             channel = source.connect(peer.init(0) + peer.sync() + peer.packet([0], b"x" * peer.PAGE) + peer.sync())
             channel.shutdown(socket.SHUT_WR)
             for _ in range(3):  # each is closed a turn later
                 assert is_closed(source.connect(b"GET / HTTP/1.0\r\n\r\n"))
+            main.sendall(rest + stream["setup"] + stream["end"] + stream["eof"])
+            main.shutdown(socket.SHUT_WR)
+            end.join()
+            assert between.join().status == "completed"
+        assert into == b"x" * peer.PAGE + bytes(BLOCK - peer.PAGE)
+
+    def test_a_source_that_died_is_forgotten_though_the_next_is_there(self, relay, receiver):
+        """Its channel has ended before the other source came, so it is not taken for that one's."""
+        stream = peer.main_stream([(b"ram", BLOCK)])
+        into = bytearray(BLOCK)
+        end = receiver(into, channels=1)
+        between = relay(end.uri, channels=1, timeout=30)
+        with peer.Peer(between.uri) as dead, peer.Peer(between.uri) as source:
+            dead.connect(stream["header"])
+            channel = dead.connect(peer.init(0) + peer.sync())
+            channel.shutdown(socket.SHUT_WR)
+            main = source.connect(stream["header"])
+            dead.sockets[0].close()
+            assert is_closed(channel)
+            source.connect(peer.init(0) + peer.sync() + peer.packet([0], b"x" * peer.PAGE) + peer.sync())
             main.sendall(stream["setup"] + stream["end"] + stream["eof"])
+            source.sockets[1].shutdown(socket.SHUT_WR)
             main.shutdown(socket.SHUT_WR)
             end.join()
             assert between.join().status == "completed"

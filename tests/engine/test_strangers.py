@@ -19,10 +19,12 @@ import peer
 import pytest
 from ends import wait_for_uri
 
+import multifd
 from multifd.errors import ChannelError, PeerMismatch, StreamError
 from multifd.transport.accept import Acceptor
 from multifd.transport.address import Uri
 from multifd.transport.listen import Listener
+from multifd.wire.packet import InitPacket
 
 DEADLINE_S = 60
 RAM = 16 * peer.PAGE
@@ -36,6 +38,23 @@ def ordinary(*, return_path: bool) -> bytes:
     """A stream without multifd up to the end of SETUP, as every release sends it."""
     pieces = peer.main_stream([(b"ram", RAM)], return_path=return_path, per_section=True)
     return pieces["header"] + pieces["commands"] + pieces["setup"]
+
+
+def test_a_source_that_died_while_it_connected_does_not_spoil_the_next(receiver):
+    """Both come from one place and announce the same."""
+    memory, into = bytes(range(256)) * (RAM // 256), bytearray(RAM)
+    end = receiver(into)
+    with peer.Peer(end.uri) as dead:
+        main = dead.connect(peer.main_stream([(b"ram", RAM)])["header"])
+        for i in range(2):
+            dead.connect(InitPacket(i, bytes(16), 2, 0, "none").encode() + peer.sync()).shutdown(socket.SHUT_WR)
+        main.close()
+        for channel in dead.sockets[1:]:
+            with contextlib.suppress(ConnectionResetError):
+                assert channel.recv(1) == b""
+    multifd.send(memory, end.uri, channels=2)
+    assert end.join().status == "completed"
+    assert into == memory
 
 
 @pytest.mark.parametrize("return_path", [False, True])
