@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from multifd.engine.canceller import Canceller
 from multifd.engine.candidates import Candidates
@@ -41,7 +41,7 @@ from multifd.wire.vmdesc import UNMARKED
 _LOG = logging.getLogger(__name__)
 _POLL_S = 0.05
 _PONG_S = 5.0
-"""How often the sender hears from us while the disk takes its time."""
+"""How often the sender hears from us while the disk, or what a thread has left to do, takes its time."""
 _DRAIN_S = 5.0
 
 
@@ -258,9 +258,7 @@ class Receiver:
         self._disk.stop()
         for channel in self._channels:
             channel.connection.shutdown_read()
-        late = self._crew.join([t for t in self._crew.threads if t is not self._disk.flusher])
-        if late:
-            raise HookError(f"{', '.join(late)}: still busy {JOIN_S:g} s after the last sync point")
+        self._await_channels(main)
         for _ in range(4):  # accept; the magic; the rest of an init packet; what follows it
             self._accept(0)
         self._crew.check()
@@ -270,24 +268,39 @@ class Receiver:
         main.say_shut(0)
         self._drain(main)
 
+    def _await_channels(self, main: RecvMain) -> None:
+        """All threads but the disk's end: every page is here, so a hook or a busy machine may take its time."""
+        threads = [thread for thread in self._crew.threads if thread is not self._disk.flusher]
+        deadline = time.monotonic() + self._idle.timeout_s
+        for late in self._turns(main, threads):
+            self._crew.check()
+            if time.monotonic() > deadline:
+                raise HookError(f"{', '.join(late)}: still busy {self._idle.timeout_s:g} s after the last sync point")
+
     def _commit(self, main: RecvMain) -> None:
-        """Commit in a thread of its own; a slow disk is no silence, so PONGs go out meanwhile."""
+        """Commit in a thread of its own; a slow disk may take its time, too."""
         self._canceller.close()
         self.fate.hand_over()
-        thread = self._disk.commit(self._negotiation.uuid)
-        pong_at = time.monotonic() + _PONG_S
-        while thread.is_alive():
-            thread.join(_POLL_S)
+        for _ in self._turns(main, [self._disk.commit(self._negotiation.uuid)]):
             if time.monotonic() >= self._stop_at:
                 raise Cancelled("the receiver was told to stop while it made the memory durable")
+        self._crew.check()
+        self.fate.commit()
+
+    def _turns(self, main: RecvMain, threads: Sequence[threading.Thread]) -> Iterator[list[str]]:
+        """Wait for threads, and give the names of those that are busy after each turn.
+
+        That is no silence: PONGs go out meanwhile.
+        """
+        pong_at = time.monotonic() + _PONG_S
+        while late := self._crew.join(threads, _POLL_S):
+            yield late
             if time.monotonic() >= pong_at:
                 pong_at += _PONG_S
                 try:
                     main.answer(PONG, 0)
                 except ChannelError as e:
-                    _LOG.info("the sender does not hear that the disk is at work: %s", e)
-        self._crew.check()
-        self.fate.commit()
+                    _LOG.info("the sender does not hear that this end is at work: %s", e)
 
     def _drain(self, main: RecvMain) -> None:
         """Read what is left until the sender closes: closing before would reset its connection."""

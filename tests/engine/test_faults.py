@@ -23,9 +23,12 @@ import multifd
 from multifd.engine import crew
 from multifd.engine import receiver as receiver_module
 from multifd.engine.config import ReceiveConfig
+from multifd.engine.disk import Disk
+from multifd.engine.recv_main import RecvMain
 from multifd.errors import (
     ChannelError,
     CodecError,
+    HookError,
     MethodNotFound,
     OutcomeUnknown,
     PeerFailed,
@@ -33,9 +36,11 @@ from multifd.errors import (
     RamError,
     RemoteWireError,
 )
+from multifd.methods.zlib import ZlibMethod
 from multifd.ram.memory import MemoryTarget
 from multifd.transport.address import Uri
 from multifd.transport.listen import Listener
+from multifd.wire.return_path import PONG
 
 BLOCK = 64 * peer.PAGE
 END_OF_STREAM = b'"devices": []}'
@@ -596,21 +601,61 @@ except multifd.errors.RamError as e:
         destination.join()
 
 
-def test_a_disk_that_flushes_for_long_is_no_fault(monkeypatch):
-    """What was written while pages arrived may take longer to become durable than channels may take to end."""
+def test_threads_that_end_late_are_no_fault(receiver, monkeypatch):
+    """Every page is here: a hook, or a busy machine, may take its time for the rest, and the sender hears of it."""
     monkeypatch.setattr(crew, "JOIN_S", 0.1)
+    monkeypatch.setattr(receiver_module, "_PONG_S", 0.2)
+    has_told = threading.Event()
+    answer = RecvMain.answer
+
+    def tell(main: RecvMain, kind: int, value: int) -> None:
+        answer(main, kind, value)
+        if (kind, value) == (PONG, 0):
+            has_told.set()
+
+    monkeypatch.setattr(RecvMain, "answer", tell)
+    monkeypatch.setattr(ZlibMethod, "recv_cleanup", lambda method, p: has_told.wait(20))
+    memory, into = b"page" * (1 << 18), bytearray(1 << 20)
+    destination = receiver(into)
+    assert multifd.send(memory, destination.uri, "zlib").status == "completed"
+    assert destination.join().status == "completed"
+    assert has_told.is_set()
+    assert into == memory
+
+
+def test_a_thread_that_never_ends_is_one(receiver, monkeypatch):
+    """Though every page is here: what it is at work on nobody knows."""
+    is_over = threading.Event()
+    monkeypatch.setattr(ZlibMethod, "recv_cleanup", lambda method, p: is_over.wait(20))
+    monkeypatch.setattr(crew, "JOIN_S", 0.1)
+    destination = receiver(bytearray(1 << 20), timeout=1)
+    with pytest.raises(PeerFailed):
+        multifd.send(b"page" * (1 << 18), destination.uri, "zlib", channels=1)
+    is_over.set()
+    with pytest.raises(HookError, match="multifdrecv_0: still busy 1 s after the last sync point"):
+        destination.join()
+
+
+def test_a_disk_that_flushes_for_long_is_no_fault(monkeypatch):
+    """What was written while pages arrived may become durable after all channels have ended, but before the rest."""
     is_flushing, may_end = threading.Event(), threading.Event()
     order: list[str] = []
+    commit = Disk.commit
+
+    def after_all_ended(disk: Disk, uuid: bytes) -> threading.Thread:
+        may_end.set()
+        return commit(disk, uuid)
+
+    monkeypatch.setattr(Disk, "commit", after_all_ended)
 
     class SlowDisk(MemoryTarget):
         def flush(self) -> None:
             is_flushing.set()
-            may_end.wait(20)
+            assert may_end.wait(20)
             order.append("flushed")
 
         def add_device_state(self, data: bytes) -> None:
             assert is_flushing.wait(20)
-            threading.Timer(0.5, may_end.set).start()
 
         def commit(self, uuid: bytes) -> None:
             order.append("committed")
