@@ -122,7 +122,8 @@ class RelayMuster:
             timeout_s: how long one that has connected may be silent.
         """
         self._gathering.drop_ended((one.came_from, one.source.since) for one in self._candidates)
-        self._gathering.drop_lonely(timeout_s if self._candidates else min(timeout_s, _ALONE_S))
+        has_main = self._candidates or self._acceptor.undecided()
+        self._gathering.drop_lonely(timeout_s if has_main else min(timeout_s, _ALONE_S))
 
     def dismiss(self) -> list[RelayMain]:
         """All is over: close channels that nobody took; returns what started like main, for the caller to close."""

@@ -18,6 +18,7 @@ from ends import DEADLINE_S, RelayThread
 
 import multifd
 from multifd.api import relay as relay_call
+from multifd.engine import relay_muster
 from multifd.errors import (
     ChannelError,
     CodecError,
@@ -399,6 +400,24 @@ class TestOrder:
             end.join()
             assert between.join().status == "completed"
         assert into == b"x" * peer.PAGE + bytes(BLOCK - peer.PAGE)
+
+    def test_channels_wait_for_a_main_that_has_said_nothing_yet(self, relay, receiver, monkeypatch):
+        """Longer than for one that has not come: QEMU 10.0 begins main once all its channels are connected."""
+        monkeypatch.setattr(relay_muster, "_ALONE_S", 0.0)
+        stream = peer.main_stream([(b"ram", BLOCK)])
+        end = receiver(bytearray(BLOCK), channels=1)
+        between = relay(end.uri, channels=1)
+        with peer.Peer(between.uri) as source:
+            main = source.connect()
+            channel = source.connect(peer.init(0) + peer.sync())
+            for _ in range(3):  # each is closed a turn later
+                assert is_closed(source.connect(b"GET / HTTP/1.0\r\n\r\n"))
+            main.sendall(stream["header"] + stream["setup"] + stream["end"] + stream["eof"])
+            channel.sendall(peer.sync())
+            for sock in (channel, main):
+                sock.shutdown(socket.SHUT_WR)
+            end.join()
+            assert between.join().status == "completed"
 
     def test_a_source_that_died_is_forgotten_though_the_next_is_there(self, relay, receiver):
         """Its channel has ended before the other source came, so it is not taken for that one's."""
