@@ -27,6 +27,7 @@ _NOT_THE_LISTENER = frozenset(
      errno.EHOSTDOWN, errno.ENONET, errno.EHOSTUNREACH, errno.EOPNOTSUPP, errno.ENETUNREACH, errno.ETIMEDOUT}
 )  # fmt: skip
 """What accept reports of the connection that it would have given; accept(2), "Error handling"."""
+_ANY_OF_IPV6 = ip_address("::")
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
@@ -358,7 +359,7 @@ def _identity(path: str) -> tuple[int, int]:
 
 
 def _listen_tcp(uri: Uri) -> socket.socket:
-    if uri.host in ("", "::"):
+    if not uri.host or _is_any_of_ipv6(uri.host):
         return _listen_everywhere(uri)
     failure = OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
     for family, address in resolve(uri, _RESOLVE_S, flags=socket.AI_PASSIVE):
@@ -367,6 +368,13 @@ def _listen_tcp(uri: Uri) -> socket.socket:
         except OSError as e:
             failure = e
     raise failure
+
+
+def _is_any_of_ipv6(host: str) -> bool:
+    """Whether it is ``::``, however it is written."""
+    with contextlib.suppress(ValueError):
+        return ip_address(host) == _ANY_OF_IPV6
+    return False
 
 
 def _listen_everywhere(uri: Uri) -> socket.socket:

@@ -109,7 +109,7 @@ needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6
 
 
 @needs_ipv6
-@pytest.mark.parametrize("host", ["", "[::]"])
+@pytest.mark.parametrize("host", ["", "[::]", "[::0]", "[0:0:0:0:0:0:0:0]"])
 def test_every_address_of_both_families(host: str) -> None:
     listener = Listener(Uri.parse(f"tcp:{host}:0"))
     assert str(listener.uri) == f"tcp:{host}:{listener.uri.port}"
