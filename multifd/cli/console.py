@@ -6,6 +6,7 @@ ends. Every line for a person goes through `multifd.errors.printable`; JSON is e
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
@@ -18,7 +19,7 @@ from typing import Any, NoReturn
 
 import click
 
-from multifd.cli import signals
+from multifd.cli import signals, streams
 from multifd.cli.arguments import FilePath
 from multifd.errors import MultifdError, OutcomeUnknown, UsageError, exit_statuses, printable
 
@@ -37,14 +38,19 @@ class Group(click.Group):
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
         """Run a command; see `click.Command.main`."""
         if args is None:
+            streams.open_missing()
             signals.install()
-            return self._run(sys.argv[1:], *rest, **options)
+            try:
+                return self._run(sys.argv[1:], *rest, **options)
+            finally:
+                streams.forget()
         with signals.raising():
             return self._run(list(args), *rest, **options)
 
     def _run(self, words: list[str], *rest: Any, **options: Any) -> Any:
         try:
-            return super().main(words, *rest, **{**options, "standalone_mode": False})
+            with streams.to_stdout():  # help and version
+                return super().main(words, *rest, **{**options, "standalone_mode": False})
         except click.exceptions.Exit as e:
             sys.exit(e.exit_code)
         except click.exceptions.NoArgsIsHelpError as e:
@@ -56,6 +62,10 @@ class Group(click.Group):
             if isinstance(e, click.UsageError) and e.ctx is not None:
                 message += f" ({e.ctx.command_path} --help)"
             _fail(message, e.exit_code, {"status": "failed"} if self._wants_document(words) else None)
+        except BrokenPipeError:
+            sys.exit(1)
+        except UsageError as e:
+            _fail(str(e), e.exit_code, None)
         except (click.Abort, KeyboardInterrupt, signals.Terminated) as e:
             # Before a command had begun; what comes later is its own to tell.
             is_terminated = isinstance(e, signals.Terminated)
@@ -105,7 +115,6 @@ def _reported(command: _Command) -> _Command:
         except click.ClickException:
             raise  # a wrong combination of arguments: the group tells it
         except BrokenPipeError:
-            sys.stderr.close()
             sys.exit(1)
         except (Exception, KeyboardInterrupt, signals.Terminated) as e:
             signals.ignore()
@@ -178,20 +187,33 @@ def show_one(document: Any, as_json: bool, render: Callable[[], None]) -> None:
 
 
 def say(text: str) -> None:
-    """A line on stdout."""
-    print(printable(text), flush=True)
+    """A line on stdout.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    with streams.to_stdout():
+        print(printable(text), flush=True)
 
 
 def remark(text: str) -> None:
-    """A line on stderr."""
-    print(printable(text), file=sys.stderr, flush=True)
+    """A line on stderr; none where that cannot be written."""
+    with contextlib.suppress(OSError):
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 def _print(document: Any, as_json: bool, render: Callable[[], None]) -> None:
-    if as_json:
-        print(json.dumps(document), flush=True)
-    else:
-        render()
+    try:
+        with streams.to_stdout():
+            if as_json:
+                print(json.dumps(document), flush=True)
+            else:
+                render()
+    except (UsageError, BrokenPipeError) as e:
+        if not (isinstance(document, dict) and "status" in document):
+            raise
+        # Of a migration: where the memory is counts more than that nobody sees its figures.
+        remark(f"multifd: the figures are lost: {e}")
 
 
 def _status_of(error: BaseException) -> int:
@@ -239,7 +261,8 @@ def _document(error: BaseException, status: int) -> dict[str, Any]:
 def _fail(message: str, status: int, document: dict[str, Any] | None, notes: Sequence[str] = ()) -> NoReturn:
     """One document if one is wanted, one line and the notes, and the end."""
     if document is not None:
-        print(json.dumps({**document, "error": printable(message)}), flush=True)
+        with contextlib.suppress(OSError):  # the status says it, too
+            print(json.dumps({**document, "error": printable(message)}), flush=True)
     remark(f"multifd: error: {message}")
     for note in notes:
         remark(f"multifd: {note}")

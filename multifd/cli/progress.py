@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 import time
@@ -44,13 +45,15 @@ class Progress:
     def clear(self) -> None:
         """Take the bar away until there are figures again."""
         if self._bar is not None:
-            self._bar.stop()
+            with contextlib.suppress(OSError):  # the terminal is gone
+                self._bar.stop()
             self._bar = None
 
     def say(self, text: str) -> None:
         """One line of words."""
         if self._bar is not None:
-            self._bar.console.print(cell(text), highlight=False)
+            with contextlib.suppress(OSError):
+                self._bar.console.print(cell(text), highlight=False)
         else:
             remark(text)
 
@@ -88,7 +91,8 @@ class Progress:
     def _show(self, done: int, total: int | None, figures: str) -> None:
         self._last_line = time.monotonic()
         if sys.stderr.isatty():
-            self._move_bar(done, total, figures)
+            with contextlib.suppress(OSError):
+                self._move_bar(done, total, figures)
         else:
             remark(f"{self._what}: {figures}")
 
