@@ -9,7 +9,9 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib.metadata
+import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +31,7 @@ from multifd.errors import (
 )
 from multifd.method import API, OLDEST_API, Availability, Capabilities, MethodOptions, MultifdMethods
 
+_LOG = logging.getLogger(__name__)
 GROUP = "multifd.methods"
 
 if TYPE_CHECKING:
@@ -100,7 +103,30 @@ def _state(folder: str) -> tuple[str, int]:
 @functools.lru_cache(maxsize=1)
 def _entry_points_in(_folders: tuple[tuple[str, int], ...]) -> tuple[EntryPoint, ...]:
     """To read every distribution's takes 4 ms with a hundred of them, on the 2 cores of docs/performance.md."""
-    return tuple(importlib.metadata.entry_points(group=GROUP))
+    try:
+        return tuple(importlib.metadata.entry_points(group=GROUP))
+    except Exception:  # whatever a damaged file of one of them makes importlib raise
+        return tuple(_readable_entry_points())
+
+
+def _readable_entry_points() -> Iterator[EntryPoint]:
+    """Those of every distribution but the ones whose file with them is damaged, which are named."""
+    seen: set[str] = set()
+    for distribution in importlib.metadata.distributions():
+        name, _ = _name_and_version(distribution)
+        try:
+            found = distribution.entry_points.select(group=GROUP)
+        except Exception as e:
+            _LOG.warning(
+                "%s: its entry points cannot be read, so its methods, if it has any, are missing: %s: %s",
+                name or "a distribution", type(e).__name__, e,
+            )  # fmt: skip
+            continue
+        # Of two in the path the first counts, under whatever spelling, as for importlib.
+        key = re.sub(r"[-_.]+", "-", name).lower()
+        if key not in seen:
+            yield from found
+        seen.update({key} - {""})
 
 
 def installed() -> list[str]:

@@ -231,6 +231,21 @@ def test_an_installation_under_way(site: Site, others: tuple[str, ...]) -> None:
         assert (row["status"], row["distribution"], row["version"]) == ("ok", "", "")
 
 
+@pytest.mark.parametrize("table", [b"[multifd.methods]\nlost\n", b"[multifd.methods]\nlost = \xff:Method\n"])
+def test_a_distribution_whose_entry_points_cannot_be_read(site: Site, table: bytes) -> None:
+    """It is named, and hides no other: importlib gives up at the first."""
+    site.install("aaa", "", "lost")
+    site.install("plug", GOOD.format(name="swift", code="None"), "swift")
+    (site.folder / "aaa-1.5.dist-info" / "entry_points.txt").write_bytes(table)
+    command = [sys.executable, "-m", "multifd", "methods", "--json"]
+    done = subprocess.run(command, env=site.environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = {row["name"]: row for row in json.loads(done.stdout)}
+    assert {rows[name]["distribution"] for name in ("none", "zlib", "zstd")} == {"multifd"}
+    assert (rows["swift"]["status"], rows["swift"]["distribution"]) == ("ok", "plug")
+    assert done.stderr.startswith("multifd: aaa: its entry points cannot be read")
+
+
 def test_stevedores_stale_cache(site: Site) -> None:
     """stevedore keeps the list on disk, by times rounded to two minutes: what an upgrade changes is missed."""
     site.install("plug", GOOD.format(name="before", code=0), "before", "moved", "dropped")
