@@ -17,7 +17,7 @@ from multifd.pages import Geometry
 from multifd.transport.connection import Connection
 from multifd.wire import stream
 from multifd.wire.reader import MainStreamReader
-from multifd.wire.return_path import SHUT, ReturnPathReader
+from multifd.wire.return_path import SHUT, ReturnPathWatcher
 from multifd.wire.vmdesc import CUT
 
 _LOG = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ class RelayMain:
             PeerFailed: the destination said that it failed.
             ChannelError: a connection broke, or the destination ended or confirmed too early.
         """
-        answers: ReturnPathReader | None = ReturnPathReader()
+        answers: ReturnPathWatcher | None = ReturnPathWatcher()
         shut: int | None = None
         buffer = memoryview(bytearray(4096))
         while got := destination.recv_into([buffer], at_least=1):
@@ -174,8 +174,9 @@ class RelayMain:
             raise PeerFailed("the destination reports that it failed; its own message says why")
         if self.is_understood and not self.stream_ended.is_set():
             raise ChannelError(f"{destination.peer} closed the connection before it had everything")
-        if self.has_return_path and answers is not None and shut is None:
-            raise ChannelError(f"{destination.peer} closed the connection without a confirmation")
+        if self.has_return_path and shut is None:
+            understood = "" if answers else " that is understood here"
+            raise ChannelError(f"{destination.peer} closed the connection without a confirmation{understood}")
         self.source.shutdown_write()
 
     def _send(self, destination: Connection, data: bytes | bytearray | memoryview) -> None:

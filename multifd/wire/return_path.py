@@ -42,10 +42,27 @@ class ReturnPathReader:
         self._buffer += data
         while len(self._buffer) >= 4:
             kind, length = struct.unpack_from(">HH", self._buffer)
-            if self._LENGTHS.get(kind) != length:
-                raise StreamError(f"return path: message {kind} of {length} bytes, expected SHUT or PONG of 4")
+            self._check(kind, length)
             if len(self._buffer) < 4 + length:
                 break
             value = int.from_bytes(self._buffer[4 : 4 + length], "big")
             del self._buffer[: 4 + length]
             yield kind, value
+
+    def _check(self, kind: int, length: int) -> None:
+        if self._LENGTHS.get(kind) != length:
+            raise StreamError(f"return path: message {kind} of {length} bytes, expected SHUT or PONG of 4")
+
+
+class ReturnPathWatcher(ReturnPathReader):
+    """As who only passes it on sees it: messages of other kinds, as that a switchover is agreed to, are given, too.
+
+    What is not a whole message is kept, at most 515 bytes.
+    """
+
+    _MOST_KINDS, _MOST_BYTES = 64, 512
+    """QEMU 10.0 has 7 kinds, and room for so many bytes (migration/migration.c, source_return_path_thread)."""
+
+    def _check(self, kind: int, length: int) -> None:
+        if kind in self._LENGTHS or not 0 < kind <= self._MOST_KINDS or length > self._MOST_BYTES:
+            super()._check(kind, length)

@@ -592,6 +592,33 @@ class TestFaults:
         between.main_out.close()
         self.check_sides(between, OutcomeUnknown, "without a confirmation")
 
+    @pytest.mark.parametrize(
+        ("said", "confirmed"),
+        [
+            (b"\0\7\0\0", True),  # SWITCHOVER_ACK, of a QEMU with VFIO devices
+            (b"\0\5\0\7\6pc.ram", True),  # RECV_BITMAP
+            (b"\0\7\0\0", False),
+            (b"hello, this is no return path\n", True),
+            (b"hello, this is no return path\n", False),
+        ],
+    )
+    def test_a_confirmation_among_other_words(self, ends, said, confirmed):
+        """Whatever else a destination says is passed on; only its SHUT says that it has the memory."""
+        between = ends(return_path=True)
+        end = between.stream["end"] + between.stream["eof"]
+        between.main_in.sendall(end)
+        read(between.main_out, len(end))
+        words = said + (struct.pack(">HHI", 1, 4, 0) if confirmed else b"")
+        between.main_out.sendall(words)
+        assert read(between.main_in, len(words)) == words
+        for sock in (between.channel_in, between.main_in, between.main_out):
+            sock.close()
+        if confirmed and not said.startswith(b"hello"):
+            assert between.relay.join().status == "completed"
+        else:
+            with pytest.raises(OutcomeUnknown, match=r"without a confirmation|connection broke"):
+                between.relay.join()
+
     @pytest.mark.parametrize("pieces", [1, 2])
     def test_what_is_not_understood_hides_nothing_of_what_came_before_it(self, relay, destination, pieces):
         """In whatever pieces main comes: with a return path the destination has to confirm."""

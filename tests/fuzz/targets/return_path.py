@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from multifd.errors import StreamError
-from multifd.wire.return_path import PONG, SHUT, ReturnPathReader, encode_answer
+from multifd.wire.return_path import PONG, SHUT, ReturnPathReader, ReturnPathWatcher, encode_answer
 from tests.fuzz.pieces import pieces
 
 COVERS = ("multifd.wire.return_path",)
@@ -17,10 +17,11 @@ def seeds() -> Iterator[bytes]:
     yield encode_answer(PONG, 1) + encode_answer(PONG, 2) + encode_answer(SHUT, 0)
     yield encode_answer(SHUT, 1)
     yield bytes.fromhex("0003 0008 0000000000000000")
+    yield bytes.fromhex("0007 0000") + encode_answer(SHUT, 0)
 
 
-def _read(parts: list[bytes]) -> tuple[list[tuple[int, int]], str]:
-    reader, messages = ReturnPathReader(), list[tuple[int, int]]()
+def _read(parts: list[bytes], kind: type[ReturnPathReader] = ReturnPathReader) -> tuple[list[tuple[int, int]], str]:
+    reader, messages = kind(), list[tuple[int, int]]()
     try:
         for part in parts:
             messages.extend(reader.feed(part))
@@ -34,6 +35,9 @@ def run(data: bytes) -> str:
     messages, error = _read([data])
     for parts in (pieces(data), [data[i : i + 1] for i in range(len(data))]):
         assert _read(parts) == (messages, error)
+    watched = _read([data], ReturnPathWatcher)
+    assert _read(pieces(data), ReturnPathWatcher) == watched
+    assert watched[0][: len(messages)] == messages
     again = b"".join(encode_answer(*message) for message in messages)
     assert data.startswith(again)
     assert error or len(data) - len(again) < 8
