@@ -23,9 +23,7 @@ def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["sh", "-c", line], cwd=folder, capture_output=True, text=True, timeout=60, check=False)
 
 
-@pytest.mark.parametrize(
-    "streams", [">/dev/full", "--json >/dev/full 2>/dev/full", "--json 2>&-", "<&- >&- 2>&-"]
-)
+@pytest.mark.parametrize("streams", [">/dev/full", "--json >/dev/full 2>/dev/full", "--json 2>&-", "<&- >&- 2>&-"])
 def test_a_migration_whose_figures_nobody_sees(tmp_path: Path, streams: str) -> None:
     """It is complete, and its status is 0; with a document on stdout there is nothing else, wherever stderr is."""
     (tmp_path / "ram").write_bytes(os.urandom(1 << 16))
@@ -36,7 +34,9 @@ def test_a_migration_whose_figures_nobody_sees(tmp_path: Path, streams: str) -> 
     if streams == "--json 2>&-":
         assert json.loads(done.stdout)["status"] == "completed"
     if streams == ">/dev/full":
-        assert done.stderr.endswith("multifd: the figures are lost: stdout cannot be written: No space left on device\n")
+        assert done.stderr.endswith(
+            "multifd: the figures are lost: stdout cannot be written: No space left on device\n"
+        )
 
 
 @pytest.mark.parametrize(("words", "status"), [("--help", 2), ("methods --json", 2)])
