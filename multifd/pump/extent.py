@@ -15,15 +15,18 @@ class Kind(IntEnum):
     """How the packet pump gets at pages; the numbers are those of multifd/pump/pump.h."""
 
     MEMORY = 0
-    """In memory that stays as it is."""
+    """In memory that stays as it is; pages may be protected or gone, so the kernel is asked before one is touched."""
     CHECKED = 1
-    """In memory whose pages may be protected or gone: the kernel is asked before one is touched."""
+    """In memory that may change, and lose pages, while it is looked at: hooks get a copy."""
     WINDOW = 2
     """In a file's map, for system calls alone."""
     FILE = 3
     """In a file, by pread and pwrite."""
     ZERO = 4
     """Nowhere: all are zero. For a source alone."""
+
+
+IN_MEMORY = (Kind.MEMORY, Kind.CHECKED)
 
 
 class Lender(Protocol):

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
+import tempfile
 from enum import IntEnum
 from functools import cache
 from typing import Any
 
 import numpy as np
 
+from multifd.errors import RamError
 from multifd.pump.extent import Extent, Kind
 
 PATIENCE_NS = 20_000_000
 """How long a call may take before it ends behind a packet. Figures wait for it, which are told ten times a second;
 limits and the abort flag are looked at in C. With 5 ms, 8 and 16 channels of `none` took about a tenth more CPU: each
 return needs the interpreter (1 GiB, 9 rounds twice, on 2 cores that had other work too, 2026-11-29)."""
+
+
+_SINK_BYTES = 4096
+"""At most 1024 are read from it, or written, by one system call: IOV_MAX pieces of a byte."""
 
 
 class Stop(IntEnum):
@@ -77,8 +84,23 @@ def fill_block(block: Any, idstr: Any, used_length: int, extent: Extent) -> None
 
 def open_sink() -> int:
     """A file for ``pump_first_unreadable``, a channel's own; opened where it is needed, not before: a call that gives
-    the GIL away makes threads that start together wait for one another."""
-    return os.memfd_create("multifd", os.MFD_CLOEXEC)
+    the GIL away makes threads that start together wait for one another.
+
+    Raises:
+        RamError: there can be none.
+    """
+    try:
+        try:
+            fd = os.memfd_create("multifd", os.MFD_CLOEXEC)
+        except OSError as e:
+            if e.errno == errno.EMFILE:
+                raise
+            with tempfile.TemporaryFile() as file:  # a container's seccomp profile may deny the other
+                fd = os.dup(file.fileno())
+        os.ftruncate(fd, _SINK_BYTES)
+    except OSError as e:
+        raise RamError(f"no file by which the kernel can be asked whether memory is there: {e.strerror or e}") from e
+    return fd
 
 
 def close_sink(pump: Any) -> None:

@@ -33,12 +33,9 @@ int pump_is_zero(const uint8_t *page, size_t bytes)
     return 1;
 }
 
-/*
- * The first of `count` pages that cannot be read now, or -1. The kernel takes a byte of each kernel page into the
- * memfd `sink`; multifd/ram/probe.py says why, and what else was tried.
- */
-ssize_t pump_first_unreadable(int sink, const uint8_t *base, const int64_t *offsets, uint32_t count,
-                              uint32_t page_size)
+/* The first of `count` pages of which the kernel does not take, or write, a byte of each kernel page now, or -1. */
+static ssize_t first_refused(ssize_t (*call)(int, const struct iovec *, int, off_t), int sink, const uint8_t *base,
+                             const int64_t *offsets, uint32_t count, uint32_t page_size)
 {
     uint32_t per_page = page_size / KERNEL_PAGE, total = count * per_page;
     for (uint32_t at = 0; at < total;) {
@@ -50,10 +47,23 @@ ssize_t pump_first_unreadable(int sink, const uint8_t *base, const int64_t *offs
             iov[i].iov_base = (uint8_t *)(uintptr_t)page + (size_t)(piece % per_page) * KERNEL_PAGE;
             iov[i].iov_len = 1;
         }
-        ssize_t done = pwritev(sink, iov, (int)some, 0);
+        ssize_t done = call(sink, iov, (int)some, 0);
         if (done != (ssize_t)some)
             return (ssize_t)((at + (done > 0 ? (uint32_t)done : 0)) / per_page);
         at += some;
     }
     return -1;
+}
+
+/* `sink` is a memfd, as pump/library.py opens it; multifd/ram/probe.py says why, and what else was tried. */
+ssize_t pump_first_unreadable(int sink, const uint8_t *base, const int64_t *offsets, uint32_t count,
+                              uint32_t page_size)
+{
+    return first_refused(pwritev, sink, base, offsets, count, page_size);
+}
+
+/* The same of pages that cannot be written; a byte of each is something else afterwards. */
+ssize_t pump_first_unwritable(int sink, uint8_t *base, const int64_t *offsets, uint32_t count, uint32_t page_size)
+{
+    return first_refused(preadv, sink, base, offsets, count, page_size);
 }

@@ -9,7 +9,7 @@
  *    a deadline, a budget of bytes, or a socket that has nothing for as long as its timeout.
  *  - All progress is in the structure, so the next call goes on in the middle of a packet.
  *  - Each structure belongs to one channel and thread. Nothing is allocated here.
- *  - Memory that may have gone is touched only after the kernel was asked (pump_first_unreadable).
+ *  - Memory that may have gone is touched only after the kernel was asked (pump_first_unreadable, pump_first_unwritable).
  */
 #ifndef MULTIFD_PUMP_H
 #define MULTIFD_PUMP_H
@@ -36,8 +36,8 @@ enum {
 
 /* Where the pages of a block lie. */
 enum {
-    PUMP_MEMORY,  /* at `base`, and it stays as it is */
-    PUMP_CHECKED, /* at `base`, but a page may be protected or gone: the kernel is asked before it is touched */
+    PUMP_MEMORY,  /* at `base`, and it stays as it is; the kernel is asked before a page is touched */
+    PUMP_CHECKED, /* at `base`, but it may change meanwhile: hooks get a copy */
     PUMP_WINDOW,  /* at `base`, for system calls alone */
     PUMP_FILE,    /* in `file` from `start` on */
     PUMP_ZERO,    /* nowhere: all are zero */
@@ -71,7 +71,7 @@ enum {
 
 typedef struct {
     /* Set once. */
-    int32_t socket, sink; /* sink: a memfd of its own for pump_first_unreadable */
+    int32_t socket, sink; /* sink: a memfd of its own for pump_first_unreadable, -1 without need */
     uint32_t page_size, page_count;
     uint32_t code;
     uint8_t zero_in_packets; /* whether the destination takes zero pages in packets */
@@ -167,6 +167,7 @@ int pump_pass_on(pump_splice *p);
 int pump_is_zero(const uint8_t *page, size_t bytes);
 ssize_t pump_first_unreadable(int sink, const uint8_t *base, const int64_t *offsets, uint32_t count,
                               uint32_t page_size);
+ssize_t pump_first_unwritable(int sink, uint8_t *base, const int64_t *offsets, uint32_t count, uint32_t page_size);
 int64_t pump_now_ns(void);
 
 /* Whether the migration is torn down: another thread sets the byte. */

@@ -138,12 +138,13 @@ static void mark_used(pump_receiver *r, const pump_block *b)
         b->used[offset_of(r, i) / r->page_size] = 1;
 }
 
-static int is_unreadable(pump_receiver *r, const pump_block *b)
+/* Whether one of the packet's pages, all of which are to be written, cannot be. */
+static int is_unwritable(pump_receiver *r, const pump_block *b)
 {
     int64_t offsets[PUMP_MOST_PAGES];
     for (uint32_t i = 0; i < r->normal; i++)
         offsets[i] = offset_of(r, i);
-    return b->kind != PUMP_FILE && pump_first_unreadable(r->sink, b->base, offsets, r->normal, r->page_size) >= 0;
+    return b->kind != PUMP_FILE && pump_first_unwritable(r->sink, b->base, offsets, r->normal, r->page_size) >= 0;
 }
 
 /* Copy what stands between the pages of the payload to `heads`, or compare it: 0 if it is the same. */
@@ -270,11 +271,16 @@ static int clear(pump_receiver *r, const pump_block *b)
         if (!b->used || b->used[offset / r->page_size])
             offsets[count++] = offset;
     }
-    if (b->kind == PUMP_CHECKED && pump_first_unreadable(r->sink, b->base, offsets, count, r->page_size) >= 0)
+    if (pump_first_unreadable(r->sink, b->base, offsets, count, r->page_size) >= 0)
         return 0;
+    uint32_t dirty = 0;
     for (uint32_t i = 0; i < count; i++)
         if (!pump_is_zero(b->base + offsets[i], r->page_size))
-            memset(b->base + offsets[i], 0, r->page_size);
+            offsets[dirty++] = offsets[i];
+    if (pump_first_unwritable(r->sink, b->base, offsets, dirty, r->page_size) >= 0)
+        return 0;
+    for (uint32_t i = 0; i < dirty; i++)
+        memset(b->base + offsets[i], 0, r->page_size);
     return 1;
 }
 
@@ -283,7 +289,7 @@ static int take(pump_receiver *r, const pump_block *b)
 {
     int is_scattered = r->pieces && !look_at_heads(r, 0);
     if (r->normal && r->hook && !is_scattered) {
-        if (is_unreadable(r, b))
+        if (is_unwritable(r, b))
             return PUMP_DECLINED;
         gather(r);
         int64_t result = r->hook(r->hook_state, r->payload, r->payload_due, r->pages, r->normal);

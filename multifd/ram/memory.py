@@ -84,7 +84,7 @@ class MemoryBlock:
 
     def place(self, offsets: Offsets, staging: Staging) -> Pages:
         """See `TargetBlock`."""
-        self.check_readable(offsets)
+        self.check_writable(offsets)
         return Pages(self._memory, offsets, staging.scratch)
 
     def store(self, offsets: Offsets, staging: Staging) -> None:
@@ -102,14 +102,21 @@ class MemoryBlock:
             words = self._memory.words[first : last + 1] if is_run else self._memory.words[indexes]
             dirty = words.any(axis=1)
             if dirty.any():
+                self.check_writable(some[dirty])
                 self._memory.array[indexes[dirty]] = 0
 
     def check_readable(self, offsets: Offsets) -> None:
         """Raise `RamError` if one of the pages cannot be read now."""
-        bad = probe.first_unreadable(self._address, offsets, self._memory.page_size)
+        self._refuse(probe.first_unreadable(self._address, offsets, self._memory.page_size), offsets, "read")
+
+    def check_writable(self, offsets: Offsets) -> None:
+        """Raise `RamError` if one of the pages, all of which are to be written, cannot be now."""
+        self._refuse(probe.first_unwritable(self._address, offsets, self._memory.page_size), offsets, "written")
+
+    def _refuse(self, bad: int | None, offsets: Offsets, what: str) -> None:
         if bad is not None:
             raise RamError(
-                f"block {self.idstr!r}: the page at {int(offsets[bad]):#x} cannot be read: it is protected, not "
+                f"block {self.idstr!r}: the page at {int(offsets[bad]):#x} cannot be {what}: it is protected, not "
                 "mapped, or beyond the end of its file"
             )
 
@@ -120,21 +127,9 @@ class MemoryBlock:
 
 
 class StandingBlock(MemoryBlock):
-    """A block whose owner says that it stays as it is: the kernel need not be asked, which saves 7 us a packet."""
+    """A block whose owner says that it stays as it is: hooks look at it where it lies."""
 
     _kind = Kind.MEMORY
-
-    def check_readable(self, offsets: Offsets) -> None:
-        """See `MemoryBlock`."""
-
-
-class _BufferBlock(StandingBlock):
-    """A plain buffer that is received into: a method's hook writes where the kernel was asked, nobody else needs to."""
-
-    def place(self, offsets: Offsets, staging: Staging) -> Pages:
-        """See `TargetBlock`."""
-        MemoryBlock.check_readable(self, offsets)
-        return super().place(offsets, staging)
 
 
 class MemorySource:
@@ -179,7 +174,7 @@ class MemoryTarget:
         have = memoryview(self._buffer).nbytes
         if have != block.used_length:
             raise RamError(f"block {block.idstr!r} has {block.used_length} bytes, the buffer to receive into {have}")
-        return {block.idstr: _BufferBlock(block.idstr, self._buffer, machine.page_size)}
+        return {block.idstr: StandingBlock(block.idstr, self._buffer, machine.page_size)}
 
     def add_device_state(self, data: bytes) -> None:
         """See `Target`; a buffer holds RAM only."""

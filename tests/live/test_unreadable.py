@@ -20,6 +20,7 @@ from memory_kinds import WHY_NO_LOG
 import multifd
 from multifd.errors import MultifdError, RamError
 
+METHODS = ("none", "zlib", "zstd")
 PAGE = 4096
 SIZE = 4 << 20
 BAD = SIZE // 2
@@ -47,15 +48,15 @@ class Memory:
         place = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(self.map)) + BAD)
         if self.kind == "eof":
             os.ftruncate(self._fd, BAD)
-        elif self.kind == "none":
-            assert libc.mprotect(place, ctypes.c_size_t(PAGE), 0) == 0
+        elif self.kind in ("none", "read-only"):
+            assert libc.mprotect(place, ctypes.c_size_t(PAGE), mmap.PROT_READ if self.kind == "read-only" else 0) == 0
         elif libc.madvise(place, ctypes.c_size_t(PAGE), MADV_GUARD_INSTALL) != 0:
             os.write(1, b"no guard pages")
             os._exit(0)
 
 
 def one(kind: str, when: str, method: str, tracker: str, into: str) -> None:
-    """One migration with a page that is spoiled `when`."""
+    """One migration with a page that is spoiled `when`; without a tracker of a plain buffer."""
     with tempfile.TemporaryDirectory() as folder:
         source, sink = Memory(kind if when != "target" else "none", folder), Memory(kind, folder)
         calls: list[str] = []
@@ -68,6 +69,9 @@ def one(kind: str, when: str, method: str, tracker: str, into: str) -> None:
         if when == "before":
             source.spoil()
         if when == "target":
+            sink.spoil()
+        if when == "target of zeros":
+            source.map[:] = bytes(SIZE)
             sink.spoil()
         errors: list[BaseException] = []
         listening, uris = threading.Event(), []
@@ -84,13 +88,16 @@ def one(kind: str, when: str, method: str, tracker: str, into: str) -> None:
         thread = threading.Thread(target=receive)
         thread.start()
         assert listening.wait(DEADLINE_S)
+        options = {"on_progress": spoil_once, "timeout": 30, "max_bandwidth": 32 << 20 if when == "during" else 0}
         try:
-            with multifd.Arena(source.map, writers="this-process") as arena:
-                live = multifd.Live(
-                    arena, lambda: calls.append("pause"), lambda: calls.append("resume"), tracker=tracker
-                )
-                bandwidth = 32 << 20 if when == "during" else 0
-                multifd.send(live, uris[0], method, on_progress=spoil_once, timeout=30, max_bandwidth=bandwidth)
+            if not tracker:
+                multifd.send(source.map, uris[0], method, **options)
+            else:
+                with multifd.Arena(source.map, writers="this-process") as arena:
+                    live = multifd.Live(
+                        arena, lambda: calls.append("pause"), lambda: calls.append("resume"), tracker=tracker
+                    )
+                    multifd.send(live, uris[0], method, **options)
         except MultifdError as e:
             errors.append(e)
         thread.join(DEADLINE_S)
@@ -102,19 +109,25 @@ def one(kind: str, when: str, method: str, tracker: str, into: str) -> None:
 
 def main(kind: str) -> None:
     """Every combination of a kind."""
-    for case in itertools.product(("before", "during"), ("none", "zlib", "zstd"), TRACKERS):
-        one(kind, *case, "arena")
-    for method, into in itertools.product(("none", "zlib", "zstd"), ("arena", "buffer")):
+    if kind != "read-only":
+        for case in itertools.product(("before", "during"), METHODS, TRACKERS):
+            one(kind, *case, "arena")
+        for method in METHODS:
+            one(kind, "before", method, "", "arena")
+        one(kind, "during", "none", "", "buffer")
+    for method, into in itertools.product(METHODS, ("arena", "buffer")):
         one(kind, "target", method, TRACKERS[0], into)
+    one(kind, "target of zeros", "zstd", "", "buffer")
     os.write(1, b"alive")
     os._exit(0)  # the maps are not fit to be torn down piece by piece
 
 
-@pytest.mark.parametrize("kind", ["none", "guard", "eof"])
-def test_no_signal(kind: str) -> None:
+@pytest.mark.parametrize("pump", ["on", "off"])
+@pytest.mark.parametrize("kind", ["none", "guard", "eof", "read-only"])
+def test_no_signal(kind: str, pump: str) -> None:
     child = subprocess.run(
         [sys.executable, __file__, kind], capture_output=True, text=True, timeout=110,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "MULTIFD_PUMP": pump}, check=False,
     )  # fmt: skip
     assert child.returncode == 0, (child.returncode, child.stdout, child.stderr)
     if "no guard pages" in child.stdout:
