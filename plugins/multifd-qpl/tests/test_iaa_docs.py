@@ -21,7 +21,7 @@ PAGE = (DOCS / "iaa.md").read_text()
 
 
 def test_commands_that_set_a_device_up_are_those_of_status() -> None:
-    fresh = Device("iax1", "disabled", 0, 8, None, True, [])
+    fresh = Device("iax1", "disabled", 0, 8, True, [])
     cause = remedy.device_cause(fresh)
     assert cause is not None
     shown = " ".join(PAGE.replace("\\\n", " ").replace("engine1.$i", "engine1.0").split())

@@ -98,16 +98,36 @@ def test_several_queues_give_way_to_one(tmp_path: Path) -> None:
     assert of_device(read_status(tmp_path)) == []
 
 
-def test_engines_without_a_group(tmp_path: Path) -> None:
+@pytest.mark.parametrize("group", ["-1", "1"])
+def test_engines_of_another_group(tmp_path: Path, group: str) -> None:
+    """Of none, or of one that has no queue."""
     folder = plant(tmp_path)
     for i in range(8):
-        write(folder / f"engine1.{i}", {"group_id": "-1"})
+        write(folder / f"engine1.{i}", {"group_id": group})
     status = read_status(tmp_path)
-    assert "no engine is in a group" in of_device(status)[0]
+    assert "wq1.0 is in group 0, which has no engine" in of_device(status)[0]
     for command in status.commands:
         if "iax1" in command:
             AccelConfig(tmp_path).run(command)
     assert of_device(read_status(tmp_path)) == []
+
+
+def test_a_device_that_another_driver_has(tmp_path: Path) -> None:
+    """As one that is passed to a virtual machine: idxd shows none, and to load it helps nothing."""
+    pci = tmp_path / "sys/bus/pci/devices/0000:e7:02.0"
+    write(pci, {"vendor": "0x8086", "device": "0x0cfe"})
+    (pci / "driver").symlink_to("../../../bus/pci/drivers/vfio-pci")
+    status = read_status(tmp_path)
+    assert any("0000:e7:02.0 is bound to vfio-pci" in reason for reason in status.missing)
+    assert "echo 0000:e7:02.0 > /sys/bus/pci/drivers/vfio-pci/unbind" in status.commands
+
+
+def test_a_node_that_leads_nowhere(tmp_path: Path) -> None:
+    """As in a container whose /dev was copied: that is no matter of permission."""
+    plant(tmp_path, node=False)
+    (tmp_path / "dev/iax").mkdir(parents=True)
+    (tmp_path / "dev/iax/wq1.0").symlink_to("/nonexistent")
+    assert "does not exist" in of_device(read_status(tmp_path))[0]
 
 
 def test_without_pasid_no_command_helps(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 from multifd_qpl.elf import NotLoadable, is_cut_short, open_shared
 from multifd_qpl.library import ACCEL_CONFIG, ENVIRONMENT, Library, LibraryUnavailable, load
-from multifd_qpl.remedy import Cause, device_cause, is_usable, queue_problem
-from multifd_qpl.sysfs import Device, Queue, can_map, count_pci, read_devices
+from multifd_qpl.remedy import Cause, device_cause, foreign_driver_cause, is_usable, queue_problem
+from multifd_qpl.sysfs import Device, PciDevice, Queue, can_map, read_devices, read_pci
 
 __all__ = ["Device", "Queue", "Status", "read_status"]
 
@@ -58,7 +58,7 @@ def read_status(root: Path = Path("/")) -> Status:
     Args:
         root: where ``sys`` and ``dev`` are.
     """
-    pci_devices, devices = count_pci(root), read_devices(root)
+    pci, devices = read_pci(root), read_devices(root)
     library, problem = _load()
     causes = [Cause(problem)] if problem else []
     accel_config_problem = _accel_config_problem()
@@ -66,10 +66,10 @@ def read_status(root: Path = Path("/")) -> Status:
         causes.append(
             Cause(
                 f"{accel_config_problem}; libqpl needs it to find devices",
-                ["apt-get install libaccel-config1 accel-config   # Debian, Ubuntu"] if pci_devices else [],
+                ["apt-get install libaccel-config1 accel-config   # Debian, Ubuntu"] if pci else [],
             )
         )
-    causes += _device_causes(pci_devices, devices)
+    causes += _device_causes(pci, devices)
     tested: dict[str, Any] = {"status": "none", "reason": "no libqpl", "compress_us": None, "decompress_us": None}
     if library is not None:
         from multifd_qpl.selftest import check_hardware
@@ -85,7 +85,7 @@ def read_status(root: Path = Path("/")) -> Status:
         library_named=os.environ.get(ENVIRONMENT) or None,
         accel_config=not accel_config_problem,
         kernel=platform.release(),
-        pci_devices=pci_devices,
+        pci_devices=len(pci),
         devices=devices,
         hardware_ready=tested["status"] == "passed",
         hardware_test=tested,
@@ -102,14 +102,16 @@ def _load() -> tuple[Library | None, str]:
         return None, str(e)
 
 
-def _device_causes(pci_devices: int, devices: list[Device]) -> list[Cause]:
+def _device_causes(pci: list[PciDevice], devices: list[Device]) -> list[Cause]:
     if devices:
         return [cause for device in devices if (cause := device_cause(device))]
-    if not pci_devices:
+    if held := [device for device in pci if device.driver not in ("", "idxd")]:
+        return [foreign_driver_cause(device) for device in held]
+    if not pci:
         return [Cause("this machine has no IAA device (PCI 8086:0cfe), or it is disabled in the BIOS")]
     return [
         Cause(
-            f"the machine has {pci_devices} IAA devices, but the idxd driver shows none: it needs Linux 5.18 with "
+            f"the machine has {len(pci)} IAA devices, but the idxd driver shows none: it needs Linux 5.18 with "
             "CONFIG_INTEL_IDXD and CONFIG_INTEL_IDXD_SVM, and intel_iommu=on,sm_on on the kernel's command line",
             ["modprobe idxd"],
         )

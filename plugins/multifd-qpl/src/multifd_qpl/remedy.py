@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from multifd_qpl.sysfs import Device, Queue
+from multifd_qpl.sysfs import Device, PciDevice, Queue
 
 _ENTRIES = 128  # work queue entries of a device, all queues together
 _LARGEST_PAGE = 65536
@@ -38,6 +38,8 @@ def queue_problem(queue: Queue) -> str:
         return f"is bound to the driver {queue.driver}; programs need driver_name user"
     if queue.group is not None and queue.group < 0:
         return "is in no group, so no engine serves it"
+    if queue.engines == 0:
+        return f"is in group {queue.group}, which has no engine, so none serves it"
     if not queue.threshold:
         return "has threshold 0: it accepts nothing from programs"
     if 0 < queue.max_transfer_size < _LARGEST_PAGE:
@@ -56,6 +58,20 @@ def is_usable(queue: Queue) -> bool:
     return not queue_problem(queue)
 
 
+def foreign_driver_cause(device: PciDevice) -> Cause:
+    """A device that another driver has taken, as one that is passed to a virtual machine, and how idxd gets it."""
+    return Cause(
+        f"the IAA device {device.address} is bound to {device.driver}, not to idxd: it is passed to a virtual machine, "
+        "or was; whatever uses it there would lose it",
+        [
+            f"echo {device.address} > /sys/bus/pci/drivers/{device.driver}/unbind",
+            f"echo > /sys/bus/pci/devices/{device.address}/driver_override",
+            "modprobe idxd",
+            f"echo {device.address} > /sys/bus/pci/drivers/idxd/bind",
+        ],
+    )
+
+
 def device_cause(device: Device) -> Cause | None:
     """Why a device gives libqpl no queue, and what mends it; None if it gives one."""
     if device.pasid_enabled is False:
@@ -63,8 +79,6 @@ def device_cause(device: Device) -> Cause | None:
             f"{device.name} has pasid_enabled 0: no program can use it without shared virtual memory: the kernel's "
             "command line needs intel_iommu=on,sm_on, the BIOS VT-d; then reboot"
         )
-    if device.grouped_engines == 0 and device.queues:
-        return Cause(f"{device.name}: no engine is in a group, so none serves a queue", _configure(device))
     if any(is_usable(queue) for queue in device.queues):
         return None
     problems = "; ".join(f"{queue.name} {queue_problem(queue)}" for queue in device.queues)

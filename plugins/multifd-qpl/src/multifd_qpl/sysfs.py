@@ -36,6 +36,8 @@ class Queue:
     """Who it is bound to: user, or the kernel's own, such as crypto; empty on kernels before 6.3."""
     group: int | None
     """-1: none."""
+    engines: int | None
+    """Of its group, which alone serve it; None if the kernel does not show engines."""
     block_on_fault: bool
     max_transfer_size: int
     """Bytes; 0 if unknown."""
@@ -54,17 +56,26 @@ class Device:
     state: str
     numa_node: int | None
     engines: int
-    grouped_engines: int | None
-    """Those that belong to a group; None if the kernel does not show engines."""
     pasid_enabled: bool | None
     """Shared virtual memory, without which no program can use a queue; None if unknown."""
     queues: list[Queue]
 
 
-def count_pci(root: Path) -> int:
+@dataclass(frozen=True)
+class PciDevice:
+    """An IAA device on the PCI bus."""
+
+    address: str
+    """Such as 0000:e7:02.0."""
+    driver: str
+    """Whose it is: idxd, or vfio-pci of one that is passed to a virtual machine; empty if nobody's."""
+
+
+def read_pci(root: Path) -> list[PciDevice]:
     """IAA devices on the PCI bus."""
     base = root / "sys/bus/pci/devices"
-    return sum((_text(base / name / "vendor"), _text(base / name / "device")) == _PCI_ID for name in _names(base))
+    found = [name for name in _names(base) if (_text(base / name / "vendor"), _text(base / name / "device")) == _PCI_ID]
+    return [PciDevice(name, _link(base / name / "driver")) for name in found]
 
 
 def read_devices(root: Path) -> list[Device]:
@@ -103,26 +114,25 @@ def can_map(node: str) -> bool | None:
 def _read_device(root: Path, path: Path) -> Device:
     number = path.name.removeprefix("iax")
     inside, beside = _names(path), _names(path.parent)
-    queues = [
-        _read_queue(root, (path if name in inside else path.parent) / name)
-        for name in sorted({name for name in (*inside, *beside) if name.startswith(f"wq{number}.")})
-    ]
     engines = [name for name in inside if name.startswith(f"engine{number}.")]
     groups = [_number(path / name / "group_id") for name in engines]
+    queues = [
+        _read_queue(root, (path if name in inside else path.parent) / name, groups)
+        for name in sorted({name for name in (*inside, *beside) if name.startswith(f"wq{number}.")})
+    ]
     pasid = _text(path / "pasid_enabled")
     return Device(
         path.name,
         _text(path / "state") or "unknown",
         _number(path / "numa_node"),
         _number(path / "max_engines") or len(engines) or 8,
-        sum(group is not None and group >= 0 for group in groups) if engines else None,
         pasid == "1" if pasid else None,
         [queue for queue in queues if queue.entries or queue.state == "enabled"],
     )
 
 
-def _read_queue(root: Path, path: Path) -> Queue:
-    node = root / "dev/iax" / path.name
+def _read_queue(root: Path, path: Path, engine_groups: list[int | None]) -> Queue:
+    node, group = root / "dev/iax" / path.name, _number(path / "group_id")
     return Queue(
         path.name,
         _text(path / "mode") or "unknown",
@@ -131,11 +141,12 @@ def _read_queue(root: Path, path: Path) -> Queue:
         _number(path / "threshold") or 0,
         _text(path / "type") or "unknown",
         _text(path / "driver_name"),
-        _number(path / "group_id"),
+        group,
+        None if group is None or not engine_groups else engine_groups.count(group),
         _text(path / "block_on_fault") == "1",
         _number(path / "max_transfer_size") or 0,
         str(node),
-        os.path.lexists(node),
+        os.path.exists(node),
         os.access(node, os.R_OK | os.W_OK),
     )
 
@@ -152,6 +163,14 @@ def _text(path: Path) -> str:
     try:
         with open(path, "rb") as file:
             return file.read(_MOST_TEXT).decode("ascii", "replace").strip()
+    except OSError:
+        return ""
+
+
+def _link(path: Path) -> str:
+    """The name of what a link leads to; empty if there is none."""
+    try:
+        return os.path.basename(os.readlink(path))
     except OSError:
         return ""
 
