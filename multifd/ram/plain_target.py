@@ -11,6 +11,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +20,13 @@ from multifd.errors import RamError
 from multifd.pages import Offsets, Pages
 from multifd.pump.extent import Extent
 from multifd.ram.block import Staging, TargetBlock
-from multifd.ram.file import write
+from multifd.ram.file import OpenFile, read_exactly, write
 from multifd.ram.part_file import PartFile
 from multifd.wire import stream, vmdesc, writer
 from multifd.wire.stream import Block, Machine
 
 _ZEROS_AT_ONCE = 1 << 16  # zero pages encoded together
+_PIECE = 1 << 20  # bytes of the devices' state copied together
 
 
 class _Log:
@@ -134,7 +136,7 @@ class PlainTarget:
         self._machine = Machine("", 4096, ())
         self._blocks: list[_LoggedBlock] = []
         # Records may come as long as the channels run, so the devices' state waits elsewhere.
-        self._devices = tempfile.TemporaryFile(dir=self._file.path.parent)  # noqa: SIM115
+        self._devices, self._devices_nbytes = self._open_devices(), 0
 
     def allocate(self, machine: Machine) -> Mapping[str, TargetBlock]:
         """See `Target`."""
@@ -150,10 +152,8 @@ class PlainTarget:
 
     def add_device_state(self, data: bytes) -> None:
         """See `Target`."""
-        try:
-            self._devices.write(data)
-        except OSError as e:
-            raise RamError(f"{self._file.path}: cannot write the devices' state beside it: {e.strerror}") from e
+        write(self._devices, data, self._devices_nbytes, self._devices.path)
+        self._devices_nbytes += len(data)
 
     def flush(self) -> None:
         """See `Target`."""
@@ -172,12 +172,11 @@ class PlainTarget:
         data = writer.encode_eos(machine) + writer.encode_ram_next(stream.END, machine.ram_section_id)
         data += writer.encode_eos(machine)
         write(file.fd, data, self._log.take(len(data)), file.part)
-        self._devices.seek(0)
-        nbytes = 0
-        while piece := self._devices.read(1 << 20):
-            nbytes += len(piece)
-            write(file.fd, piece, self._log.take(len(piece)), file.part)
-        if nbytes == 1:  # EOF alone: a machine without devices
+        for start in range(0, self._devices_nbytes, _PIECE):
+            data = bytearray(min(_PIECE, self._devices_nbytes - start))
+            read_exactly(self._devices, memoryview(data), start, self._devices.path)
+            write(file.fd, data, self._log.take(len(data)), file.part)
+        if self._devices_nbytes == 1:  # EOF alone: a machine without devices
             piece = vmdesc.encode(machine.page_size)
             write(file.fd, piece, self._log.take(len(piece)), file.part)
         file.commit()
@@ -186,3 +185,12 @@ class PlainTarget:
         """See `Target`."""
         self._devices.close()
         self._file.discard()
+
+    def _open_devices(self) -> OpenFile:
+        """A file without a name, beside the other."""
+        try:
+            with tempfile.TemporaryFile(dir=self._file.path.parent) as file:
+                return OpenFile(os.dup(file.fileno()), Path(f"{self._file.part} (its devices' state)"))
+        except OSError as e:
+            self._file.discard()
+            raise RamError(f"{self._file.path}: no file can be made beside it: {e.strerror or e}") from e

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -232,6 +234,23 @@ class TestWrites:
     def test_full_disk(self, tmp_path, room):
         with file_size_limit(room), pytest.raises(RamError, match="cannot"):
             write(tmp_path / "f", TWO)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_disk_that_is_full_at_the_devices_state(self, tmp_path):
+        target = PlainTarget(tmp_path / "f")
+        target.allocate(Machine("pc-i440fx-7.2", PAGE, (Block("ram", PAGE),)))
+        with file_size_limit(10), pytest.raises(RamError, match=r"devices' state.: cannot write"):
+            target.add_device_state(DEVICES)
+        target.discard()
+        assert list(tmp_path.iterdir()) == []
+
+    def test_no_room_for_the_devices_state(self, tmp_path, monkeypatch):
+        def refuse(**_):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+        with pytest.raises(RamError, match="Too many open files"):
+            PlainTarget(tmp_path / "f")
         assert list(tmp_path.iterdir()) == []
 
     def test_more_ram_than_there_is_memory_for(self, tmp_path):
