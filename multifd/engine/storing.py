@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import logging
 import os
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
@@ -35,6 +34,7 @@ from multifd.transport.access import Access
 from multifd.transport.address import Uri
 from multifd.transport.handed import HandedConnections
 from multifd.transport.listen import Listener
+from multifd.transport.private_folder import private_folder
 from multifd.wire.dialect import DIALECTS
 
 AS_STORED = DIALECTS["9.0"]
@@ -158,7 +158,7 @@ def _meeting_place() -> Iterator[Listener]:
 
     So nobody else finds it, and whoever is killed leaves nothing behind.
     """
-    with tempfile.TemporaryDirectory(prefix="multifd-") as folder:
+    with private_folder() as folder:
         listener = Listener(Uri(path=f"{folder}/socket"))
         try:
             place = os.open(listener.uri.path, os.O_PATH | os.O_CLOEXEC)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from multifd.manage.state_file import State, StateFile
 from multifd.ram.part_file import PartFile
 from multifd.registry import load_method
 from multifd.stats import Result
+from multifd.transport.private_folder import private_folder
 
 THEN = ("cont", "stop", "quit")
 _T = TypeVar("_T")
@@ -126,7 +126,7 @@ def _address(listen: str) -> Iterator[str]:
     if listen:
         yield listen
         return
-    with tempfile.TemporaryDirectory(prefix="multifd-") as folder:  # mode 0700
+    with private_folder() as folder:
         yield f"unix:{folder}/capture"
 
 

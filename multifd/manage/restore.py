@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from multifd.ram.image import open_source
 from multifd.registry import load_method
 from multifd.sources import Image
 from multifd.stats import Result
+from multifd.transport.private_folder import private_folder
 
 THEN = ("cont", "stop")
 
@@ -79,7 +79,7 @@ def restore(
         verdict = check(opened, digest, unless_cancelled(canceller, on_digest))
     verdict.log()
     has_begun = False
-    with tempfile.TemporaryDirectory(prefix="multifd-") as folder:  # mode 0700
+    with private_folder() as folder:
         try:
             apply_method(monitor, wanted, method)
             if then == "stop":
