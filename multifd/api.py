@@ -15,7 +15,7 @@ from multifd.engine.config import SAME, ReceiveConfig, RelayConfig, SendConfig, 
 from multifd.engine.relay import Relay
 from multifd.engine.sender import Sender
 from multifd.engine.still import send_still
-from multifd.errors import Cancelled, ChannelError, MultifdError, UsageError, about
+from multifd.errors import Cancelled, ChannelError, MultifdError, OutcomeUnknown, UsageError, about
 from multifd.live.arena import Arena, ArenaTarget
 from multifd.live.driver import Controls, LiveDriver, LiveSource
 from multifd.method import MultifdMethods
@@ -259,7 +259,9 @@ def relay(
                 raise
             except MultifdError as e:
                 result = e.result
-                if once or (isinstance(e, ChannelError) and not one.has_begun):
+                # Cancelled when the destination may have taken over: that says more than that it was cancelled.
+                is_last = canceller.is_cancelled and isinstance(e, OutcomeUnknown)
+                if once or is_last or (isinstance(e, ChannelError) and not one.has_begun):
                     raise
                 _LOG.error("%s", "; ".join([str(e), *getattr(e, "__notes__", ())]))
             canceller.release()

@@ -43,6 +43,11 @@ class Canceller:
                     self._stop()
             return True
 
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether it was asked for in time."""
+        return self._is_cancelled
+
     def stop_waiting(self) -> None:
         """After a `cancel` that came too late: end soon, within about 5 s, though the outcome may be unknown then."""
         with self._lock:

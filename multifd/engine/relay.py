@@ -251,7 +251,7 @@ class Relay:
             self._return.join(_GRACE_S)
         first = self._crew.first_error(error)
         told = explain(first, self._way, main, list(self._channels), self._muster.objection)
-        return self.fate.conclude(told)
+        return self.fate.conclude(told) if self.has_begun else told  # else there is no memory to speak of
 
     def _tear_down(self) -> None:
         self._idle.abort.set()

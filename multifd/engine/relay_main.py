@@ -157,7 +157,7 @@ class RelayMain:
         while got := destination.recv_into([buffer], at_least=1):
             try:
                 for kind, value in answers.feed(bytes(buffer[:got])) if answers else ():
-                    if kind == SHUT:
+                    if kind == SHUT and shut is None:  # its first word is its last
                         if value == 0 and self._fate.custody is Custody.WITH_SOURCE:
                             raise ChannelError(f"{destination.peer} confirmed before it had everything")
                         shut = value
@@ -167,7 +167,12 @@ class RelayMain:
                 answers = None
             if shut:
                 self._fate.refuse()  # whether the source still hears it or not
-            self.source.send([buffer[:got]])
+            try:
+                self.source.send([buffer[:got]])
+            except ChannelError as e:
+                if shut == 0:
+                    e.add_note("the destination has confirmed that it has the memory; the source may not know")
+                raise
             if shut == 0:
                 self._fate.commit()
         if shut:

@@ -592,6 +592,31 @@ class TestFaults:
         between.main_out.close()
         self.check_sides(between, OutcomeUnknown, "without a confirmation")
 
+    def test_the_first_of_two_last_words_counts(self, ends):
+        """The source has heard it, too."""
+        between = ends(return_path=True)
+        end = between.stream["end"] + between.stream["eof"]
+        between.main_in.sendall(end)
+        read(between.main_out, len(end))
+        words = struct.pack(">HHIHHI", 1, 4, 0, 1, 4, 1)
+        between.main_out.sendall(words)
+        assert read(between.main_in, len(words)) == words
+        for sock in (between.channel_in, between.main_in, between.main_out):
+            sock.close()
+        assert between.relay.join().status == "completed"
+
+    def test_a_confirmation_that_the_source_does_not_hear(self, ends):
+        between = ends(return_path=True)
+        end = between.stream["end"] + between.stream["eof"]
+        between.main_in.sendall(end)
+        read(between.main_out, len(end))
+        between.main_in.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        between.main_in.close()
+        between.main_out.sendall(struct.pack(">HHI", 1, 4, 0))
+        with pytest.raises(OutcomeUnknown) as caught:
+            between.relay.join()
+        assert "look at the destination" in str(caught.value)
+
     @pytest.mark.parametrize(
         ("said", "confirmed"),
         [
@@ -800,8 +825,24 @@ class TestCommand:
         assert "cannot connect" in documents[1]["error"]
         command.signal(signal.SIGINT)
         out, err = command.wait(130)
-        assert json.loads(out)["status"] == "cancelled"
+        assert (json.loads(out)["status"], json.loads(out)["notes"]) == ("cancelled", [])  # of a migration that is none
         assert err.count("cannot connect") == 1
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_ended_when_the_destination_may_have_taken_over(self, cli, destination, number):
+        """That is its last word, though it would have gone on: not that it was ended, and no word on a good copy."""
+        command = cli("relay", "tcp:127.0.0.1:0", destination.uri, "--json")
+        stream = peer.main_stream([(b"ram", BLOCK)], return_path=True)
+        whole = b"".join(stream[part] for part in ("header", "commands", "setup", "end", "eof"))
+        with peer.Peer(command.listening()) as source:
+            source.connect(whole)
+            main_out = destination.accept()
+            assert read(main_out, len(whole)) == whole
+            command.signal(number)
+            document = command.json(7)
+        assert document["status"] == "unknown"
+        assert "look at the destination" in document["error"]
+        assert "good copy" not in json.dumps(document)
 
     def test_the_next_source_may_come_early(self, cli, destination):
         """The first source is done, its destination not yet: the next one waits, it is not turned away."""
