@@ -40,6 +40,9 @@ class Crew:
         Args:
             name: the thread's.
             run: called with `args`.
+
+        Raises:
+            ChannelError: this process may have no more threads.
         """
 
         def guarded() -> None:
@@ -53,7 +56,12 @@ class Crew:
         context = contextvars.copy_context()
         thread = threading.Thread(target=context.run, args=(guarded,), name=name, daemon=True)
         # Listed only once it runs: a tear-down at the same time must not join what was never started.
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as e:
+            raise ChannelError(
+                f"no thread for {name}: {e}; ulimit -u, pids.max of the cgroup and memory limit them"
+            ) from e
         with self._lock:
             self._threads[thread] = None
         return thread

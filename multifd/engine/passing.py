@@ -6,13 +6,13 @@ is run here, and one that is not installed passes, too; headers are looked at fo
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable
 
 from multifd.engine.splice import Splice
 from multifd.engine.transcoder import ChannelFigures
 from multifd.errors import RemoteWireError
 from multifd.pages import Geometry
+from multifd.ram.block import private_map
 from multifd.transport.connection import Connection
 from multifd.wire.packet import (
     DEVICE_STATE_BYTES,
@@ -51,7 +51,7 @@ class Passing:
             RemoteWireError, PeerMismatch: a packet that cannot be, or of another method than may be.
             ChannelError: a connection broke.
         """
-        ahead = memoryview(mmap.mmap(-1, _AHEAD_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        ahead = private_map(_AHEAD_BYTES)
         splice = Splice(source, destination, ahead)
         figures = self._figures
         try:

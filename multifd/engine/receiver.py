@@ -240,9 +240,10 @@ class Receiver:
         if self._main is not None and self._main.has_device_state:
             return f"; {UNMARKED}"
         main = "connected" if self._candidates else "not connected"
+        why = self._acceptor.exhaustion or "the channel count must be the sender's"
         return (
             f"; main is {main}, {self._muster.present} of {self._negotiation.expected()} channels are "
-            f"(the channel count must be the sender's){turned_away}"
+            f"({why}){turned_away}"
         )
 
     def _finish(self) -> None:

@@ -214,7 +214,8 @@ class Relay:
         return [connection for connection in outs if connection is not None]
 
     def _describe_connections(self) -> str:
-        return f"; main is connected, {len(self._channels)} channels are"
+        why = f" ({self._acceptor.exhaustion})" if self._acceptor.exhaustion else ""
+        return f"; main is connected, {len(self._channels)} channels are{why}"
 
     def _begin(self, main: RelayMain) -> None:
         self._start = time.monotonic()

@@ -5,7 +5,6 @@ Thread rule: a session belongs to the channel's thread.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self
@@ -27,7 +26,7 @@ from multifd.pump import library
 from multifd.pump.extent import Extent
 from multifd.pump.receiving import RecvPump
 from multifd.pump.sending import SendPump
-from multifd.ram.block import Staging
+from multifd.ram.block import Staging, private_map
 from multifd.transport.idle import IdleTimer
 from multifd.wire.packet import PRIVATE_CODE
 
@@ -195,9 +194,7 @@ class RecvSession:
         """
         if self._method is None:
             method = self._method_of(code)
-            # Anonymous and private: a child that somebody forks does not share it.
-            bound = max_payload(method, self._p.geometry)
-            self._payload = memoryview(mmap.mmap(-1, bound, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+            self._payload = private_map(max_payload(method, self._p.geometry))
             self._method, self._code = method, code
             run_hook(method, "recv_setup", self._p)
             self._aim_pump()

@@ -8,7 +8,6 @@ their order stay the source's; block and offsets are the destination's to check.
 from __future__ import annotations
 
 import contextlib
-import mmap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -19,6 +18,7 @@ from multifd.method import MultifdMethods
 from multifd.pages import Geometry
 from multifd.pump.library import Stop
 from multifd.pump.splicing import SplicePump
+from multifd.ram.block import private_map
 from multifd.transport.connection import Connection
 from multifd.transport.idle import IdleTimer
 from multifd.wire.packet import (
@@ -80,7 +80,7 @@ class Transcoder:
         self._sessions = contextlib.ExitStack()
         self._is_set_up = False
         self._pump: SplicePump | None = None
-        self._ahead = memoryview(mmap.mmap(-1, _AHEAD_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        self._ahead = private_map(_AHEAD_BYTES)
 
     def run(self, source: Connection, destination: Connection) -> None:
         """Pass packets on until the source closes the channel.

@@ -29,8 +29,14 @@ def private_map(nbytes: int) -> memoryview:
     """A new writable buffer of zeros, page-aligned, which takes no memory until it is touched.
 
     Python maps anonymous memory MAP_SHARED by default: a forked child would then write into its parent's buffers.
+
+    Raises:
+        RamError: this process may have no more memory.
     """
-    return memoryview(mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+    try:
+        return memoryview(mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+    except OSError as e:
+        raise RamError(f"no memory for a buffer of {nbytes} bytes: {e.strerror}") from e
 
 
 class Staging:

@@ -114,6 +114,8 @@ class Acceptor:
         """Connections that were not a migration's and were closed."""
         self.tls_failures = 0
         """Those of them that did not get through the handshake, or were not authorised."""
+        self.exhaustion = ""
+        """Why somebody could not be accepted at some time, in words; empty if everybody could."""
         self.last_stranger = ""
         """Who the last of them was that may not connect or does not speak the wire at all, in words."""
 
@@ -207,7 +209,8 @@ class Acceptor:
                 self._selector.register(pending.incoming, selectors.EVENT_READ, pending)
                 self._pending.add(pending)
                 yield pending
-        except Exhausted:
+        except Exhausted as e:
+            self.exhaustion = f"this process had no descriptor or memory for another connection ({e}): see ulimit -n"
             # The connection goes on waiting, and would end every `select` at once.
             self._selector.unregister(self.listener)
             self._listen_again = time.monotonic() + _EXHAUSTED_S

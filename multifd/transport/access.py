@@ -155,7 +155,8 @@ def set_owner(path: str, access: Access) -> None:
     """
     file = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        if not stat.S_ISSOCK(os.fstat(file).st_mode):
+        mode = os.fstat(file).st_mode
+        if not stat.S_ISSOCK(mode):
             raise OSError(errno.EEXIST, "its file was replaced by another meanwhile")
         itself = f"/proc/self/fd/{file}"
         if access.group_id is not None:
@@ -163,7 +164,8 @@ def set_owner(path: str, access: Access) -> None:
                 os.chown(itself, -1, access.group_id)
             except OSError as e:
                 raise OSError(e.errno, f"group {access.socket_group}: {e.strerror}") from e
-        os.chmod(itself, access.mode)
+        if stat.S_IMODE(mode) != access.mode or access.group_id is not None:
+            os.chmod(itself, access.mode)
     finally:
         os.close(file)
 

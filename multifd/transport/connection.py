@@ -11,7 +11,6 @@ import contextlib
 import errno
 import os
 import select
-import selectors
 import socket
 import struct
 import time
@@ -285,9 +284,9 @@ class Connection:
 
     def wait_readable(self, timeout_s: float) -> bool:
         """Whether a read would not block, after at most `timeout_s`."""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._sock, selectors.EVENT_READ)
-            return bool(selector.select(timeout_s))
+        poll = select.poll()  # which takes no descriptor
+        poll.register(self._sock, select.POLLIN)
+        return bool(poll.poll(timeout_s * 1000))
 
     def shutdown_read(self) -> None:
         """Let reads end as if the peer had closed; it notices nothing. From any thread."""

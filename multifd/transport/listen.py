@@ -289,6 +289,7 @@ def _listen_unix(path: str, access: Access) -> socket.socket:
         _remove_stale(path)
         sock = socket.socket(socket.AF_UNIX)
         try:
+            os.fchmod(sock.fileno(), access.mode)  # which its file is made with, less the umask (unix(7), Linux)
             sock.bind(path)
         except BaseException:
             sock.close()

@@ -15,7 +15,7 @@ from limits import file_size_limit
 
 from multifd.errors import RamError
 from multifd.pages import Geometry
-from multifd.ram.block import Staging
+from multifd.ram.block import Staging, private_map
 from multifd.ram.memory import MemoryBlock, MemorySource, MemoryTarget
 from multifd.ram.part_file import PartFile
 from multifd.ram.raw import RawImageSource, RawImageTarget
@@ -327,3 +327,8 @@ def test_one_block_only(tmp_path: Path, blocks: tuple[Block, ...]) -> None:
 def test_buffer_of_another_size() -> None:
     with pytest.raises(RamError, match="4096 bytes, the buffer to receive into 8192"):
         MemoryTarget(bytearray(2 * PAGE)).allocate(machine(Block("ram", PAGE)))
+
+
+def test_a_buffer_that_is_too_large() -> None:
+    with pytest.raises(RamError, match="no memory for a buffer of 4611686018427387904 bytes"):
+        private_map(1 << 62)

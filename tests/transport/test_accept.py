@@ -202,6 +202,7 @@ def test_no_descriptor_left(door: Door, monkeypatch: pytest.MonkeyPatch, code: i
     monkeypatch.setattr(socket.socket, "accept", failing(fails))
     door.knock(MAIN)
     door.serve(lambda: door.acceptor.rejected == 1)
+    assert "see ulimit -n" in door.acceptor.exhaustion
     assert silent.recv(1) == b""  # the oldest that has not said what it is makes room
     assert list(door.acceptor.wait(0)) == []
     fails.clear()

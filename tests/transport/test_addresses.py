@@ -7,6 +7,7 @@ import errno
 import os
 import select
 import socket
+import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,6 +104,21 @@ def test_listen_and_connect(tmp_path: Path, text: str) -> None:
     for each in (client, server, listener):
         each.close()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("umask", [0, 0o022])
+def test_a_unix_sockets_file_is_its_owners_from_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int
+) -> None:
+    """It is made so, whatever the umask lets through; nothing is changed afterwards, which would need /proc."""
+    monkeypatch.delattr(os, "chmod")
+    before = os.umask(umask)
+    try:
+        listener = Listener(Uri(path=f"{tmp_path}/sock"))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(os.stat(f"{tmp_path}/sock").st_mode) == 0o600
+    listener.close()
 
 
 needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")

@@ -7,6 +7,7 @@ import errno
 import mmap
 import os
 import random
+import resource
 import socket
 import threading
 import time
@@ -207,6 +208,18 @@ def test_available(pair: Pair) -> None:
     pair.one.shutdown()
     assert pair.other.recv_available() == b""
     assert pair.other.bytes_received == 6
+
+
+def test_waiting_takes_no_descriptor(pair: Pair) -> None:
+    """A migration that has got so far does not end for want of one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1, hard))
+    try:
+        assert not pair.other.wait_readable(0)
+        pair.one.send([b"a"])
+        assert pair.other.wait_readable(DEADLINE_S)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 ODD = {
