@@ -93,7 +93,7 @@ class Arena:
         try:
             parts = [part for r in self.regions for part in mappings(r.address, r.nbytes)]
         except OSError as e:
-            return f"its mappings cannot be looked up: {e.strerror}"
+            return f"for all that is known other processes write to it ({e.filename}: {e.strerror})"
         for part in parts:
             if not part.is_private_memory:
                 what = part.label or "a shared mapping"

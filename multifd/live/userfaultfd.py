@@ -43,10 +43,13 @@ def open_userfaultfd() -> int:
             continue
         try:
             fcntl.ioctl(fd, _UFFDIO_API, bytearray(struct.pack("3Q", _UFFD_API, _FEATURES, 0)))
-        except OSError:
+        except OSError as e:
             os.close(fd)
+            if e.errno != errno.EINVAL:
+                raise Unavailable(f"{name} gives one that cannot be used: {e.strerror}") from e
             raise Unavailable(
-                f"Linux {platform.release()} has no asynchronous write protection; 6.7 and later have"
+                f"Linux {platform.release()} has no asynchronous write protection on {platform.machine()}; 6.7 and later"
+                " have on x86-64"
             ) from None
         return fd
     raise Unavailable(

@@ -62,7 +62,8 @@ class WriteProtect(InPlace):
                 self._request(region.address, region.address + PAGE, 0, _WRITTEN)  # changes nothing
         except OSError as e:
             self.close()
-            raise Unavailable(f"the kernel refuses it for this memory ({e.strerror})") from e
+            what = e.filename or "the kernel refuses it for this memory"
+            raise Unavailable(f"{what} ({e.strerror})") from e
 
     def arm(self) -> list[Ranges]:
         """See `Tracker`. What is populated comes from the scan that protects: no page can slip between."""

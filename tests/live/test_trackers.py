@@ -423,13 +423,34 @@ class TestChoice:
         assert self.chosen(make_memory("private")) == ("write-protect", "")
         assert len(os.listdir("/proc/self/fd")) == before
 
-    def test_an_old_kernel(self, monkeypatch):
+    @pytest.mark.parametrize(
+        ("code", "words"), [(errno.EINVAL, "6.7 and later"), (errno.EPERM, "cannot be used: Operation not permitted")]
+    )
+    def test_one_without_what_is_needed(self, monkeypatch, code, words):
+        """An old kernel; or one that does not let this process."""
+
         def ioctl(*_):
-            raise OSError(errno.EINVAL, "Invalid argument")
+            raise OSError(code, os.strerror(code))
 
         monkeypatch.setattr(userfaultfd, "_by_system_call", lambda: os.open("/dev/null", os.O_RDONLY))
         monkeypatch.setattr(userfaultfd.fcntl, "ioctl", ioctl)
-        assert "6.7 and later" in self.chosen(make_memory("private"))[1]
+        assert words in self.chosen(make_memory("private"))[1]
+
+    @pytest.mark.parametrize("writers", [None, "this-process"])
+    def test_without_proc(self, monkeypatch, writers):
+        """The reason names the file that is missing, and is a sentence."""
+
+        def missing(path, *_):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+
+        monkeypatch.setattr("multifd.live.arena.mappings", lambda *_: missing("/proc/self/maps"))
+        monkeypatch.setattr(write_protect.os, "open", missing)
+        with Arena(make_memory("private"), writers=writers) as arena:
+            tracker, reason = choose(arena, PAGE)
+            tracker.close()
+        assert tracker.name == "comparison"
+        file = "/proc/self/maps: " if writers is None else "/proc/self/pagemap ("
+        assert f"{file}No such file or directory" in reason
 
     def test_another_architecture(self, monkeypatch):
         monkeypatch.setattr(userfaultfd.platform, "machine", lambda: "s390x")
