@@ -306,7 +306,8 @@ class TestWhatPasses:
             between.main_in.sendall(piece)
             assert read(between.main_out, len(piece)) == piece
         switchover_ack = struct.pack(">HH", 7, 0)
-        for piece in (struct.pack(">HHI", 2, 4, 1), switchover_ack[:1], switchover_ack[1:]):
+        shut = struct.pack(">HHI", 1, 4, 0)
+        for piece in (struct.pack(">HHI", 2, 4, 1), switchover_ack[:1], switchover_ack[1:], shut):
             between.main_out.sendall(piece)
             assert read(between.main_in, len(piece)) == piece
         between.main_out.close()
