@@ -8,9 +8,9 @@ import os
 import pytest
 
 from multifd.live.arena import Arena
-from multifd.live.kernel import PAGE
 from multifd.live.tracker import Unavailable
 from multifd.live.write_protect import WriteProtect
+from multifd.ram.mappings import PAGE
 
 PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 

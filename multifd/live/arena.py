@@ -16,11 +16,12 @@ from typing import Any, Self
 import numpy as np
 
 from multifd.errors import RamError
-from multifd.live.kernel import PAGE, mappings, populated
+from multifd.live.kernel import populated
 from multifd.live.ranges import coarsen, to_mask
 from multifd.pages import Offsets, Pages
 from multifd.pump.extent import Extent, Kind
 from multifd.ram.block import RAM_IDSTR, Staging, TargetBlock
+from multifd.ram.mappings import PAGE, mappings
 from multifd.ram.memory import MemoryBlock
 from multifd.wire.stream import Machine
 

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from multifd.errors import RamError, UsageError
 from multifd.live.arena import Arena
 from multifd.live.comparison import Comparison
-from multifd.live.kernel import PAGE
 from multifd.live.soft_dirty import SoftDirty
 from multifd.live.tracker import Tracker, Unavailable
 from multifd.live.write_protect import WriteProtect
+from multifd.ram.mappings import PAGE
 
 _LOGS: tuple[Callable[[Arena, int], Tracker], ...] = (WriteProtect, SoftDirty)
 TRACKERS = ("write-protect", "soft-dirty", "comparison")

@@ -11,11 +11,12 @@ import numpy.typing as npt
 
 from multifd.errors import RamError
 from multifd.live.arena import Arena, Region
-from multifd.live.kernel import PAGE, populated
+from multifd.live.kernel import populated
 from multifd.live.ranges import NO_RANGES, Ranges, coarsen, count, of_mask, packets, union
 from multifd.pages import Memory, Offsets, Pages
 from multifd.pump.extent import Extent
 from multifd.ram.block import MappedPages, SourceBlock, Staging
+from multifd.ram.mappings import PAGE
 from multifd.ram.memory import MemoryBlock
 
 _MAP_NORESERVE = 0x4000  # include/uapi/asm-generic/mman-common.h, Linux; mmap has it from Python 3.13 on

@@ -1,4 +1,4 @@
-"""What the kernel says of an address range of this process: its mappings, and which pages hold anything.
+"""What the kernel says of an address range of this process: which pages hold anything.
 
 Linux only. Nothing here touches the memory itself: reading an untouched page of a shared mapping would
 allocate it.
@@ -8,86 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import mmap
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
 from multifd.live.ranges import NO_RANGES, Ranges, of_mask, union
+from multifd.ram.mappings import PAGE, Mapping, mappings, pagemap_entries
 
-PAGE = mmap.PAGESIZE
-"""Bytes of a kernel page."""
 _PRESENT_OR_SWAPPED = np.uint64(3 << 62)  # Documentation/admin-guide/mm/pagemap.rst
 _PAGEMAP_BATCH = 1 << 20  # pages whose entries are read at once: 8 MiB
 _MAX_EXTENTS = 1 << 16
 """A file in more pieces than this is read whole from there on: two system calls a piece would cost more."""
-
-
-@dataclass(frozen=True)
-class Mapping:
-    """One line of /proc/self/maps, cut to the range that was asked for."""
-
-    start: int
-    end: int
-    span: str
-    """The whole mapping's, as the kernel names it."""
-    is_writable: bool
-    is_shared: bool
-    device: int
-    inode: int
-    offset: int
-    """Of `start`, in the file."""
-    path: str
-    """As the kernel lists it: a newline as ``\\012``, " (deleted)" behind what has no name any more, bytes that are
-    not UTF-8 as surrogates (`os.fsdecode`)."""
-
-    @property
-    def label(self) -> str:
-        """The path for messages: what a terminal would act on, or cannot show, is escaped."""
-        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in self.path)
-
-    @property
-    def is_private_memory(self) -> bool:
-        """Nobody but this process can write to it: private and of no file."""
-        return not self.is_shared and self.inode == 0
-
-    @property
-    def is_shmem(self) -> bool:
-        """Shared memory that is no file on a disk: its holes are known and are zero."""
-        return self.path.startswith(("/dev/shm/", "/memfd:", "/dev/zero", "/SYSV"))
-
-
-def mappings(address: int, nbytes: int) -> list[Mapping]:
-    """The mappings of a range, in order.
-
-    Raises:
-        OSError: /proc is not there.
-    """
-    found = []
-    with open("/proc/self/maps", "rb") as lines:
-        for line in lines:
-            # A path may hold any byte but a newline: only what is asked for is decoded.
-            span, permissions, offset, device, inode, *path = line.rstrip(b"\n").split(maxsplit=5)
-            start, end = (int(text, 16) for text in span.split(b"-"))
-            if start < address + nbytes and end > address:
-                major, minor = (int(text, 16) for text in device.split(b":"))
-                first = max(start, address)
-                found.append(
-                    Mapping(
-                        start=first,
-                        end=min(end, address + nbytes),
-                        span=span.decode(),
-                        is_writable=permissions[:2] == b"rw",
-                        is_shared=permissions[3:4] == b"s",
-                        device=os.makedev(major, minor),
-                        inode=int(inode),
-                        offset=int(offset, 16) + first - start,
-                        path=os.fsdecode(path[0]) if path else "",
-                    )
-                )
-    return found
 
 
 def present_pages(address: int, nbytes: int) -> Ranges:
@@ -102,18 +34,6 @@ def present_pages(address: int, nbytes: int) -> Ranges:
         return union(*found)
     finally:
         os.close(fd)
-
-
-def pagemap_entries(fd: int, address: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
-    """Entries of /proc/PID/pagemap, uint64, shape (count,)."""
-    entries = np.zeros(count, np.uint64)
-    view, offset = entries.data.cast("B"), address // PAGE * 8
-    while len(view):
-        got = os.preadv(fd, [view], offset)
-        if not got:
-            raise OSError(errno.EIO, "pagemap ends early")
-        view, offset = view[got:], offset + got
-    return entries
 
 
 def populated(address: int, nbytes: int, private_pages: Callable[[int, int], Ranges] = present_pages) -> Ranges:

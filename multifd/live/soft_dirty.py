@@ -15,9 +15,10 @@ from typing import ClassVar
 import numpy as np
 
 from multifd.live.arena import Arena, Region
-from multifd.live.kernel import PAGE, pagemap_entries, populated
+from multifd.live.kernel import populated
 from multifd.live.ranges import NO_RANGES, Ranges, of_mask, union
 from multifd.live.tracker import InPlace, Unavailable, readable
+from multifd.ram.mappings import PAGE, pagemap_entries
 
 _SOFT_DIRTY = np.uint64(1 << 55)
 _soft_dirty_in_use = threading.Lock()

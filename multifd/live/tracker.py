@@ -8,10 +8,10 @@ from typing import ClassVar, Protocol
 
 from multifd.errors import RamError
 from multifd.live.arena import Arena
-from multifd.live.kernel import PAGE
 from multifd.live.ranges import Ranges, coarsen
 from multifd.pages import Offsets, Pages
 from multifd.ram.block import SourceBlock, Staging
+from multifd.ram.mappings import PAGE
 from multifd.ram.memory import MemoryBlock
 
 

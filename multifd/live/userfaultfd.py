@@ -48,8 +48,8 @@ def open_userfaultfd() -> int:
             if e.errno != errno.EINVAL:
                 raise Unavailable(f"{name} gives one that cannot be used: {e.strerror}") from e
             raise Unavailable(
-                f"Linux {platform.release()} has no asynchronous write protection on {platform.machine()}; 6.7 and later"
-                " have on x86-64"
+                f"Linux {platform.release()}, {platform.machine()}, has no asynchronous write protection; "
+                "6.7 and later have on x86-64"
             ) from None
         return fd
     raise Unavailable(

@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from multifd.live.arena import Arena, Region
-from multifd.live.kernel import PAGE, populated
+from multifd.live.kernel import populated
 from multifd.live.ranges import Ranges, union
 from multifd.live.tracker import InPlace, Unavailable, readable
 from multifd.live.userfaultfd import open_userfaultfd
+from multifd.ram.mappings import PAGE
 
 _Entries = npt.NDArray[np.uint64]
 _UFFDIO_REGISTER = 0xC020AA00

@@ -15,18 +15,16 @@ class Kind(IntEnum):
     """How the packet pump gets at pages; the numbers are those of multifd/pump/pump.h."""
 
     MEMORY = 0
-    """In memory that stays as it is; pages may be protected or gone, so the kernel is asked before one is touched."""
+    """In memory whose pages are there to stay."""
     CHECKED = 1
-    """In memory that may change, and lose pages, while it is looked at: hooks get a copy."""
+    """In memory that may change, and lose pages, while it is looked at: the kernel is asked before one is touched, and
+    hooks get a copy."""
     WINDOW = 2
     """In a file's map, for system calls alone."""
     FILE = 3
     """In a file, by pread and pwrite."""
     ZERO = 4
     """Nowhere: all are zero. For a source alone."""
-
-
-IN_MEMORY = (Kind.MEMORY, Kind.CHECKED)
 
 
 class Lender(Protocol):

@@ -36,8 +36,8 @@ enum {
 
 /* Where the pages of a block lie. */
 enum {
-    PUMP_MEMORY,  /* at `base`, and it stays as it is; the kernel is asked before a page is touched */
-    PUMP_CHECKED, /* at `base`, but it may change meanwhile: hooks get a copy */
+    PUMP_MEMORY,  /* at `base`, and its pages are there to stay */
+    PUMP_CHECKED, /* at `base`, but a page may be protected or gone: the kernel is asked before it is touched */
     PUMP_WINDOW,  /* at `base`, for system calls alone */
     PUMP_FILE,    /* in `file` from `start` on */
     PUMP_ZERO,    /* nowhere: all are zero */

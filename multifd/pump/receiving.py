@@ -12,7 +12,7 @@ import numpy.typing as npt
 from multifd.method import NativeHook, settle
 from multifd.pages import Geometry, Memory, Offsets
 from multifd.pump import library
-from multifd.pump.extent import IN_MEMORY, Extent
+from multifd.pump.extent import Extent, Kind
 from multifd.pump.library import PATIENCE_NS, Stop, address_of, close_sink, fill_block, open_sink
 from multifd.wire.packet import header_bytes
 
@@ -67,7 +67,7 @@ class RecvPump:
                 block.idstr_bytes = self._lib.PUMP_IDSTR_BYTES
         self._s = s = ffi.new("pump_receiver *")
         s.socket, s.sink, s.patience_ns, s.code = descriptor, -1, PATIENCE_NS, -1
-        if any(extent is not None and extent.kind in IN_MEMORY for extent in self._extents):
+        if any(extent is not None and extent.kind is Kind.CHECKED for extent in self._extents):
             s.sink = open_sink()
         s.page_size, s.page_count = geometry.page_size, count
         s.header, s.pages, s.iov = self._header, self._pages, self._iov
@@ -93,8 +93,6 @@ class RecvPump:
         s.code, s.capacity = code, len(payload)
         s.payload = ffi.cast("uint8_t *", address_of(self._payload))
         if hook is not None:
-            if s.sink < 0:
-                s.sink = open_sink()
             s.hook, s.hook_state = ffi.cast("multifd_native_recv", hook.function), ffi.cast("void *", hook.state)
             s.scatter = ffi.cast("multifd_native_scatter", hook.scatter)
 

@@ -144,7 +144,7 @@ static int is_unwritable(pump_receiver *r, const pump_block *b)
     int64_t offsets[PUMP_MOST_PAGES];
     for (uint32_t i = 0; i < r->normal; i++)
         offsets[i] = offset_of(r, i);
-    return b->kind != PUMP_FILE && pump_first_unwritable(r->sink, b->base, offsets, r->normal, r->page_size) >= 0;
+    return b->kind == PUMP_CHECKED && pump_first_unwritable(r->sink, b->base, offsets, r->normal, r->page_size) >= 0;
 }
 
 /* Copy what stands between the pages of the payload to `heads`, or compare it: 0 if it is the same. */
@@ -271,13 +271,13 @@ static int clear(pump_receiver *r, const pump_block *b)
         if (!b->used || b->used[offset / r->page_size])
             offsets[count++] = offset;
     }
-    if (pump_first_unreadable(r->sink, b->base, offsets, count, r->page_size) >= 0)
+    if (b->kind == PUMP_CHECKED && pump_first_unreadable(r->sink, b->base, offsets, count, r->page_size) >= 0)
         return 0;
     uint32_t dirty = 0;
     for (uint32_t i = 0; i < count; i++)
         if (!pump_is_zero(b->base + offsets[i], r->page_size))
             offsets[dirty++] = offsets[i];
-    if (pump_first_unwritable(r->sink, b->base, offsets, dirty, r->page_size) >= 0)
+    if (b->kind == PUMP_CHECKED && pump_first_unwritable(r->sink, b->base, offsets, dirty, r->page_size) >= 0)
         return 0;
     for (uint32_t i = 0; i < dirty; i++)
         memset(b->base + offsets[i], 0, r->page_size);

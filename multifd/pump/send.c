@@ -47,11 +47,11 @@ static int load(pump_sender *s, const int64_t *offsets, uint32_t count, uint8_t 
     const pump_block *b = s->block;
     int has_pages = 1;
     switch (b->kind) {
-    case PUMP_MEMORY:
     case PUMP_CHECKED:
         if (pump_first_unreadable(s->sink, b->base, offsets, count, s->page_size) >= 0)
             return 0;
         break;
+    case PUMP_MEMORY:
     case PUMP_WINDOW:
         break;
     case PUMP_FILE:

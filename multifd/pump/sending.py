@@ -9,7 +9,7 @@ import numpy as np
 from multifd.method import NativeHook, settle
 from multifd.pages import PACKET_BYTES, Geometry, Memory, Offsets
 from multifd.pump import library
-from multifd.pump.extent import IN_MEMORY, Extent
+from multifd.pump.extent import Extent, Kind
 from multifd.pump.library import PATIENCE_NS, Stop, address_of, close_sink, fill_block, open_sink
 from multifd.wire.packet import header_bytes
 
@@ -85,7 +85,7 @@ class SendPump:
             block, name = ffi.new("pump_block *"), ffi.new("char[]", idstr.encode("ascii"))
             fill_block(block, name, 0, extent)
             self._blocks[idstr, extent] = block, name
-            if extent.kind in IN_MEMORY and s.sink < 0:
+            if extent.kind is Kind.CHECKED and s.sink < 0:
                 s.sink = open_sink()
         self._extent = extent
         self._offsets, pages, full = np.ascontiguousarray(offsets, np.int64), len(offsets), s.page_count

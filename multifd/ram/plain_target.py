@@ -173,9 +173,9 @@ class PlainTarget:
         data += writer.encode_eos(machine)
         write(file.fd, data, self._log.take(len(data)), file.part)
         for start in range(0, self._devices_nbytes, _PIECE):
-            data = bytearray(min(_PIECE, self._devices_nbytes - start))
-            read_exactly(self._devices, memoryview(data), start, self._devices.path)
-            write(file.fd, data, self._log.take(len(data)), file.part)
+            state = bytearray(min(_PIECE, self._devices_nbytes - start))
+            read_exactly(self._devices, memoryview(state), start, self._devices.path)
+            write(file.fd, state, self._log.take(len(state)), file.part)
         if self._devices_nbytes == 1:  # EOF alone: a machine without devices
             piece = vmdesc.encode(machine.page_size)
             write(file.fd, piece, self._log.take(len(piece)), file.part)

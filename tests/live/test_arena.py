@@ -14,7 +14,8 @@ import pytest
 import multifd
 from multifd.errors import PeerFailed, RamError
 from multifd.live.arena import Arena, ArenaTarget
-from multifd.live.kernel import PAGE, mappings, populated
+from multifd.live.kernel import populated
+from multifd.ram.mappings import PAGE, mappings
 from multifd.wire.stream import Block, Machine
 
 PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS

@@ -21,12 +21,12 @@ from multifd.live import comparison, kernel, userfaultfd, write_protect
 from multifd.live.arena import Arena
 from multifd.live.choose import TRACKERS as NAMES
 from multifd.live.choose import choose
-from multifd.live.kernel import PAGE
 from multifd.live.ranges import count, packets
 from multifd.live.soft_dirty import SoftDirty
 from multifd.live.tracker import Unavailable
 from multifd.pages import Geometry
 from multifd.ram.block import Staging
+from multifd.ram.mappings import PAGE
 
 MEMORY = ["private", "shared", "huge", "memfd"]
 

@@ -21,6 +21,7 @@ from multifd.live.arena import Arena, ArenaTarget, Region
 from multifd.method import SendParams
 from multifd.pages import Geometry, Memory, Pages
 from multifd.ram.block import Target, bare_machine
+from multifd.ram.mappings import Mapping
 from multifd.ram.memory import MemoryTarget
 from multifd.ram.raw import RawImageTarget
 from multifd.registry import load_method
@@ -140,9 +141,9 @@ def _is_writable(region: Region) -> None:
     """It is."""
 
 
-def _private(address: int, nbytes: int) -> list[kernel.Mapping]:
+def _private(address: int, nbytes: int) -> list[Mapping]:
     """Memory of this process alone."""
-    return [kernel.Mapping(address, address + nbytes, "", True, False, 0, 0, 0, "")]
+    return [Mapping(address, address + nbytes, "", True, False, 0, 0, 0, "")]
 
 
 def run(data: bytes) -> str:
