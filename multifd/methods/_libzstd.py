@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from multifd.cffi_types import realize
 from multifd.method import NativeHook
 from multifd.methods import _native_zstd
 from multifd.pages import Buffer
@@ -44,6 +45,7 @@ def unavailable_reason() -> str:
 def _bindings() -> tuple[Any, Any]:
     from zstandard import _cffi  # type: ignore[attr-defined]
 
+    realize(_cffi.ffi, _cffi.lib)
     return _cffi.ffi, _cffi.lib
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from multifd.cffi_types import realize
 from multifd.method import CodecError, NativeHook
 
 
@@ -136,6 +137,7 @@ def _module() -> Any:
         module: Any = importlib.import_module("multifd._pump")
     except ImportError:
         return None
+    realize(module.ffi, module.lib)
     return module if hasattr(module.lib, "multifd_zstd_scatter") else None
 
 

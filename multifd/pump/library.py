@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from multifd.cffi_types import realize
 from multifd.errors import RamError
 from multifd.pump.extent import Extent, Kind
 
@@ -63,6 +64,7 @@ def load() -> tuple[Any, Any]:
         ImportError: there is none.
     """
     module: Any = importlib.import_module("multifd._pump")
+    realize(module.ffi, module.lib)
     return module.ffi, module.lib
 
 

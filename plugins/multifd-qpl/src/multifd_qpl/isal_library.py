@@ -31,6 +31,7 @@ import os
 import re
 from functools import cache
 
+from multifd.cffi_types import realize
 from multifd_qpl.abi import Library, LibraryUnavailable
 from multifd_qpl.elf import NotLoadable, open_shared
 
@@ -137,6 +138,7 @@ def use(found: Opened, place: int = _PACKAGE) -> Library:
         from multifd_qpl._batch import ffi, lib
     except ImportError as e:
         raise LibraryUnavailable(f"the extension multifd_qpl._batch is not there: {e}") from e
+    realize(ffi, lib)
     from multifd_qpl.isal_check import check
 
     opened, path, version = found

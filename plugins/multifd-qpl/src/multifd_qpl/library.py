@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+from multifd.cffi_types import realize
 from multifd_qpl.abi import DAMAGED_ACCEL_CONFIG, Library, LibraryUnavailable, describe_status
 from multifd_qpl.elf import NotLoadable, is_cut_short, is_privileged, open_shared
 
@@ -110,6 +111,7 @@ def _open_and_test() -> Library:
             "(a pure wheel, or no C compiler when multifd-qpl was installed: "
             "pip install --force-reinstall --no-cache-dir --no-deps --no-binary multifd-qpl multifd-qpl builds it)"
         ) from e
+    realize(ffi, lib)
     opened, path, version = open_shared_object()
     table = ffi.new("mq_table *")
     for function in _FUNCTIONS:
