@@ -22,6 +22,7 @@ from multifd.engine.relay_main import RelayMain
 from multifd.errors import ChannelError, MultifdError, RemoteWireError, StreamError
 from multifd.transport.accept import Acceptor, Arrival
 from multifd.transport.idle import IdleTimer
+from multifd.transport.listen import origin_of
 from multifd.wire.packet import InitPacket
 
 _LOG = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ class RelayMuster:
     def take(self, arrival: Arrival) -> None:
         """Somebody has come."""
         incoming, peer, init = arrival
-        if self._next_has_come or (init is None and self.main is not None and self.main.source_is_done.is_set()):
+        if self._next_has_come or (init is None and self._is_done):
             self._next_has_come = True
             self._acceptor.defer(arrival)
         elif init is not None:
@@ -179,9 +180,22 @@ class RelayMuster:
             objection = self._gathering.add(arrival, init)
         elif objection is None:
             self._add(arrival, init)
-        if objection is not None:
+        if objection is not None and self._is_done and self._is_behind_another(arrival):
+            self._acceptor.defer(arrival)
+        elif objection is not None:
             # Nobody ends a migration by what he announces; it explains what may go wrong because of it.
             self._gathering.turn_away(arrival, init, objection)
+
+    @property
+    def _is_done(self) -> bool:
+        """Whether another main now is the next migration's."""
+        return self.main is not None and self.main.source_is_done.is_set()
+
+    def _is_behind_another(self, arrival: Arrival) -> bool:
+        """Whether somebody came from the same place before it who may become the next main: one of QEMU 10.0 says
+        nothing before all its channels are connected."""
+        origin, since = origin_of(arrival[1]), arrival[0].since
+        return any(came <= since and origin_of(peer) == origin for peer, came in self._acceptor.undecided())
 
     def _settle(self) -> None:
         for key in self._gathering.choices()[:1]:

@@ -867,6 +867,33 @@ class TestCommand:
         command.signal(signal.SIGINT)
         command.wait(130)
 
+    def test_a_channel_of_the_next_source_may_come_before_its_main_has_said_what_it_is(self, cli, destination):
+        """It is not taken for one that the first source connected twice."""
+        command = cli("relay", "tcp:127.0.0.1:0", destination.uri, "--json", "--channels", 1)
+        stream = peer.main_stream([(b"ram", BLOCK)])
+        whole, begin = stream["header"] + stream["setup"] + stream["end"] + stream["eof"], peer.init(0) + peer.sync()
+        with peer.Peer(command.listening()) as source:
+            main, channel = source.connect(whole), source.connect(begin)
+            main_out, channel_out = destination.accept(), destination.accept()
+            assert (read(main_out, len(whole)), read(channel_out, 64 + 1344)[64:]) == (whole, peer.sync())
+            main.close()
+            channel.close()
+            assert main_out.recv(1) == channel_out.recv(1) == b""
+            main, channel = source.connect(), source.connect(begin)
+            assert is_closed(source.connect(b"GET / HTTP/1.0\r\n\r\n"))
+            main.sendall(whole)
+            assert is_closed(source.connect(b"GET / HTTP/1.0\r\n\r\n"))
+            main_out.close()
+            channel_out.close()
+            assert json.loads(command.process.stdout.readline())["status"] == "completed"
+            main_out, channel_out = destination.accept(), destination.accept()
+            assert (read(main_out, len(whole)), read(channel_out, 64 + 1344)[64:]) == (whole, peer.sync())
+            for sock in (main, channel, main_out, channel_out):
+                sock.close()
+        assert json.loads(command.process.stdout.readline())["status"] == "completed"
+        command.signal(signal.SIGINT)
+        command.wait(130)
+
     def test_once(self, cli, receiver, image):
         end = receiver(bytearray(len(image)))
         command = cli("relay", "tcp:127.0.0.1:0", end.uri, "--in", "zlib", "--out", "zstd", "--channels", 2, "--once")
