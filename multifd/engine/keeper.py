@@ -6,6 +6,7 @@ they confirm is in the files, and success only when the folder is durable and ha
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 
 from multifd.engine.canceller import Canceller
@@ -120,7 +121,8 @@ class Keeper(Receiver):
     ) -> None:
         self._folder, self._is_restricted = folder, bool(config.methods)
         self._streams = _KeptStreams(folder, lambda: method or self.result.method)
-        self._codes: dict[str, int] = {}
+        self._code_lock = threading.Lock()
+        self._code: int | None = None  # of the method of all packets, once one has come
         super().__init__(listener, self._streams, config, on_progress, canceller)
 
     def _new_main(self, connection: Connection) -> RecvMain:
@@ -139,7 +141,8 @@ class Keeper(Receiver):
 
         One method it is, whichever channel comes first.
         """
-        first = self._codes.setdefault("first", code)
+        with self._code_lock:
+            first = self._code = code if self._code is None else self._code
         if code != first:
             raise RemoteWireError(f"method code {code:#x}, expected {first:#x} as in the first packet", offset=8)
         try:
