@@ -241,11 +241,11 @@ def relay(
     access = access or Access()
     with (
         storing.destination(address, "" if out_method == SAME else out_method, timeout) as where,
-        storing.source(comes_from, access, timeout, canceller, Listener) as (listener, _),
+        storing.source(comes_from, access, timeout, canceller, Listener) as (listener, count),
         contextlib.closing(Acceptor(listener, timeout, open_)) as acceptor,
     ):
         config = RelayConfig(
-            where, in_method, out_method, channels, connect_timeout, timeout, max_bandwidth, out_tls=client
+            where, in_method, out_method, channels or count, connect_timeout, timeout, max_bandwidth, out_tls=client
         )
         if on_listening is not None and not comes_from.folder:
             on_listening(str(listener.uri))
@@ -265,12 +265,14 @@ def relay(
                     raise
                 _LOG.error("%s", "; ".join([str(e), *getattr(e, "__notes__", ())]))
             canceller.release()
+            if once:
+                break
             if on_result is not None:
                 on_result(result)
-            if once:
-                return
             if result.status != "completed":
                 one.turn_away_late()
+    if on_result is not None:
+        on_result(result)
 
 
 @contextlib.contextmanager

@@ -59,6 +59,7 @@ def destination(
 
     Raises:
         RamError: the folder cannot be made.
+        MultifdError: at the end, though nobody heard of it: there is no folder, and why.
     """
     if not uri.folder:
         yield uri
@@ -69,8 +70,11 @@ def destination(
             canceller = Canceller()
             name = method if isinstance(method, str) else method.name
             keeper = Keeper(listener, folder, ReceiveConfig(timeout_s=timeout_s), name, canceller=canceller)
-            with _beside(keeper.run, canceller):
+            with _beside(keeper.run, canceller) as errors:
                 yield listener.uri
+            if errors:  # a source that asked for no answer does not hear that there is no folder
+                attach(errors[0], None)
+                raise errors[0]
     finally:
         folder.discard()
 
@@ -132,8 +136,11 @@ def played(folder: StoredFolder, start: MainStart, timeout_s: float) -> Iterator
         canceller = Canceller()
         config = SendConfig(place.uri, folder.manifest.channels, AS_STORED, timeout_s=timeout_s)
         player = Player(folder, start, config, canceller=canceller)
-        with _beside(player.run, canceller):
+        # Once the caller has ended, nobody accepts what waits at the socket: the player must not wait for him.
+        with _beside(player.run, canceller) as errors, contextlib.closing(place):
             yield place
+        for error in errors:
+            _LOG.warning("%s", error)
 
 
 @contextlib.contextmanager
@@ -176,8 +183,8 @@ def _meeting_place() -> Iterator[Listener]:
 
 
 @contextlib.contextmanager
-def _beside(run: Callable[[], object], canceller: Canceller) -> Iterator[None]:
-    """Run the other end in a thread for the length of a ``with``.
+def _beside(run: Callable[[], object], canceller: Canceller) -> Iterator[list[BaseException]]:
+    """Run the other end in a thread for the length of a ``with``; gives what it has raised, by its end.
 
     Args:
         run: it.
@@ -194,7 +201,7 @@ def _beside(run: Callable[[], object], canceller: Canceller) -> Iterator[None]:
     thread = threading.Thread(target=guarded, name="multifd_other_end", daemon=True)
     thread.start()
     try:
-        yield
+        yield errors
         thread.join(JOIN_S)
     except (ChannelError, PeerFailed) as e:
         thread.join(_LAST_WORD_S)
@@ -208,5 +215,3 @@ def _beside(run: Callable[[], object], canceller: Canceller) -> Iterator[None]:
     finally:
         canceller.cancel()
         thread.join(JOIN_S)
-    for error in errors:
-        _LOG.warning("%s", error)

@@ -36,6 +36,7 @@ from multifd.errors import (
 )
 from multifd.live.arena import Arena
 from multifd.ram.manifest import Manifest
+from multifd.ram.part_folder import PartFolder
 
 METHODS = ["none", "zlib", "zstd:level=3"]
 DAMAGED = int(os.environ.get("MULTIFD_DAMAGED", "60"))
@@ -194,6 +195,33 @@ def test_through_a_relay(tmp_path, file, raw):
     )
     assert (results[0].in_method, results[0].status) == ("zstd", "completed")
     assert back(tmp_path / "plain", tmp_path / "back.raw") == raw
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_through_a_relay_of_a_source_that_says_no_number_of_channels(tmp_path, count):
+    """As every QEMU: stored streams know it; of others it must be told, and what is not kept is no success."""
+    stored = PartFolder(tmp_path / "streams")
+    main = b"".join(peer.main_stream([(b"ram", 64 * peer.PAGE)]).values())
+    pages = [peer.packet([i * peer.PAGE], b"x" * peer.PAGE) for i in range(count)]
+    channels = [peer.init(i) + peer.sync() + page + peer.sync() for i, page in enumerate(pages)]
+    stored.file("main").write(main)
+    for i, data in enumerate(channels):
+        stored.file(f"channel-{i}").write(data)
+    stored.commit("none", peer.PAGE)
+    results = []
+    multifd.api.relay(f"dir:{tmp_path}/streams", f"dir:{tmp_path}/out", once=True, on_result=results.append)
+    assert [result.status for result in results] == ["completed"]
+    assert streams_info.verify(tmp_path / "out").streams[1].normal_pages == 1
+
+    relay = RelayThread(f"dir:{tmp_path}/kept", timeout=2)
+    with peer.Peer(relay.uri) as source:
+        source.connect(main)
+        for data in channels:
+            source.connect(data)
+    with pytest.raises(MultifdError):
+        relay.join()
+    assert relay.results == []
+    assert not (tmp_path / "kept").exists()
 
 
 def test_a_method_that_is_not_installed_here_is_kept(tmp_path, receiver):
