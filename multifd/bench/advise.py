@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -26,6 +25,7 @@ from multifd.bench.measure import EndFailed, materialised
 from multifd.bench.model import SHARED, Cost, Setting
 from multifd.bench.trial import Sampled, Trials, payload_error, take
 from multifd.errors import MethodError, UsageError
+from multifd.ram import scratch
 from multifd.ram.block import Source
 
 UPWARDS, DOWNWARDS = (1, 2, 5, 8), (1, 2, 4, 8)
@@ -103,7 +103,7 @@ def advise(
     Raises:
         MultifdError: the source cannot be read, all of it is zero, or no method can be tried.
     """
-    with materialised(spec) as made, tempfile.TemporaryDirectory(prefix="multifd-advise-") as folder:
+    with materialised(spec) as made, scratch.folder() as folder:
         with opened(made) as source:
             say(f"{spec.id}: sampling")
             sampled = take(made, source, Path(folder))

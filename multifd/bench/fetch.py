@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from multifd.engine import resend
 from multifd.errors import MultifdError, RamError, UsageError
+from multifd.ram import scratch
 from multifd.ram.folder import StoredFolder
 from multifd.transport.address import folder_of
 
@@ -72,7 +73,7 @@ def _unpacking(folder: str) -> tuple[str, Callable[[], IO[bytes]]]:
 
     def unpack() -> IO[bytes]:
         with (
-            tempfile.TemporaryDirectory(prefix="multifd-bench-") as place,
+            scratch.folder() as place,
             resend.as_file(f"dir:{folder}", Path(place, "source")) as path,
         ):
             return open(path, "rb")

@@ -8,7 +8,6 @@ import os
 import queue
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -21,6 +20,7 @@ from multifd.bench import fetch, machine, synthetic
 from multifd.bench.end import Order
 from multifd.bench.job import Figures, Job, Row, SourceSpec
 from multifd.errors import MultifdError
+from multifd.ram import scratch
 
 _END_S = 30.0
 """How long a process may take to end once it has answered."""
@@ -79,7 +79,7 @@ def materialised(spec: SourceSpec) -> Iterator[SourceSpec]:
         yield spec
         return
     kind, nbytes = synthetic.parse(spec.synthetic)
-    with tempfile.TemporaryDirectory(prefix="multifd-bench-") as folder:
+    with scratch.folder() as folder:
         path = Path(folder, "source.ram")
         synthetic.write_image(path, nbytes, kind)
         yield replace(spec, path=str(path), format="raw", page_size=synthetic.PAGE)

@@ -22,6 +22,7 @@ import click
 from multifd.cli import signals, streams
 from multifd.cli.arguments import FilePath
 from multifd.errors import MultifdError, OutcomeUnknown, UsageError, exit_statuses, printable
+from multifd.interrupts import held
 
 _Command = Callable[..., None]
 STDOUT = Path("-")
@@ -142,7 +143,7 @@ def keep(document: Any, json_to: Path | None, render: Callable[[], None]) -> Non
     Raises:
         UsageError: the file cannot be written.
     """
-    with signals.held():
+    with held():
         if json_to is not None and json_to != STDOUT:
             write_whole(json_to, json.dumps(document, indent=1) + "\n")
         _print(document, json_to == STDOUT, render)
@@ -166,23 +167,24 @@ def check_place(path: Path | None) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file that appears when it is complete.
+    """Write a file that appears when it is complete; a signal waits until it is.
 
     Raises:
         UsageError: it cannot be written.
     """
     part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(text, "utf-8")
-        part.replace(path)
-    except OSError as e:
-        part.unlink(missing_ok=True)
-        raise UsageError(f"{path}: {e.strerror}") from e
+    with held():
+        try:
+            part.write_text(text, "utf-8")
+            part.replace(path)
+        except OSError as e:
+            part.unlink(missing_ok=True)
+            raise UsageError(f"{path}: {e.strerror}") from e
 
 
 def show_one(document: Any, as_json: bool, render: Callable[[], None]) -> None:
     """Print one result of several; a signal waits until it is out."""
-    with signals.held():
+    with held():
         _print(document, as_json, render)
 
 

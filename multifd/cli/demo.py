@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,7 +18,9 @@ from multifd.api import Progress, send
 from multifd.bench.synthetic import PAGE, write_image
 from multifd.cli.workload import Workload
 from multifd.errors import ChannelError, MultifdError, UsageError
+from multifd.interrupts import held
 from multifd.live.arena import Arena
+from multifd.ram import scratch
 from multifd.sources import Live
 from multifd.stats import Result
 
@@ -68,7 +69,7 @@ def compare(
                 say(f"{info.name}: left out: {info.reason}")
         methods = [info.name for info in infos if info.status == "ok"]
     results = []
-    with tempfile.TemporaryDirectory(prefix="multifd-demo-", dir=_roomy_folder(2 * size)) as folder:
+    with scratch.folder(_roomy_folder(2 * size)) as folder:
         image, out = Path(folder, "source.ram"), Path(folder, "destination.ram")
         say(f"writing a RAM image of {size >> 20} MiB; a program writes to {_PAGES_PER_S} of its pages each second")
         write_image(image, size)
@@ -142,12 +143,19 @@ class _ReceivingProcess:
         self._said = threading.Event()  # its first line, or that there will be none
         # Named: over TCP a private method may not be chosen by the sender alone.
         method = ["--method", spec.partition(":")[0]]
-        command = [sys.executable, "-m", "multifd", "receive", "tcp:127.0.0.1:0", str(out), "--format", "raw", *method]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        self._command = [sys.executable, "-m", "multifd", "receive", "tcp:127.0.0.1:0", str(out), "--format", "raw"]
+        self._command += method
+        self._process: subprocess.Popen[bytes] | None = None
         self._reader = threading.Thread(target=self._read, name="multifd_demo", daemon=True)
-        self._reader.start()
 
     def __enter__(self) -> Self:
+        try:
+            with held():  # a process that nobody knows of would go on
+                self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+                self._reader.start()
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -166,6 +174,8 @@ class _ReceivingProcess:
 
     def wait(self) -> None:
         """Let it end by itself; whether it did well is seen by its file."""
+        if self._process is None:
+            return
         try:
             self._process.wait(_CHILD_S)
         except subprocess.TimeoutExpired:
@@ -173,13 +183,15 @@ class _ReceivingProcess:
 
     def stop(self) -> None:
         """End it, wait for it, and for what it has said."""
+        if self._process is None:
+            return
         self._process.terminate()
         self.wait()
         self._process.wait(_CHILD_S)
         self._reader.join(_CHILD_S)
 
     def _read(self) -> None:
-        pipe = self._process.stderr
+        pipe = self._process.stderr if self._process is not None else None
         if pipe is None:  # it was asked for
             return
         with pipe:

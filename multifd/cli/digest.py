@@ -65,13 +65,15 @@ def verify(capture: Path | str, digest: str, ram: bool, as_json: bool) -> None:
 
 def _verify_streams(place: str, ram: bool, as_json: bool) -> None:
     from multifd.engine import ram_check, streams_info
+    from multifd.engine.canceller import Canceller
 
     if not ram:
         streams = streams_info.verify(folder_of(place))
         show(streams.as_dict(), as_json, lambda: say(f"{place}: sound"))
         return
-    with Progress("verify") as progress:
-        found = ram_check.verify(folder_of(place), progress.compared)
+    canceller = Canceller("the check")
+    with signals.cancelling(canceller), Progress("verify") as progress:
+        found = ram_check.verify(folder_of(place), progress.compared, canceller=canceller)
     is_new = found.checked is not None and found.checked.digest == "added"
     words = "digests of RAM added to its manifest" if is_new else "RAM matches its digests"
     show(found.as_dict(), as_json, lambda: say(f"{place}: sound, {words}"))

@@ -12,7 +12,7 @@ import click
 from multifd.cli import signals
 from multifd.cli.arguments import CHANNELS, METHOD, FilePath, Link, MethodSpec, SourcePlace, timeout
 from multifd.cli.arguments import channels as channels_option
-from multifd.cli.console import check_place, keep, remark, reporting_to_file
+from multifd.cli.console import check_place, keep, remark, reporting_to_file, write_whole
 from multifd.errors import MethodError, UsageError
 
 if TYPE_CHECKING:
@@ -127,9 +127,9 @@ def _usable_methods() -> list[str]:
 
 
 def _write_report(document: dict[str, Any], path: Path) -> None:
-    from multifd.bench import report
+    from multifd.bench.report.page import html
 
-    report.write([document], path)
+    write_whole(path, html([document]))
     remark(f"report: {path}")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from multifd.cli import arguments
+from multifd.cli import arguments, signals
 from multifd.cli.arguments import FilePath, Size
 from multifd.cli.console import reporting, show
 from multifd.transport.address import folder_of
@@ -62,12 +62,19 @@ def export(
     """
     from multifd.cli import tables
     from multifd.cli.progress import Progress
+    from multifd.engine.canceller import Canceller, unless_cancelled
     from multifd.engine.resend import as_file
     from multifd.ram.export import export as call
 
-    with Progress("export") as progress, as_file(capture, out) as path:
+    canceller = Canceller("the export")
+    with (
+        signals.cancelling(canceller),
+        Progress("export") as progress,
+        as_file(capture, out, canceller=canceller) as path,
+    ):
         done = call(
             path, out, block, format=format_, below_4g=below_4g,
-            digest_mode="ignore" if isinstance(capture, str) else digest, on_progress=progress.compared,
+            digest_mode="ignore" if isinstance(capture, str) else digest,
+            on_progress=unless_cancelled(canceller, progress.compared), go_on=canceller.check,
         )  # fmt: skip
     show(done.as_dict(), as_json, lambda: tables.print_export(str(out), done))

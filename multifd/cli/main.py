@@ -46,9 +46,9 @@ def _migrate(
 
     canceller = Canceller()
     with (
+        signals.cancelling(canceller),
         service.observed(metrics, what) as observer,
         progress.Progress(what) as shown,
-        signals.cancelling(canceller),
     ):
 
         def update(result: Result) -> None:
@@ -309,7 +309,7 @@ def relay(
 
     canceller = Canceller()
     shown = progress.Progress("relay")
-    with service.observed(metrics, "relay") as observer, shown, signals.cancelling(canceller):
+    with signals.cancelling(canceller), service.observed(metrics, "relay") as observer, shown:
         call(
             listen_uri, to_uri, in_method=in_method, out_method=out_method, channels=channels, once=once,
             connect_timeout=connect_timeout, timeout=timeout, access=Access(**who), in_tls=in_tls, out_tls=out_tls,
@@ -359,7 +359,8 @@ def new_plugin(name: str, as_json: bool) -> None:
     """
     from multifd.cli.new_plugin import new_plugin as call
 
-    folder = call(name, Path.cwd())
+    with signals.polled():  # whole or not at all: it takes milliseconds
+        folder = call(name, Path.cwd())
     show(
         {"folder": str(folder)},
         as_json,

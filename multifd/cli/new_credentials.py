@@ -49,23 +49,24 @@ def new_credentials(folder: str | os.PathLike[str], hosts: Sequence[str], days: 
         "server": authority.issue(hosts[0], hosts, "server"),
         "client": authority.issue("client", ["client"], "client"),
     }
+    files = {"ca-cert.pem": authority.pem}
+    for role, (certificate, key) in issued.items():
+        files |= {f"{role}-cert.pem": certificate, f"{role}-key.pem": key}
+    made: list[str] = []
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
         if there := [name for name in _FILES if os.path.lexists(os.path.join(folder, name))]:
             raise about(UsageError(f"{os.fspath(folder)}: {', '.join(there)} is there already"), "folder")
-        paths = [_write(folder, "ca-cert.pem", authority.pem)]
-        for role, (certificate, key) in issued.items():
-            paths += [_write(folder, f"{role}-cert.pem", certificate), _write(folder, f"{role}-key.pem", key)]
+        for name, data in files.items():
+            path = os.path.join(folder, name)
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+                made.append(path)
+                file.write(data)
     except OSError as e:
+        for path in made:  # half of a folder would be refused the next time
+            os.unlink(path)
         raise about(UsageError(f"{os.fspath(folder)}: {e.strerror or e}"), "folder") from e
-    return paths
-
-
-def _write(folder: str | os.PathLike[str], name: str, data: bytes) -> str:
-    path = os.path.join(folder, name)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-        file.write(data)
-    return path
+    return made
 
 
 class Authority:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from string import Template
 
@@ -214,10 +215,14 @@ def new_plugin(name: str, parent: Path) -> Path:
     }
     try:
         folder.mkdir()
+    except OSError as e:
+        raise UsageError(f"cannot write {e.filename}: {e.strerror}") from e
+    try:
         for path, text in files.items():
             target = folder / path
             target.parent.mkdir(exist_ok=True)
             target.write_text(Template(text).substitute(name=name, module=module, class_name=class_name))
     except OSError as e:
-        raise UsageError(f"cannot write {e.filename}: {e.strerror}") from e
+        shutil.rmtree(folder, ignore_errors=True)
+        raise UsageError(f"{folder}: cannot be written: {e.strerror}") from e
     return folder

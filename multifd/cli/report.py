@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
+from multifd.cli import signals
 from multifd.cli.arguments import FilePath
-from multifd.cli.console import reporting, say, show
+from multifd.cli.console import reporting, say, show, write_whole
 
 
 def register(group: click.Group) -> None:
@@ -31,10 +32,12 @@ def report(results: tuple[Path, ...], output: Path | None, as_json: bool) -> Non
     It needs no other file and no network, runs nothing, and prints.
     """
     from multifd.bench import schema
-    from multifd.bench.report import write
+    from multifd.bench.report.page import html
 
     documents = [schema.read(path) for path in results]
     path = output or results[0].with_name(f"{results[0].name.removesuffix('.json')}.html")
-    write(documents, path)
+    text = html(documents)
+    with signals.polled():  # whole or not at all: it takes milliseconds
+        write_whole(path, text)
     runs = sum(len(document["runs"]) for document in documents)
     show({"report": str(path), "runs": runs}, as_json, lambda: say(f"{path}: {runs} migrations"))

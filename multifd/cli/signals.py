@@ -9,7 +9,6 @@ handled even if whoever started us ignores them, as QEMU does: a shell without j
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
@@ -17,10 +16,9 @@ from typing import Any, TypeVar
 
 from multifd.engine.canceller import Canceller
 from multifd.errors import Cancelled
+from multifd.interrupts import ENDING, handle_by, restore
 
-_Handler = Callable[[int, FrameType | None], None]
 _Request = TypeVar("_Request")
-_ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Terminated(BaseException):
@@ -35,17 +33,17 @@ class Terminated(BaseException):
 
 def install() -> None:
     """From here on, until the process ends: the first SIGINT raises KeyboardInterrupt, a first SIGTERM `Terminated`."""
-    _handle_by(_raise)
+    handle_by(_raise)
 
 
 @contextmanager
 def raising() -> Iterator[None]:
     """As `install`, for as long as this is entered: a process that goes on has its own handlers back then."""
-    before = _handle_by(_raise)
+    before = handle_by(_raise)
     try:
         yield
     finally:
-        _restore(before)
+        restore(before)
 
 
 @contextmanager
@@ -58,7 +56,7 @@ def polled() -> Iterator[Callable[[], None]]:
         What asks.
     """
     came: list[int] = []
-    before = _handle_by(lambda number, _: came.append(number))
+    before = handle_by(lambda number, _: came.append(number))
 
     def ask() -> None:
         if came:
@@ -67,20 +65,7 @@ def polled() -> Iterator[Callable[[], None]]:
     try:
         yield ask
     finally:
-        _restore(before)
-
-
-@contextmanager
-def held() -> Iterator[None]:
-    """A signal that comes meanwhile waits until the end of this, and then takes effect."""
-    came: list[int] = []
-    before = _handle_by(lambda number, _: came.append(number))
-    try:
-        yield
-    finally:
-        _restore(before)
-    for number in came[:1]:
-        signal.raise_signal(number)
+        restore(before)
 
 
 @contextmanager
@@ -103,7 +88,7 @@ def cancelling(canceller: Canceller) -> Iterator[None]:
         if not canceller.cancel():
             canceller.stop_waiting()
 
-    _handle_by(cancel)
+    handle_by(cancel)
     try:
         yield
     except Cancelled as e:
@@ -134,7 +119,7 @@ def handing_on(requests: Mapping[signal.Signals, _Request], ask: Callable[[_Requ
     came: list[int] = []
 
     def hand_on(number: int, frame: FrameType | None) -> None:
-        if number in _ENDING:
+        if number in ENDING:
             came.append(number)
         ask(requests[signal.Signals(number)])
 
@@ -143,12 +128,12 @@ def handing_on(requests: Mapping[signal.Signals, _Request], ask: Callable[[_Requ
         yield came
     finally:
         ignore()
-        _restore({number: handler for number, handler in before.items() if number not in _ENDING})
+        restore({number: handler for number, handler in before.items() if number not in ENDING})
 
 
 def ignore() -> None:
     """From here on a signal changes nothing: how it ended is known, and only remains to be said."""
-    _handle_by(_ignore)
+    handle_by(_ignore)
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
@@ -158,15 +143,3 @@ def _raise(number: int, frame: FrameType | None) -> None:
 
 def _ignore(number: int, frame: FrameType | None) -> None:
     """Not SIG_IGN, which a process that we start would inherit."""
-
-
-def _handle_by(handler: _Handler) -> dict[signal.Signals, Any]:
-    """Set the handler of both; returns those before. Only the main thread may, and others have no signals."""
-    if threading.current_thread() is not threading.main_thread():
-        return {}
-    return {number: signal.signal(number, handler) for number in _ENDING}
-
-
-def _restore(before: dict[signal.Signals, Any]) -> None:
-    for number, handler in before.items():
-        signal.signal(number, handler)

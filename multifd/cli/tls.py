@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from multifd.cli import signals
 from multifd.cli.arguments import FolderPath, Seconds
 from multifd.cli.console import remark, reporting, say, show
 from multifd.errors import UsageError, about
@@ -121,7 +122,8 @@ def new(folder: Path, hosts: tuple[str, ...], days: int, as_json: bool) -> None:
     """
     from multifd.cli.new_credentials import new_credentials as call
 
-    paths = call(folder, hosts, days)
+    with signals.polled():  # whole or not at all: it takes milliseconds
+        paths = call(folder, hosts, days)
 
     def tell() -> None:
         for path in paths:

@@ -16,9 +16,13 @@ class Canceller:
         canceller = multifd.Canceller()
         threading.Thread(target=multifd.send, args=(...), kwargs={"canceller": canceller}).start()
         canceller.cancel()
+
+    Args:
+        what: is cancelled, as errors call it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, what: str = "the migration") -> None:
+        self._what = what
         # Reentrant: a signal handler may call while this thread is inside.
         self._lock = threading.RLock()
         self._stop: Callable[[], object] | None = None
@@ -69,9 +73,9 @@ class Canceller:
             self.check()
 
     def check(self) -> None:
-        """Before the engine begins: raise `Cancelled` if that was asked for."""
+        """Where no engine is at work: raise `Cancelled` if that was asked for. From any thread."""
         if self._is_cancelled:
-            raise Cancelled("the migration was cancelled before it began")
+            raise Cancelled(f"{self._what} was cancelled")
 
     def release(self) -> None:
         """For a call of several migrations: one is over, the next may begin."""
@@ -85,8 +89,7 @@ class Canceller:
             Cancelled: it was in time.
         """
         with self._lock:
-            if self._is_cancelled:
-                raise Cancelled("the migration was cancelled")
+            self.check()
             self._is_too_late = True
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from multifd.engine import resend, storing, streams_info
-from multifd.engine.canceller import Canceller
+from multifd.engine.canceller import Canceller, unless_cancelled
 from multifd.engine.checking import MainStart
 from multifd.engine.streams_info import StreamsInfo
 from multifd.errors import RamError
@@ -26,32 +26,37 @@ from multifd.ram.span import short
 from multifd.ram.span_digests import Progress
 
 
-def verify(path: str, on_progress: Progress | None = None, timeout_s: float = 60.0) -> StreamsInfo:
+def verify(
+    path: str, on_progress: Progress | None = None, timeout_s: float = 60.0, canceller: Canceller | None = None
+) -> StreamsInfo:
     """Compare all of a folder with its digests, and its RAM, too, whose digests are added if there are none.
 
     Args:
         path: the folder; its RAM is unpacked beside it for as long as it takes.
         on_progress: called about ten times a second in this thread, with the bytes of RAM that are digested and all.
         timeout_s: how long a method may take for nothing.
+        canceller: to end it with; nothing is changed then.
 
     Raises:
         RamError: what is wrong first, by name; RAM cannot be unpacked there; digests cannot be added.
         MultifdError: a page cannot be decoded, or its method is not installed.
     """
-    with alone(Path(path)), storing.opened(path, Canceller(), StoredStream.verify) as (folder, start):
-        info = streams_info.read(folder)
+    canceller = canceller or Canceller()
+    with alone(Path(path)), storing.opened(path, canceller, StoredStream.verify) as (folder, start):
+        info = streams_info.read(folder, canceller.check)
         if info.ram is None:
-            return _add(folder, start, info, timeout_s, on_progress)
-        _compare(folder, info.ram, _digests(folder, start, timeout_s, on_progress))
+            return _add(folder, start, info, timeout_s, on_progress, canceller)
+        _compare(folder, info.ram, _digests(folder, start, timeout_s, on_progress, canceller))
         return dataclasses.replace(info, checked=Verdict("match", f"{path}: RAM matches the manifest"))
 
 
 def _add(
-    folder: StoredFolder, start: MainStart, info: StreamsInfo, timeout_s: float, on_progress: Progress | None
-) -> StreamsInfo:
+    folder: StoredFolder, start: MainStart, info: StreamsInfo, timeout_s: float, on_progress: Progress | None,
+    canceller: Canceller,
+) -> StreamsInfo:  # fmt: skip
     amendment = Amendment(folder)
     try:
-        ram = _digests(folder, start, timeout_s, on_progress)
+        ram = _digests(folder, start, timeout_s, on_progress, canceller)
         amendment.commit(dataclasses.replace(folder.manifest, ram=ram))
     finally:
         amendment.discard()
@@ -69,11 +74,13 @@ def _compare(folder: StoredFolder, known: Mapping[str, str], found: Mapping[str,
         )
 
 
-def _digests(folder: StoredFolder, start: MainStart, timeout_s: float, on_progress: Progress | None) -> dict[str, str]:
+def _digests(
+    folder: StoredFolder, start: MainStart, timeout_s: float, on_progress: Progress | None, canceller: Canceller
+) -> dict[str, str]:
     """SHA-256 of each block's bytes, of the RAM that is unpacked beside the folder."""
     beside = folder.path.resolve()
     with (
-        resend.unpacked(folder, start, beside, timeout_s, Canceller()) as path,
+        resend.unpacked(folder, start, beside, timeout_s, canceller) as path,
         contextlib.closing(MappedRamSource(path)) as source,
     ):
-        return mapped_digest.of_blocks(source, on_progress)
+        return mapped_digest.of_blocks(source, unless_cancelled(canceller, on_progress))

@@ -22,7 +22,7 @@ from multifd.engine.receiver import Receiver
 from multifd.engine.relay import Relay
 from multifd.engine.sender import Sender
 from multifd.engine.still import send_still
-from multifd.errors import MultifdError, UsageError, about
+from multifd.errors import Cancelled, MultifdError, UsageError, about
 from multifd.method import MultifdMethods
 from multifd.ram.folder import StoredFolder
 from multifd.ram.image import open_stored, open_target
@@ -160,13 +160,16 @@ def _squeeze(
 
 
 @contextlib.contextmanager
-def as_file(place: str | os.PathLike[str], beside: Path, timeout_s: float = 60.0) -> Iterator[str | os.PathLike[str]]:
+def as_file(
+    place: str | os.PathLike[str], beside: Path, timeout_s: float = 60.0, canceller: Canceller | None = None
+) -> Iterator[str | os.PathLike[str]]:
     """Stored streams as a capture, for as long as it is needed; any other place as it is.
 
     Args:
         place: a file's path, or ``dir:PATH``.
         beside: the capture lies in the same folder as this file, hidden.
         timeout_s: how long a method may take for nothing.
+        canceller: ends the check and the unpacking.
 
     Raises:
         RamError: the folder is not what was written, or there is no room.
@@ -174,7 +177,7 @@ def as_file(place: str | os.PathLike[str], beside: Path, timeout_s: float = 60.0
     if not (path := folder_of(place)):
         yield place
         return
-    canceller = Canceller()
+    canceller = canceller or Canceller()
     with (
         storing.opened(path, canceller) as (folder, start),
         unpacked(folder, start, beside, timeout_s, canceller) as capture,
@@ -202,6 +205,9 @@ def unpacked(
             with storing.played(folder, start, timeout_s) as listener:
                 config = ReceiveConfig(folder.manifest.channels, timeout_s=timeout_s)
                 Receiver(listener, target, config, canceller=own).run()
+        except Cancelled:
+            canceller.check()  # in the caller's words: here nobody is told of a receiver
+            raise
         finally:
             target.discard()
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 from uuid import UUID
@@ -106,17 +107,19 @@ def verify(path: str | os.PathLike[str], canceller: Canceller | None = None) -> 
     """
     folder = StoredFolder(path)
     try:
-        check(folder, canceller or Canceller(), StoredStream.verify)
-        return read(folder)
+        canceller = canceller or Canceller()
+        check(folder, canceller, StoredStream.verify)
+        return read(folder, canceller.check)
     finally:
         folder.close()
 
 
-def read(folder: StoredFolder) -> StreamsInfo:
+def read(folder: StoredFolder, go_on: Callable[[], object] = lambda: None) -> StreamsInfo:
     """Look at every header of a folder.
 
     Args:
         folder: the caller's.
+        go_on: called between headers; what it raises ends this.
 
     Raises:
         RamError: one cannot be.
@@ -136,7 +139,7 @@ def read(folder: StoredFolder) -> StreamsInfo:
     for number, channel in enumerate(folder.channels):
         init = _read_init(channel, number)
         uuid = init.uuid
-        streams.append(_walk_channel(channel, machine, seen, sync_points))
+        streams.append(_walk_channel(channel, machine, seen, sync_points, go_on))
     release = release_of(machine.name)
     normal_pages = sum(one.normal_pages for one in streams)
     return StreamsInfo(
@@ -183,12 +186,15 @@ def _read_init(channel: StoredStream, number: int) -> InitPacket:
     return init
 
 
-def _walk_channel(channel: StoredStream, machine: stream.Machine, seen: _Seen, sync_points: int) -> StreamInfo:
+def _walk_channel(
+    channel: StoredStream, machine: stream.Machine, seen: _Seen, sync_points: int, go_on: Callable[[], object]
+) -> StreamInfo:
     geometry, lengths = Geometry.of(machine.page_size), {b.idstr: b.used_length for b in machine.blocks}
     walker = PacketWalker(geometry)
     syncs = normal_pages = zero_pages = 0
     try:
         for header in headers(channel, walker):
+            go_on()
             packet = decode_packet(header, geometry, lengths)
             syncs += packet.is_sync
             normal_pages += len(packet.normal)

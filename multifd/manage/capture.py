@@ -22,6 +22,7 @@ from multifd.manage.incoming import Incoming
 from multifd.manage.monitor import Monitor, MonitorLost, open_monitor
 from multifd.manage.settings import apply_method, plan, read
 from multifd.manage.state_file import State, StateFile
+from multifd.ram import scratch
 from multifd.ram.part_file import PartFile
 from multifd.registry import load_method
 from multifd.stats import Result
@@ -288,6 +289,7 @@ def recover(out: str | os.PathLike[str]) -> str:
             _put_back(monitor, dataclasses.replace(state, snapshot="") if is_complete else state)
             ended = guest.run_state(monitor)
         PartFile(out).discard()
+        scratch.remove_stale()
     except BaseException as e:
         file.close()
         if isinstance(e, ControlError):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -75,7 +75,7 @@ class _State:
 def export(
     path: str | os.PathLike[str], out: str | os.PathLike[str], idstr: str | None = None, *,
     format: str = "raw", below_4g: int | None = None, digest_mode: str = "auto",
-    on_progress: Progress | None = None,
+    on_progress: Progress | None = None, go_on: Callable[[], object] = lambda: None,
 ) -> Exported:  # fmt: skip
     """Write RAM of a stored machine to a file of another format; zero pages are holes.
 
@@ -94,6 +94,7 @@ def export(
         below_4g: bytes of RAM below the PCI hole, if the machine's are known better than here.
         digest_mode: whether to compare digests first, one of `multifd.ram.digest.MODES`.
         on_progress: called with the bytes that are compared and all.
+        go_on: called between portions of a few hundred pages; what it raises ends this, and nothing is left.
 
     Raises:
         UsageError: there is no such format, or the block is named for another one than raw.
@@ -108,7 +109,7 @@ def export(
         digest.check(source, digest_mode, on_progress).log()
         state = _read_state(source)
         if format == "raw":
-            return _export_raw(source, out, idstr, state, below_4g)
+            return _export_raw(source, out, idstr, state, below_4g, go_on)
         layout = physical.layout(source.machine, state.cmos(), below_4g=below_4g)
         extents, remarks = layout.extents, [f"RAM below 4 GiB {layout.reason}"]
         if layout.not_placed:
@@ -123,19 +124,20 @@ def export(
                 pieces.append((header, at + len(header)))
                 at += len(header) + extent.nbytes
         else:
-            notes, cpus, vmcoreinfo = _notes(source, state, extents, remarks)
+            notes, cpus, vmcoreinfo = _notes(source, state, extents, remarks, go_on)
             extents = tuple(sorted(extents + layout.firmware, key=lambda extent: extent.address))
             start, places = elf.encode(extents, notes)
             pieces = [(start if i == 0 else b"", place) for i, place in enumerate(places)]
-        _write(source, out, extents, pieces)
+        _write(source, out, extents, pieces, go_on)
         used = {e.idstr for e in extents}
         blocks = tuple(block_info(b) for b in source.blocks if b.idstr in used)
         return Exported(format, blocks, extents, cpus, vmcoreinfo is not None, tuple(remarks))
 
 
 def _export_raw(
-    source: StoredSource, out: str | os.PathLike[str], idstr: str | None, state: _State, below_4g: int | None
-) -> Exported:
+    source: StoredSource, out: str | os.PathLike[str], idstr: str | None, state: _State, below_4g: int | None,
+    go_on: Callable[[], object],
+) -> Exported:  # fmt: skip
     names = [block.idstr for block in source.blocks]
     if idstr is None and len(names) > 1:
         raise RamError(f"{source.path}: has several blocks, name one: {', '.join(names)}")
@@ -152,7 +154,7 @@ def _export_raw(
         "which format physical has"
         for e in moved
     )
-    _write(source, out, [Extent(block.idstr, 0, 0, block.used_length)], [(b"", 0)])
+    _write(source, out, [Extent(block.idstr, 0, 0, block.used_length)], [(b"", 0)], go_on)
     return Exported("raw", (block_info(block),), extents, 0, False, remarks)
 
 
@@ -166,7 +168,7 @@ def _read_state(source: StoredSource) -> _State:
 
 
 def _notes(
-    source: StoredSource, state: _State, extents: Sequence[Extent], remarks: list[str]
+    source: StoredSource, state: _State, extents: Sequence[Extent], remarks: list[str], go_on: Callable[[], object]
 ) -> tuple[list[Note], int, bytes | None]:
     """Notes, the number of CPUs that have some, and the kernel's description."""
     listed = [d for d in vmdesc.devices(state.description) if d.split(" ")[0] == "cpu"]
@@ -180,7 +182,7 @@ def _notes(
     notes = list(cpu_notes(cpus))
     used = {e.idstr for e in extents}
     ram = (block for block in source.blocks if block.idstr in used)
-    vmcoreinfo = next(filter(None, (_find_vmcoreinfo(source, block) for block in ram)), None)
+    vmcoreinfo = next(filter(None, (_find_vmcoreinfo(source, block, go_on) for block in ram)), None)
     if vmcoreinfo is None:
         remarks.append("no VMCOREINFO in RAM: the guest has no Linux kernel that left one, so crash and drgn need more")
     else:
@@ -188,7 +190,7 @@ def _notes(
     return notes, len(cpus), vmcoreinfo
 
 
-def _find_vmcoreinfo(source: StoredSource, block: StoredBlock) -> bytes | None:
+def _find_vmcoreinfo(source: StoredSource, block: StoredBlock, go_on: Callable[[], object]) -> bytes | None:
     """The text of Linux's own note, which stands at the start of a page (kernel/vmcore_info.c, vmcoreinfo_note)."""
     geometry = Geometry.of(source.machine.page_size)
     staging = Staging(geometry)
@@ -196,6 +198,7 @@ def _find_vmcoreinfo(source: StoredSource, block: StoredBlock) -> bytes | None:
     mark = np.frombuffer((len(_VMCOREINFO) + 1).to_bytes(4, "little"), np.uint32)[0]
     head = 12 + (len(_VMCOREINFO) + 1 + 3) // 4 * 4
     for offsets in block.portions(geometry.page_count):
+        go_on()
         if block.load(offsets, staging) is None:
             continue
         pages = staging.data.array.reshape(-1, page_size)[: len(offsets)]
@@ -209,8 +212,9 @@ def _find_vmcoreinfo(source: StoredSource, block: StoredBlock) -> bytes | None:
 
 
 def _write(
-    source: StoredSource, out: str | os.PathLike[str], extents: Sequence[Extent], pieces: Sequence[tuple[bytes, int]]
-) -> None:
+    source: StoredSource, out: str | os.PathLike[str], extents: Sequence[Extent], pieces: Sequence[tuple[bytes, int]],
+    go_on: Callable[[], object],
+) -> None:  # fmt: skip
     """The file: of each extent bytes that come right before its place, and the place of its memory."""
     target = PartFile(out)
     try:
@@ -222,6 +226,7 @@ def _write(
             block = next(b for b in source.blocks if b.idstr == extent.idstr)
             copy = FileBlock(Block(extent.idstr, extent.nbytes), geometry.page_size, target.fd, place, target.part)
             for offsets in block.portions(geometry.page_count):
+                go_on()
                 inside = offsets[(offsets >= extent.offset) & (offsets < extent.offset + extent.nbytes)]
                 if len(inside) and block.load(inside, staging) is not None:
                     copy.store(inside - extent.offset, staging)

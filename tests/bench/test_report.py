@@ -16,9 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multifd.bench import report, schema
+from multifd.bench import schema
 from multifd.bench.report.crossover import Curve, ranking, span
 from multifd.bench.report.group import grouped
+from multifd.bench.report.page import html
 from multifd.bench.report.quantity import nbytes, rate, seconds
 from multifd.errors import UsageError
 
@@ -171,7 +172,7 @@ class Page(HTMLParser):
 
 
 def written(path, *documents):
-    report.write(documents, path)
+    path.write_text(html(documents), "utf-8")
     return path.read_text("utf-8")
 
 

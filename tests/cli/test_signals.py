@@ -12,6 +12,7 @@ import pytest
 
 from multifd.cli import digest, signals
 from multifd.cli.main import main
+from multifd.interrupts import held
 from multifd.ram.part_file import PartFile
 
 DEADLINE_S = 60
@@ -48,7 +49,7 @@ def test_one_that_comes_while_held_takes_effect_afterwards(number):
     done = []
 
     def run():
-        with signals.held():
+        with held():
             signal.raise_signal(number)
             done.append("printed")
         done.append("not reached")
@@ -110,7 +111,7 @@ def test_in_another_thread_nothing_changes():
     seen = []
 
     def run():
-        with signals.raising(), signals.held():
+        with signals.raising(), held():
             signals.ignore()
             seen.append(True)
 

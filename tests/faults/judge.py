@@ -104,8 +104,8 @@ def _files(outcome: Outcome) -> Iterator[str]:
     if "relay" in outcome.ends and outcome.ends["relay"].is_killed:
         allowed.add("relay")
     if any(end.is_killed for end in outcome.ends.values()):
-        # The one thing that stays: of a process that was killed while it made its meeting place (docs/stored.md).
-        allowed |= {name for name in outcome.leftovers if name.startswith("multifd-")}
+        # Of a process that was killed while it made its meeting place, until the next one makes one (docs/stored.md).
+        allowed |= {name for name in outcome.leftovers if name.startswith("multifd-scratch-")}
     if left := sorted(set(outcome.leftovers) - allowed):
         yield f"left behind: {', '.join(left)}"
     if outcome.retry:

@@ -110,7 +110,7 @@ WRONG = {
                 way="QEMU to capture"), "the source says success, the destination",
     ),
     "a private folder stays": (
-        with_facts(failed(), leftovers=("multifd-abc",)), "left behind: multifd-abc",
+        with_facts(failed(), leftovers=("multifd-scratch-abc",)), "left behind: multifd-scratch-abc",
     ),
     "nothing happens, and it fails": (with_facts(failed(), fired=False), "expected to complete"),
     "SIGTERM tells Ctrl-C": (

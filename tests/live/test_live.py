@@ -614,7 +614,7 @@ class TestCancel:
         assert canceller.cancel()
         with Workload(memory) as workload:
             TestFailures().check(
-                memory, workload, Cancelled, "before it began", uri="tcp:127.0.0.1:1", canceller=canceller
+                memory, workload, Cancelled, "was cancelled", uri="tcp:127.0.0.1:1", canceller=canceller
             )
 
     def test_too_late(self, receiver, memory):

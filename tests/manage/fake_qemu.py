@@ -1,4 +1,4 @@
-"""A QEMU as its monitor shows it: settings, a run state, disks, and migrations that `multifd.send` does.
+"""A QEMU as its monitor shows it: settings, a run state, disks, and migrations that `multifd` does.
 
 `hook` is called before each command with its name and its number; what it raises is what the command does. `serve` puts
 it behind a QMP socket.
@@ -38,7 +38,8 @@ class FakeQemu:
         self.commands: list[str] = []
         self.hook: Callable[[str, int], None] = lambda command, number: None
         self._image, self._before = image, run_state
-        self._sender: threading.Thread | None = None
+        self._after = "paused" if run_state == "inmigrate" else "postmigrate"
+        self._migrating: threading.Thread | None = None
         self._canceller = multifd.Canceller()
         self._error: BaseException | None = None
 
@@ -75,18 +76,18 @@ class FakeQemu:
         """Nothing to do."""
 
     def end(self) -> None:
-        """Wait for the sender."""
-        if self._sender is not None:
+        """Wait for its end of a migration."""
+        if self._migrating is not None:
             self._canceller.cancel()
-            self._sender.join(DEADLINE_S)
-            assert not self._sender.is_alive()
+            self._migrating.join(DEADLINE_S)
+            assert not self._migrating.is_alive()
 
     def _step(self) -> None:
-        """What QEMU does by itself: a sender that has ended ends the migration."""
-        if self.status == "active" and self._sender is not None and not self._sender.is_alive():
+        """What QEMU does by itself: an end that is over ends the migration."""
+        if self.status == "active" and self._migrating is not None and not self._migrating.is_alive():
             failed = self._error is not None
             self.status = "failed" if failed else "completed"
-            self.run_state = self._before if failed else "postmigrate"
+            self.run_state = self._before if failed else self._after
 
     def _query_status(self) -> Any:
         return {"status": self.run_state}
@@ -138,15 +139,31 @@ class FakeQemu:
         self._send()
 
     def _send(self) -> None:
+        method, channels = self.parameters["multifd-compression"], self.parameters["multifd-channels"]
+        self._migrate_by(
+            lambda: multifd.send(self._image, self._uri, method, channels=channels, canceller=self._canceller)
+        )
+
+    def _migrate_incoming(self, uri: str) -> None:
+        self.status, listening = "active", threading.Event()
+        channels, memory = self.parameters["multifd-channels"], bytearray(len(self._image))
+        self._migrate_by(
+            lambda: multifd.receive(
+                uri, memory, format="raw", channels=channels, canceller=self._canceller,
+                on_listening=lambda _: listening.set(),
+            )
+        )  # fmt: skip
+        assert listening.wait(DEADLINE_S)
+
+    def _migrate_by(self, end: Callable[[], object]) -> None:
         def run() -> None:
-            method, channels = self.parameters["multifd-compression"], self.parameters["multifd-channels"]
             try:
-                multifd.send(self._image, self._uri, method, channels=channels, canceller=self._canceller)
+                end()
             except MultifdError as e:
                 self._error = e
 
-        self._sender = threading.Thread(target=run)
-        self._sender.start()
+        self._migrating = threading.Thread(target=run)
+        self._migrating.start()
 
     def _migrate_cancel(self) -> None:
         if self.status in BUSY:
