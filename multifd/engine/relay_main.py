@@ -24,6 +24,9 @@ _LOG = logging.getLogger(__name__)
 _READ_BYTES = 1 << 16
 _MOST_START = 1 << 20
 """Bytes of main that are held back until it is known to be a source's; QEMU's list of blocks comes within a few KiB."""
+_MOST_AHEAD = 16 << 20
+"""Bytes of main that are read while the destination is not there: a source's end comes behind what it has sent, and the
+kernels of both ends hold a few MiB. Of zero pages on main these are a guest's 7 GiB."""
 
 
 class RelayMain:
@@ -95,6 +98,7 @@ class RelayMain:
         buffer = memoryview(bytearray(_READ_BYTES))
         self.destination = destination = connect()
         with self._reading:
+            self._read_ahead()
             # At once: a destination of 8.0 or later stands still until it has seen the first bytes.
             self._send(destination, self._start)
             self.is_out.set()
@@ -114,22 +118,31 @@ class RelayMain:
         """While the destination is waited for: whether the source still lives, or has sent everything. In any thread.
 
         Raises:
-            ChannelError: it is gone, and what it sent is no whole stream.
+            ChannelError: it is gone, and what it sent is no whole stream, or it does not wait for what becomes of it.
         """
-        if self.is_out.is_set() or not self.source.has_hung_up() or not self._reading.acquire(blocking=False):
-            return
-        try:
-            while not self.is_out.is_set() and len(self._start) <= _MOST_START:
-                data = self.source.recv_available()
-                if data is None:
-                    return
-                if not data:
-                    self._check_complete()
-                    return
-                self._start += data
-                self._look(data)
-        finally:
-            self._reading.release()
+        if self._reading.acquire(blocking=False):
+            try:
+                if not self.is_out.is_set():
+                    self._read_ahead()
+            finally:
+                self._reading.release()
+
+    def _read_ahead(self) -> None:
+        """What the source has sent meanwhile, and whether it has ended; `_reading` is held."""
+        while len(self._start) <= _MOST_AHEAD:
+            data = self.source.recv_available()
+            if data is None:
+                return
+            if not data:
+                self._check_complete()
+                if self.has_return_path:
+                    raise ChannelError(
+                        f"{self.source.peer} closed the connection before the destination was there, and waits for no "
+                        "confirmation any more"
+                    )
+                return
+            self._start += data
+            self._look(data)
 
     def _check_complete(self) -> None:
         """The source closed main: all of the stream must have come, as far as it is understood."""

@@ -693,6 +693,29 @@ class TestFaults:
         with pytest.raises(ChannelError, match=r"source's main .* closed the connection: byte .*before all of RAM"):
             between.join()
 
+    def test_the_source_dies_with_much_of_main_unread(self, relay, tmp_path):
+        """Its end comes behind what it has sent, however much that is: zero pages of a machine type before 9.0."""
+        between = relay(f"unix:{tmp_path}/nobody", connect_timeout=DEADLINE_S, timeout=DEADLINE_S)
+        page = struct.pack(">Q", 0x22) + b"\0"
+        zeros = b"\x02" + struct.pack(">I", peer.RAM_ID) + struct.pack(">Q", 2) + b"\x03ram\0" + page * (1 << 18)
+        with peer.Peer(between.uri) as source:
+            source.connect(start_of_main()).sendall(zeros)
+        with pytest.raises(ChannelError, match=r"source's main .* closed the connection: byte .*before all of RAM"):
+            between.join()
+        assert between.error.result.status == "failed"
+
+    def test_a_source_that_no_longer_waits_for_the_confirmation(self, relay, tmp_path):
+        """It has sent everything, and is dead or has given up: a destination that came now would be a second copy."""
+        stream = peer.main_stream([(b"ram", BLOCK)], return_path=True)
+        between = relay(f"unix:{tmp_path}/nobody", connect_timeout=DEADLINE_S, timeout=DEADLINE_S)
+        with peer.Peer(between.uri) as source:
+            source.connect(b"".join(stream.values()))
+            source.connect(peer.init(0) + peer.sync() + peer.sync())
+        with pytest.raises(ChannelError, match=r"source's main .* closed the connection before the destination was th"):
+            between.join()
+        assert between.error.result.status == "failed"
+        assert between.error.__notes__ == ["the good copy is the source's"]
+
     def test_a_source_that_sent_everything_may_go_before_the_destination_comes(self, relay, receiver, tmp_path):
         """Without a return path nobody waits for an answer."""
         stream = peer.main_stream([(b"ram", BLOCK)])
