@@ -267,10 +267,11 @@ def relay(
             canceller.release()
             if once:
                 break
-            if on_result is not None:
-                on_result(result)
             if result.status != "completed":
                 one.turn_away_late()
+                result = one.result
+            if on_result is not None:
+                on_result(result)
     if on_result is not None:
         on_result(result)
 

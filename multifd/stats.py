@@ -113,6 +113,8 @@ class RelayResult:
     """Connections that were not a migration's and were closed."""
     tls_failures: int = 0
     """Those of them that did not get through the TLS handshake, or were not authorised."""
+    out_tls_failures: int = 0
+    """Connections to the destination that TLS ended: it is not who was expected, or said that this side is not."""
     in_stats: dict[str, int] = field(default_factory=dict)
     out_stats: dict[str, int] = field(default_factory=dict)
     """The methods' own counters, summed over channels."""

@@ -76,10 +76,13 @@ class Migration:
         self._main.sendall(self._end)
         self.channel.close()
         self._main.shutdown(socket.SHUT_WR)
-        for out in self._outs:
-            while out.recv(1 << 16):
-                pass
-            out.close()
+        main, channel = self._outs
+        read = b""
+        while not read.endswith(self._end):  # a QEMU knows the end by that, and closes
+            read += main.recv(1 << 16)
+        is_closed(channel)
+        main.close()
+        channel.close()
         assert self._main.recv(1) == b""
         self._main.close()
 

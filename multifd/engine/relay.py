@@ -128,7 +128,10 @@ class Relay:
         return self.result
 
     def turn_away_late(self) -> None:
-        """After a failure: close what still comes of this migration, as `RelayMuster.turn_away_late` does."""
+        """After a failure: close what still comes of this migration, as `RelayMuster.turn_away_late` does.
+
+        `result` counts it, too.
+        """
         self._muster.turn_away_late()
 
     @property
@@ -154,6 +157,7 @@ class Relay:
             stalls=sum(connection.stalls for connection in outs),
             rejected=self._acceptor.rejected - self._rejected_before,
             tls_failures=self._acceptor.tls_failures - self._tls_failures_before,
+            out_tls_failures=way.tls_failures,
             in_stats=_sum(channel.figures.in_counters for channel in channels),
             out_stats=_sum(channel.figures.out_counters for channel in channels),
             error=self._error or None,

@@ -108,11 +108,12 @@ class RelayMain:
             self._send(destination, buffer[:got])
         self._check_complete()
         self._fate.hand_over()
-        if self.source.may_be_cut and not (self._reader is not None and self._reader.has_seen_end):
+        is_marked = self._reader is not None and self._reader.has_seen_end
+        if self.source.may_be_cut and not is_marked:
             self._check_cut()
         self.stream_ended.set()
         self.source_is_done.set()
-        destination.shutdown_write()
+        (destination.end_marked if is_marked else destination.shutdown_write)()
 
     def check_source(self) -> None:
         """While the destination is waited for: whether the source still lives, or has sent everything. In any thread.

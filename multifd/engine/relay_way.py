@@ -34,7 +34,16 @@ class RelayWay:
         self.negotiation = Negotiation(
             specs, config.channels, is_local=is_local, unannounced=MOST_CHANNELS, setting="in_method"
         )
+        self._tls_failures_before = self._count_tls_failures()
         self._limit = RateLimit(config.max_bandwidth, idle.abort) if config.max_bandwidth else None
+
+    @property
+    def tls_failures(self) -> int:
+        """Connections to the destination that TLS has ended since this was made."""
+        return self._count_tls_failures() - self._tls_failures_before
+
+    def _count_tls_failures(self) -> int:
+        return self.config.out_tls.failures if self.config.out_tls is not None else 0
 
     def connect(self, what: str, *, retry: bool = False) -> Connection:
         """A connection to the destination; the caller's, also when it fails.

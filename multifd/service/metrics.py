@@ -55,7 +55,10 @@ TABLE: Mapping[str, Metric] = {
     ),
     "multifd_strangers_total": Metric("Counter", "Connections that were no migration's and were closed."),
     "multifd_tls_failures_total": Metric(
-        "Counter", "Strangers that did not get through the TLS handshake, or were not authorised."
+        "Counter",
+        "Connections that TLS ended; in: strangers that did not get through the handshake, or were not authorised; "
+        "out: to destinations.",
+        ("route", "side"),
     ),
     "multifd_route_up": Metric("Gauge", "Whether sources can connect: 1 or 0."),
     "multifd_draining": Metric("Gauge", "Whether the service ends and takes no migration any more: 1 or 0.", ()),
@@ -163,6 +166,8 @@ class Meter:
             metrics["multifd_migrations_total"].labels(route, state)
         for kind in ("normal", "zero"):
             metrics["multifd_pages_total"].labels(route, kind)
+        for side in ("in", "out"):
+            metrics["multifd_tls_failures_total"].labels(route, side)
         for name, metric in TABLE.items():
             if metric.labels == ("route",):
                 metrics[name].labels(route)
@@ -215,7 +220,8 @@ def _figures(result: RelayResult | Result) -> dict[tuple[str, ...], float]:
         figures["multifd_sync_points_total",] = result.sync_points
         figures["multifd_channel_stalls_total",] = result.stalls
         figures["multifd_strangers_total",] = result.rejected
-        figures["multifd_tls_failures_total",] = result.tls_failures
+        figures["multifd_tls_failures_total", "in"] = result.tls_failures
+        figures["multifd_tls_failures_total", "out"] = result.out_tls_failures
         sides = [("in", result.in_method, result.in_stats), ("out", result.out_method, result.out_stats)]
     for side, method, stats in sides:
         for figure, value in stats.items():

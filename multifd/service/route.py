@@ -234,9 +234,10 @@ class Route:
                 result = getattr(e, "result", None) or relay.result
             finally:
                 self._canceller.release()
-            self._tell(Ended(self.name, migration, result))
             if result.status != "completed":
                 relay.turn_away_late()
+                result = relay.result
+            self._tell(Ended(self.name, migration, result))
         # What is over refers to itself in circles, with its buffers: a service does not wait until somebody looks.
         with self._lock:
             self._relay = None

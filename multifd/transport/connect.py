@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Callable
 
-from multifd.errors import ChannelError, TlsError, UsageError
+from multifd.errors import ChannelError, UsageError
 from multifd.transport import handed
 from multifd.transport.address import Uri
 from multifd.transport.connection import Connection
@@ -75,13 +75,11 @@ def connect(
 def _encrypted(
     sock: socket.socket, idle: IdleTimer, peer: str, limit: RateLimit | None, tls: TlsClient
 ) -> TlsConnection:
-    connection = TlsConnection(sock, tls.session(), tls.side(), idle, peer, limit)
+    connection = TlsConnection(sock, tls.session(), tls.side(), idle, peer, limit, tls.count_failure)
     try:
         connection.shake_hands(tls.handshake_timeout_s)
-    except BaseException as e:
+    except BaseException:
         connection.close()
-        if isinstance(e, TlsError):
-            tls.count_failure()
         raise
     return connection
 

@@ -298,6 +298,10 @@ class Connection:
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_WR)
 
+    def end_marked(self) -> None:
+        """Everything was sent, and says itself that it is all: as `shutdown_write`, unless that were an error there."""
+        self.shutdown_write()
+
     def finish(self) -> None:
         """Everything was sent: say so, if the connection has a word for it, then as `shutdown_write`.
 

@@ -138,7 +138,7 @@ class TlsClient:
         except (ValueError, ssl.SSLError) as e:
             raise about(UsageError(f"tls-hostname {self._hostname!r}: {e}"), "tls_hostname") from e
         self.failures = 0
-        """Connections that did not get through the handshake."""
+        """Connections that TLS has ended, in the handshake or by an alert that came later."""
 
     @property
     def handshake_timeout_s(self) -> float:
@@ -167,7 +167,7 @@ class TlsClient:
             self._own, self._hostname = fresh._own, fresh._hostname
 
     def count_failure(self) -> None:
-        """A handshake failed."""
+        """TLS has ended a connection."""
         with self._lock:
             self.failures += 1
 

@@ -12,7 +12,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from multifd.errors import Aborted, ChannelError, TlsError
 from multifd.pages import Buffer, flat
@@ -43,16 +43,18 @@ class TlsConnection(Connection):
         idle: the migration's; every byte moved touches it.
         peer: the other end, as error messages name it.
         limit: for what is sent; None is unlimited.
+        on_failure: called once if TLS ends it, in the handshake or later.
     """
 
     takes_mapped = False
 
     def __init__(
         self, sock: socket.socket, session: TlsSession, side: Side, idle: IdleTimer, peer: str,
-        limit: RateLimit | None = None,
+        limit: RateLimit | None = None, on_failure: Callable[[], object] = lambda: None,
     ) -> None:  # fmt: skip
         super().__init__(sock, idle, peer, limit)
-        self._session, self._side = session, side
+        self._session, self._side, self._on_failure = session, side, on_failure
+        self._has_failed = False
         self._sending, self._receiving = threading.Lock(), threading.Lock()
         self._ciphertext = memoryview(bytearray(_READ_BYTES))
         self._is_cut_off = False  # a record is out in part: nothing can follow it
@@ -77,13 +79,13 @@ class TlsConnection(Connection):
                 self._send_outgoing()
                 while (data := super().recv_available(_READ_BYTES)) is None:
                     if time.monotonic() > deadline:
-                        raise TlsError(f"{self.peer}: {self._side.late(timeout_s)}")
+                        raise self._failed(self._side.late(timeout_s))
                     self._idle.check()
                     super().wait_readable(_POLL_S)
                 if not data:
-                    raise TlsError(f"{self.peer}: {self._side.closed()}")
+                    raise self._failed(self._side.closed())
                 if not has_answer and not is_tls(data[0]):
-                    raise TlsError(f"{self.peer}: {self._side.plain()}")
+                    raise self._failed(self._side.plain())
                 has_answer = True
                 self._session.feed(data)
             self._send_outgoing()
@@ -94,7 +96,7 @@ class TlsConnection(Connection):
         except ChannelError as e:
             if isinstance(e, Aborted | TlsError) or self._idle.abort.is_set() or not self._is_reset:
                 raise
-            raise TlsError(f"{self.peer}: {self._side.closed()}") from e
+            raise self._failed(self._side.closed()) from e
 
     def _send_outgoing(self) -> None:
         if data := self._session.outgoing():
@@ -153,6 +155,9 @@ class TlsConnection(Connection):
             finally:
                 self._sending.release()
         super().finish()
+
+    def end_marked(self) -> None:
+        """See `Connection.end_marked`: OpenSSL calls an end without close_notify an error; no QEMU reads that on main."""
 
     # -- receiving ----------------------------------------------------------------------------------
 
@@ -225,7 +230,13 @@ class TlsConnection(Connection):
         return got > 0
 
     def _tls_error(self, error: ssl.SSLError) -> TlsError:
-        return TlsError(f"{self.peer}: {self._side.failure(error, self._session)}")
+        return self._failed(self._side.failure(error, self._session))
+
+    def _failed(self, words: str) -> TlsError:
+        if not self._has_failed:
+            self._has_failed = True
+            self._on_failure()
+        return TlsError(f"{self.peer}: {words}")
 
 
 def _gathered(iov: Sequence[Buffer]) -> Iterator[Buffer]:

@@ -8,6 +8,7 @@ import json
 import os
 import select
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -352,6 +353,41 @@ def test_a_relay_passes_no_cut_on_as_an_end(cutter, credentials: Folders, tls_ou
         assert relay.results == []
         for end in (main, channel, *outs):
             end.close()
+
+
+def test_main_towards_openssl_stays_open_until_it_closes(credentials: Folders):
+    """As of a proxy in front of a QEMU: OpenSSL takes an end without close_notify for an attack, and ends it all."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(credentials.good / "server-cert.pem", credentials.good / "server-key.pem")
+    turns = threading.Semaphore(0)
+    stream = peer.main_stream([(b"ram", len(RAM))])
+    end = stream["end"] + stream["eof"]
+    with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.ExitStack() as stack:
+        listener.settimeout(DEADLINE_S)
+        to = f"tcp:127.0.0.1:{listener.getsockname()[1]}"
+        relay = RelayThread(to, out_tls=Tls(credentials.good), channels=1, on_progress=lambda _: turns.release())
+        source = stack.enter_context(peer.Peer(relay.uri))
+        main_in = source.connect(stream["header"] + stream["setup"])
+        channel_in = source.connect(peer.init(0) + peer.sync() + peer.sync())
+        outs = [stack.enter_context(context.wrap_socket(listener.accept()[0], server_side=True)) for _ in range(2)]
+        main_in.sendall(end)
+        main_in.shutdown(socket.SHUT_WR)
+        channel_in.shutdown(socket.SHUT_WR)
+        read = b""
+        while not read.endswith(end):
+            read += outs[0].recv(1 << 16)
+        while outs[1].recv(1 << 16):
+            pass
+        while turns.acquire(blocking=False):
+            pass
+        for _ in range(3):  # half a second in which it would say anything
+            assert turns.acquire(timeout=DEADLINE_S)
+        outs[0].setblocking(False)
+        with pytest.raises(ssl.SSLWantReadError):
+            outs[0].recv(1)
+        for out in outs:
+            out.close()
+        assert relay.join().status == "completed"
 
 
 class _Client:

@@ -67,7 +67,7 @@ def relayed(status: str, **figures: object) -> RelayResult:
     default = {
         "in_method": "zlib", "out_method": "qpl", "channels": 2, "total_time_ms": 1500.0, "packets": 3,
         "normal_pages": 4, "zero_pages": 5, "bytes_in": 6, "bytes_out": 7, "sync_points": 8, "stalls": 9,
-        "rejected": 10, "tls_failures": 13, "in_stats": {"a_n": 11}, "out_stats": {"a_n": 12},
+        "rejected": 10, "tls_failures": 13, "out_tls_failures": 14, "in_stats": {"a_n": 11}, "out_stats": {"a_n": 12},
     }  # fmt: skip
     return RelayResult(status, **{**default, **figures})
 
@@ -89,7 +89,8 @@ def test_every_figure_of_a_relay(scraped):
         ("multifd_sync_points_total", "web"): 8,
         ("multifd_channel_stalls_total", "web"): 9,
         ("multifd_strangers_total", "web"): 10,
-        ("multifd_tls_failures_total", "web"): 13,
+        ("multifd_tls_failures_total", "web", "in"): 13,
+        ("multifd_tls_failures_total", "web", "out"): 14,
         ("multifd_method_figures_total", "a_n", "zlib", "web", "in"): 11,
         ("multifd_method_figures_total", "a_n", "qpl", "web", "out"): 12,
         ("multifd_build_info", samples_version(samples)): 1,

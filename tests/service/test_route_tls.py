@@ -17,7 +17,7 @@ from routes import DEADLINE_S, Destination, Migration, ServiceThread, is_closed,
 
 import multifd
 from multifd import Tls
-from multifd.errors import MultifdError, UsageError
+from multifd.errors import Cancelled, MultifdError, UsageError
 from multifd.service.config import read
 from multifd.service.service import Request
 
@@ -185,7 +185,8 @@ def test_who_fails_the_handshake_is_counted_and_the_route_waits_on(
 
     def counted(count: int) -> bool:
         names = ("multifd_tls_failures_total", "multifd_strangers_total")
-        return all(service.sample(name, route="a") == count for name in names)
+        samples = {**{name: {} for name in names}, names[0]: {"side": "in"}}
+        return all(service.sample(name, route="a", **labels) == count for name, labels in samples.items())
 
     with socket.socket(socket.AF_UNIX) as plain:
         plain.settimeout(DEADLINE_S)
@@ -207,6 +208,28 @@ def test_who_fails_the_handshake_is_counted_and_the_route_waits_on(
     assert service.stop(Request.DRAIN)
 
 
+def test_a_destination_that_does_not_fit_is_counted(serve, receiver, credentials: Folders, tmp_path):
+    """Whichever end finds it out: in the handshake, or this side's certificate right after it (TLS 1.3)."""
+    for number, (there, here) in enumerate(
+        ((credentials.other, credentials.good), (credentials.good, credentials.bare))
+    ):
+        canceller = multifd.Canceller()
+        end = receiver(bytearray(4096), f"unix:{tmp_path}/out{number}", tls=Tls(there), canceller=canceller)
+        (tmp_path / f"relay{number}").mkdir()
+        service = serve(route(tmp_path / f"in{number}", tmp_path / f"out{number}", out_tls=here))
+        try_to_send(service.uri("a"), None)
+        wait_for(lambda service=service: len(service.ended) == 1)
+        result = service.ended[0].result
+        assert (result.status, result.tls_failures) == ("failed", 0), result
+        assert result.out_tls_failures == 1, result.error
+        assert service.sample("multifd_tls_failures_total", route="a", side="out") == 1
+        assert service.sample("multifd_tls_failures_total", route="a", side="in") == 0
+        assert service.stop(Request.DRAIN)
+        canceller.cancel()
+        with pytest.raises(Cancelled):
+            end.join()
+
+
 # -- renewed certificates ---------------------------------------------------------------------------
 
 
@@ -217,7 +240,6 @@ class TlsDestination(Destination):
         super().__init__(path)
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(folder / "server-cert.pem", folder / "server-key.pem")
-        self._context.options |= ssl.OP_IGNORE_UNEXPECTED_EOF  # main ends without close_notify
 
     def accept(self) -> socket.socket:
         sock = self._context.wrap_socket(super().accept(), server_side=True)

@@ -170,6 +170,8 @@ class TestWhatAFailedMigrationLeavesBehind:
         second.finish()
         wait_for(lambda: len(service.ended) == 2)
         assert [(e.result.status, e.result.channels) for e in service.ended] == [("failed", 1), ("completed", 1)]
+        assert [e.result.rejected for e in service.ended] == [1, 0]
+        assert service.sample("multifd_strangers_total", route="a") == 1
         assert [e.result.uuid.encode() for e in service.ended] == [
             str(UUID(bytes=guest)).encode() for guest in (GUEST, OTHER)
         ]
