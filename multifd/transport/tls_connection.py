@@ -157,7 +157,7 @@ class TlsConnection(Connection):
         super().finish()
 
     def end_marked(self) -> None:
-        """See `Connection.end_marked`: OpenSSL calls an end without close_notify an error; no QEMU reads that on main."""
+        """See `Connection.end_marked`: OpenSSL calls an end without close_notify an error; no QEMU reads it on main."""
 
     # -- receiving ----------------------------------------------------------------------------------
 
