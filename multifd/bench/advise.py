@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from multifd import registry
+from multifd import registry, scratch
 from multifd._version import __version__
 from multifd.bench import commands, machine, model, schema
 from multifd.bench.campaign import format_of, opened
@@ -25,7 +25,6 @@ from multifd.bench.measure import EndFailed, materialised
 from multifd.bench.model import SHARED, Cost, Setting
 from multifd.bench.trial import Sampled, Trials, payload_error, take
 from multifd.errors import MethodError, UsageError
-from multifd.ram import scratch
 from multifd.ram.block import Source
 
 UPWARDS, DOWNWARDS = (1, 2, 5, 8), (1, 2, 4, 8)

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from multifd import scratch
 from multifd.engine import resend
 from multifd.errors import MultifdError, RamError, UsageError
-from multifd.ram import scratch
 from multifd.ram.folder import StoredFolder
 from multifd.transport.address import folder_of
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from multifd import scratch
 from multifd.bench import fetch, machine, synthetic
 from multifd.bench.end import Order
 from multifd.bench.job import Figures, Job, Row, SourceSpec
 from multifd.errors import MultifdError
-from multifd.ram import scratch
 
 _END_S = 30.0
 """How long a process may take to end once it has answered."""

@@ -13,14 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
-from multifd import registry
+from multifd import registry, scratch
 from multifd.api import Progress, send
 from multifd.bench.synthetic import PAGE, write_image
 from multifd.cli.workload import Workload
 from multifd.errors import ChannelError, MultifdError, UsageError
 from multifd.interrupts import held
 from multifd.live.arena import Arena
-from multifd.ram import scratch
 from multifd.sources import Live
 from multifd.stats import Result
 

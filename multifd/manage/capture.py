@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from multifd import scratch
 from multifd.engine.canceller import Canceller
 from multifd.errors import Cancelled, ChannelError, ControlError, MultifdError, RamError, UsageError, about
 from multifd.manage import guest
@@ -22,7 +23,6 @@ from multifd.manage.incoming import Incoming
 from multifd.manage.monitor import Monitor, MonitorLost, open_monitor
 from multifd.manage.settings import apply_method, plan, read
 from multifd.manage.state_file import State, StateFile
-from multifd.ram import scratch
 from multifd.ram.part_file import PartFile
 from multifd.registry import load_method
 from multifd.stats import Result

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 
+from multifd import scratch
 from multifd.errors import ChannelError
 
 _MOST_BYTES = 107 - len("/restore")
@@ -18,13 +18,10 @@ def private_folder() -> Iterator[str]:
     """A folder of mode 0700 for the length of a ``with``.
 
     Raises:
-        ChannelError: there can be none, or the path of a socket in it would be too long.
+        RamError: there can be none.
+        ChannelError: the path of a socket in it would be too long.
     """
-    try:
-        folder = tempfile.TemporaryDirectory(prefix="multifd-")
-    except OSError as e:
-        raise ChannelError(f"no folder for a socket can be made: {e.strerror or e}; TMPDIR can name a place") from e
-    with folder as path:
+    with scratch.folder() as path:
         if len(os.fsencode(path)) > _MOST_BYTES:
             raise ChannelError(f"{path}: too long for the path of a socket in it; TMPDIR can name a shorter place")
         yield path

@@ -249,7 +249,7 @@ def test_a_signal_after_each_step(name, tmp_path, monkeypatch, capsys):
     ],
 )
 def test_a_signal_where_folders_and_processes_are_made(words, step, tmp_path, monkeypatch, capsys):
-    """Of commands that a signal ends wherever they are; `tests/ram/test_scratch.py` has all steps of their folders."""
+    """Of commands that a signal ends wherever they are; `tests/test_scratch.py` has all steps of their folders."""
     monkeypatch.setattr("multifd.cli.demo._roomy_folder", lambda need: None)
     made = contextlib.contextmanager(lambda folder: iter([[*words, "--method", "none", "--channels", 1]]))
     steps = Steps(signal.SIGINT, 0, frozenset({step}))

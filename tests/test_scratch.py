@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from cli.interrupting import Steps
 
+from multifd import scratch
 from multifd.errors import RamError
-from multifd.ram import scratch
 
 HOLDING = """
 import sys
-from multifd.ram import scratch
+from multifd import scratch
 with scratch.folder() as folder:
     open(folder + "/guest.ram", "w").write("memory")
     print(folder, flush=True)
@@ -118,6 +118,6 @@ def test_a_signal_at_any_step_leaves_nothing(tmp, number):
 
 def test_where_none_can_be_made_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
-    words = "no folder for temporary files: No such file or directory; TMPDIR says"
+    words = "no folder for temporary files: No such file or directory; TMPDIR can"
     with pytest.raises(RamError, match=words), scratch.folder():
         pass

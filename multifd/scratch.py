@@ -17,7 +17,6 @@ from collections.abc import Iterator
 
 from multifd.errors import RamError
 from multifd.interrupts import held
-from multifd.ram.file import close, reason
 
 _PREFIX = "multifd-scratch-"
 _LOCK = ".lock"
@@ -45,7 +44,7 @@ def folder(parent: str | None = None) -> Iterator[str]:
                 remove_stale(parent)
                 made = _Folder(parent)
             except OSError as e:
-                raise RamError(f"no folder for temporary files: {reason(e)}; TMPDIR says where they go") from e
+                raise RamError(f"no folder for temporary files: {e.strerror or e}; TMPDIR can name a place") from e
         yield made.path
     finally:
         with held():
@@ -92,9 +91,9 @@ def _claim(path: str) -> int | None:
     except BlockingIOError:
         pass
     except BaseException:
-        close(fd)
+        os.close(fd)
         raise
-    close(fd)
+    os.close(fd)
     return None
 
 
@@ -107,4 +106,4 @@ def _remove_if_stale(path: str) -> None:
 
 def _remove(path: str, fd: int) -> None:
     shutil.rmtree(path, ignore_errors=True)
-    close(fd)
+    os.close(fd)
