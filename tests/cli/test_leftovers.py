@@ -283,7 +283,7 @@ def test_sigkill_between_two_commands_of_qemu(cli, tmp_path, monkeypatch, words,
         process = cli(*words, "--qmp", tmp_path / "qmp", env={**os.environ, "TMPDIR": str(tmp_path / "tmp")})
         process.wait(-signal.SIGKILL)
         assert [path.name[:16] for path in (tmp_path / "tmp").iterdir()] == ["multifd-scratch-"]
-        fake.end()
+    fake.end()
     (tmp_path / "qmp").unlink()
     fake = FakeQemu(RAM, state)
     with serve(fake, tmp_path / "qmp"):
