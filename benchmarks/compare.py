@@ -26,7 +26,6 @@ import os
 import re
 import resource
 import statistics
-import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -37,11 +36,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from interop.qemu import Qemu, QemuMissing, Release, newer_release
+from interop.qemu import Qemu, Release
+from qemu import qemu_or_end
+from rounds import interleaved
 from shaped_link import Ends, Loopback
 
 import multifd
-from multifd.cli.demo import write_image
+from multifd.bench.synthetic import write_image
 
 PAGE = 4096
 PIECE = 1 << 20
@@ -286,17 +287,6 @@ def running(release: Release, bed: Bed, folder: Path) -> Iterator[Callable[[Way]
         yield migrate
 
 
-def measure(migrate: Callable[[Way], Figures], order: list[Way], rounds: int) -> dict[Way, Figures]:
-    """Medians of all rounds but the first."""
-    rows: dict[Way, list[Figures]] = {way: [] for way in order}
-    for number in range(rounds + 1):
-        for way in order:
-            figures = migrate(way)
-            if number:
-                rows[way].append(figures)
-    return {way: median(row) for way, row in rows.items()}
-
-
 def ratios(medians: dict[Way, Figures], pairs: list[tuple[str, str]], channels: list[int]) -> list[dict[str, object]]:
     """Ours to QEMU's, for each pair and number of channels."""
     found: list[dict[str, object]] = []
@@ -329,11 +319,7 @@ def main() -> None:
     parser.add_argument("--untouched", action="store_true", help="destinations whose memory nobody has touched")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    try:
-        release = newer_release()
-    except QemuMissing as missing:
-        print(f"QEMU is left out: {missing}", file=sys.stderr)
-        return
+    release = qemu_or_end()
     size = args.mib << 20
     with tempfile.TemporaryDirectory() as folder:
         image = args.image or Path(folder, "image")
@@ -342,7 +328,7 @@ def main() -> None:
         bed = Bed(image, size, checksum(pieces_of(image, 0, size)), not args.untouched)
         order = ways(args.pairs, args.channels, args.ours)
         with running(release, bed, Path(folder)) as migrate:
-            medians = measure(migrate, order, args.rounds)
+            medians = {way: median(row) for way, row in interleaved(order, migrate, args.rounds).items()}
     found = ratios(medians, args.pairs, args.channels)
     if args.json:
         rows = [{**vars(way), **vars(figures)} for way, figures in medians.items()]

@@ -20,7 +20,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from multifd.cli.demo import write_image
+from rounds import interleaved
+
+from multifd.bench.synthetic import write_image
 
 PIECE = 1 << 20
 TIMEOUT_S = 600
@@ -70,17 +72,17 @@ def main() -> None:
     parser.add_argument("--method", default="none")
     parser.add_argument("--folder", type=Path, help="whose disk takes sparse files; default the temporary folder")
     args = parser.parse_args()
-    rows: dict[int, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         source, out = Path(folder, "source.ram"), Path(folder, "out.ram")
         write_image(source, args.data_mib << 20)
-        for number in range(args.rounds + 1):
-            for gib in args.gib:
-                os.truncate(source, gib << 30)
-                figures = migrate(source, out, args.method)
-                os.truncate(source, args.data_mib << 20)
-                if number:
-                    rows.setdefault(gib, []).append(figures)
+
+        def with_hole(gib: int) -> dict[str, Any]:
+            os.truncate(source, gib << 30)
+            figures = migrate(source, out, args.method)
+            os.truncate(source, args.data_mib << 20)
+            return figures
+
+        rows = interleaved(args.gib, with_hole, args.rounds)
     for gib, runs in rows.items():
         total, down, wire = (
             statistics.median(run[name] for run in runs)

@@ -22,11 +22,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
+from rounds import interleaved, median_ratio
 
 import multifd
 from multifd.bench.synthetic import write_image
@@ -130,22 +130,20 @@ def main() -> None:
     pipe, theirs = context.Pipe()
     child = context.Process(target=destination, args=(len(source), theirs), daemon=True)
     child.start()
-    rows: dict[str, list[tuple[float, float]]] = {spec: [] for spec in specs}
-    for number in range(args.rounds + 1):
-        for spec in specs:
-            yardstick: Callable[[], float] = (
-                (lambda: iperf3(len(source))) if spec == "none" else (lambda s=spec: bare(source, s))
-            )
-            pair = framework(source, spec, pipe), yardstick()
-            if number:
-                rows[spec].append(pair)
+
+    def pair(spec: str) -> tuple[float, float]:
+        return framework(source, spec, pipe), iperf3(len(source)) if spec == "none" else bare(source, spec)
+
+    rows = interleaved(specs, pair, args.rounds)
     pipe.send(False)
     child.join(10)
     results = []
     for spec, pairs in rows.items():
         ours, theirs_ = (statistics.median(column) for column in zip(*pairs, strict=True))
-        ratio = statistics.median(a / b for a, b in pairs)
-        results.append({"method": spec, "mb_per_s": ours / 1e6, "yardstick_mb_per_s": theirs_ / 1e6, "ratio": ratio})
+        results.append({
+            "method": spec, "mb_per_s": ours / 1e6, "yardstick_mb_per_s": theirs_ / 1e6,
+            "ratio": median_ratio(*zip(*pairs, strict=True)),
+        })  # fmt: skip
     if args.json:
         print(json.dumps(results))
         return

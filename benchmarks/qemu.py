@@ -27,10 +27,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
 from interop.guest import Guest, passes_printed
 from interop.qemu import Qemu, QemuMissing, Release, newer_release
+from rounds import Aim, interleaved, ratios
 
 from multifd.bench.synthetic import write_image
 
@@ -50,6 +51,16 @@ class Figures:
 
 
 Way = Callable[[], Figures]
+_Found = TypeVar("_Found")
+
+
+def qemu_or_end() -> Release:
+    """The QEMU of 9.0 or later that is measured; without one the script has nothing to do and says so."""
+    try:
+        return newer_release()
+    except QemuMissing as missing:
+        print(f"QEMU is left out: {missing}", file=sys.stderr)
+        sys.exit(0)
 
 
 @contextlib.contextmanager
@@ -116,6 +127,18 @@ class Bed:
             process.wait(lambda: passes_printed(process.console()) > 1, "pass of the guest")
         finally:
             process.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.source.stop()
+
+    def once(self, way: Callable[[], _Found]) -> _Found:
+        """What a way gives; the source runs again afterwards."""
+        found = way()
+        self.source("cont")
+        return found
 
     def file(self, name: str) -> Path:
         """A path on the measured disk where no file is."""
@@ -221,18 +244,17 @@ def ways(bed: Bed) -> dict[str, Way]:
 DOWNTIME_AIM = 2.0, 20.0
 """A capture's downtime: times QEMU to QEMU's, or so many ms more, whichever is larger."""
 AIMS = [
-    ("capture, none", "QEMU to file", 1.1),
-    ("capture, none, no return path", "QEMU to file", 1.1),
-    ("capture, none", "QEMU to file, multifd", None),
-    ("replay, none", "QEMU to QEMU, none", 1.1),
-    ("streams sent, none", "QEMU to QEMU, none", 1.1),
-    ("relay, none", "QEMU to QEMU, none", 1.3),
-    ("capture, zstd", "QEMU to QEMU, zstd", None),
-    ("replay, zstd", "QEMU to QEMU, zstd", 1.1),
-    ("streams kept, zstd", "QEMU to QEMU, zstd", None),
-    ("streams sent, zstd", "QEMU to QEMU, zstd", 1.1),
+    Aim("capture, none", "QEMU to file", 1.1),
+    Aim("capture, none, no return path", "QEMU to file", 1.1),
+    Aim("capture, none", "QEMU to file, multifd", None),
+    Aim("replay, none", "QEMU to QEMU, none", 1.1),
+    Aim("streams sent, none", "QEMU to QEMU, none", 1.1),
+    Aim("relay, none", "QEMU to QEMU, none", 1.3),
+    Aim("capture, zstd", "QEMU to QEMU, zstd", None),
+    Aim("replay, zstd", "QEMU to QEMU, zstd", 1.1),
+    Aim("streams kept, zstd", "QEMU to QEMU, zstd", None),
+    Aim("streams sent, zstd", "QEMU to QEMU, zstd", 1.1),
 ]
-"""A way, its yardstick, and how many times as long it may take."""
 
 
 def downtime_aim(medians: dict[str, Figures]) -> float | None:
@@ -251,50 +273,27 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", metavar="WAY", help=ways_help)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    try:
-        release = newer_release()
-    except QemuMissing as missing:
-        print(f"QEMU is left out: {missing}", file=sys.stderr)
-        return
-    rows: dict[str, list[Figures]] = {}
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        bed = Bed(release, args.mib, Path(folder))
-        try:
-            for number in range(args.rounds + 1):
-                for name, way in ways(bed).items():
-                    if args.ways and name not in args.ways:
-                        continue
-                    figures = way()
-                    bed.source("cont")
-                    if number:
-                        rows.setdefault(name, []).append(figures)
-        finally:
-            bed.source.stop()
+    release = qemu_or_end()
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder, Bed(release, args.mib, Path(folder)) as bed:
+        chosen = {name: way for name, way in ways(bed).items() if not args.ways or name in args.ways}
+        rows = interleaved(chosen, lambda name: bed.once(chosen[name]), args.rounds)
     medians = {
         name: Figures(statistics.median(f.total_ms for f in row), statistics.median(f.downtime_ms for f in row))
         for name, row in rows.items()
     }
-    ratios = [
-        {
-            "way": way,
-            "yardstick": yardstick,
-            "ratio": statistics.median(
-                a.total_ms / b.total_ms for a, b in zip(rows[way], rows[yardstick], strict=True)
-            ),
-            "aim": aim,
-        }
-        for way, yardstick, aim in AIMS
-        if way in rows and yardstick in rows
-    ]
+    compared = ratios({name: [figures.total_ms for figures in row] for name, row in rows.items()}, AIMS)
     if args.json:
-        ways_ = [{"way": n, "total_ms": f.total_ms, "downtime_ms": f.downtime_ms} for n, f in medians.items()]
-        print(json.dumps({"ways": ways_, "ratios": ratios, "capture_downtime_aim_ms": downtime_aim(medians)}))
+        document = {
+            "ways": [{"way": n, "total_ms": f.total_ms, "downtime_ms": f.downtime_ms} for n, f in medians.items()],
+            "ratios": [ratio._asdict() for ratio in compared],
+            "capture_downtime_aim_ms": downtime_aim(medians),
+        }
+        print(json.dumps(document))
         return
     for name, figures in medians.items():
         print(f"{name:32} {figures.total_ms:7.0f} ms   downtime {figures.downtime_ms:5.0f} ms")
-    for row in ratios:
-        aim = f"   (aim: at most {row['aim']})" if row["aim"] else ""
-        print(f"{row['way']} / {row['yardstick']}: {row['ratio']:.2f}{aim}")
+    for ratio in compared:
+        print(ratio)
     if (aim := downtime_aim(medians)) is not None and "capture, none" in medians:
         print(f"downtime of a capture: {medians['capture, none'].downtime_ms:.0f} ms   (aim: at most {aim:.0f})")
 

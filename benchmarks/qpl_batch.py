@@ -26,6 +26,7 @@ from multifd_qpl._batch import ffi, lib
 from multifd_qpl.jobs import Job
 from multifd_qpl.library import Library, load
 from multifd_qpl.method import QplMethod, QplOptions
+from rounds import interleaved
 
 from multifd.method import Memory, MultifdMethods, Pages, RecvParams, SendParams
 from multifd.pages import Geometry
@@ -175,12 +176,7 @@ def nothing_library(native: ctypes.CDLL, done: str) -> Library:
 
 def measure(what: str, runs: dict[str, Callable[[], tuple[float, float]]]) -> dict[str, tuple[float, float]]:
     """Medians of both rates of each, interleaved, after a round to warm up."""
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
-    for k in range(ROUNDS + 1):
-        for name, run in runs.items():
-            value = run()
-            if k:
-                found[name].append(value)
+    found = interleaved(runs, lambda name: runs[name](), ROUNDS)
     medians = {name: tuple(map(statistics.median, zip(*values, strict=True))) for name, values in found.items()}
     print(f"{what}, million pages a second (a CPU second):")
     for name, (wall, cpu) in medians.items():

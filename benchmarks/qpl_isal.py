@@ -22,7 +22,7 @@ import numpy as np
 from multifd_qpl.isal_library import open_package
 from multifd_qpl.method import QplMethod, QplOptions
 
-from multifd.cli.demo import write_image
+from multifd.bench.synthetic import write_image
 from multifd.method import Memory, Pages, RecvParams, SendParams
 from multifd.pages import Geometry
 

@@ -21,6 +21,8 @@ import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from rounds import interleaved
+
 import multifd
 from multifd.bench.synthetic import write_image
 
@@ -107,17 +109,15 @@ def main() -> None:
             for at in range(0, size, PIECE):
                 file.readinto(view[at : at + PIECE])
     for channels in args.channels:
-        rows: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
-        for number in range(args.rounds + 1):
-            for way in WAYS:
-                destination.send(None)
-                middle.send((way, destination.recv(), channels))
-                result = multifd.send(memory, middle.recv(), "none", channels=channels)
-                destination.recv()
-                if number:
-                    rows[way].append((middle.recv(), result.total_time_ms))
-                else:
-                    middle.recv()
+
+        def through(way: str, channels: int = channels) -> tuple[float, float]:
+            destination.send(None)
+            middle.send((way, destination.recv(), channels))
+            result = multifd.send(memory, middle.recv(), "none", channels=channels)
+            destination.recv()
+            return middle.recv(), result.total_time_ms
+
+        rows = interleaved(WAYS, through, args.rounds)
         (loop_cpu, loop_ms), (relay_cpu, relay_ms) = (
             (statistics.median(cpu for cpu, _ in row), statistics.median(ms for _, ms in row)) for row in rows.values()
         )

@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from rounds import interleaved
+
 from multifd.bench.synthetic import write_image
 
 AIM_TIME, AIM_BYTES = 1.0, 1.05
@@ -61,7 +63,6 @@ def main() -> None:
     args = parser.parse_args()
     if shutil.which("zstd") is None:
         raise SystemExit("zstd is missing (apt-get install zstd)")
-    rows: dict[str, list[Figures]] = {"zstd -T2 -1": [], "dir: by zstd:level=1": []}
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)
         image = args.image or folder / "image"
@@ -71,12 +72,13 @@ def main() -> None:
         multifd = [sys.executable, "-m", "multifd", "send", str(image), f"dir:{streams}", "--method", "zstd:level=1"]
         multifd += ["--channels", str(args.channels), "--source-format", "raw"]
         zstd = ["zstd", "-q", "-f", "-T2", "-1", str(image), "-o", str(packed)]
-        for number in range(args.rounds + 1):
-            for row, command, out in zip(rows.values(), (zstd, multifd), (packed, streams), strict=True):
-                figures = run(command, out)
-                if number:
-                    row.append(figures)
-            shutil.rmtree(streams)
+        ways = {"zstd -T2 -1": (zstd, packed), "dir: by zstd:level=1": (multifd, streams)}
+
+        def once(name: str) -> Figures:
+            shutil.rmtree(streams, ignore_errors=True)
+            return run(*ways[name])
+
+        rows = interleaved(ways, once, args.rounds)
     medians = {name: Figures(*map(statistics.median, zip(*row, strict=True))) for name, row in rows.items()}
     for name, figures in medians.items():
         print(f"{name:22} {figures.wall_s:6.2f} s   {figures.cpu_s:6.2f} s CPU   {figures.nbytes:12.0f} bytes")

@@ -30,9 +30,10 @@ from pathlib import Path
 from compare import Bed, Machines, Processes, checksum, pieces_of
 from interop.qemu import QemuMissing, Release, newer_release, system_release
 from methods import iperf3
+from rounds import interleaved, median_ratio
 
 from multifd import registry
-from multifd.cli.demo import write_image
+from multifd.bench.synthetic import write_image
 
 OURS = {"none": "none", "zstd:level=1": "zstd", "zlib:level=1": "zlib", "qpl": None}
 """Our methods, and QEMU's that is beside each; QEMU's own qpl is not in Debian's builds."""
@@ -125,7 +126,6 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     size, specs = args.mib << 20, methods()
-    times: dict[tuple[str, str], list[float]] = {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         image = folder / "image"
@@ -135,14 +135,11 @@ def main() -> None:
         stack.callback(processes.stop)
         sent_bytes = processes.migrate("none", args.channels).wire_bytes
         others = yardsticks(stack, folder, bed, args.channels, sent_bytes)
-        for number in range(args.rounds + 1):
-            for spec in specs:
-                ways: dict[str, Way] = {"multifd": lambda spec=spec: processes.migrate(spec, args.channels).time_s}  # type: ignore[misc]
-                ways |= {name: by_method[spec] for name, by_method in others.items() if spec in by_method}
-                for name, way in ways.items():
-                    seconds = way()
-                    if number:
-                        times.setdefault((spec, name), []).append(seconds)
+        ways: dict[tuple[str, str], Way] = {}
+        for spec in specs:
+            ways[spec, "multifd"] = lambda spec=spec: processes.migrate(spec, args.channels).time_s  # type: ignore[misc]
+            ways |= {(spec, name): by_method[spec] for name, by_method in others.items() if spec in by_method}
+        times = interleaved(ways, lambda way: ways[way](), args.rounds)
     show(times, specs, list(others), as_json=args.json)
 
 
@@ -154,7 +151,7 @@ def show(times: dict[tuple[str, str], list[float]], specs: list[str], others: li
         row: dict[str, object] = {"method": spec, "multifd_s": statistics.median(ours)}
         for name in others:
             theirs = times.get((spec, name))
-            row[name] = statistics.median(a / b for a, b in zip(ours, theirs, strict=True)) if theirs else None
+            row[name] = median_ratio(ours, theirs) if theirs else None
         rows.append(row)
     if as_json:
         print(json.dumps(rows))

@@ -13,13 +13,13 @@ import argparse
 import contextlib
 import json
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from interop.qemu import Qemu, QemuMissing, Release, newer_release
-from qemu import CHANNELS, Bed, finished, listening, multifd
+from interop.qemu import Qemu, Release
+from qemu import CHANNELS, Bed, finished, listening, multifd, qemu_or_end
+from rounds import Aim, interleaved, ratios
 
 from multifd.cli.new_credentials import new_credentials
 
@@ -105,15 +105,14 @@ def ways(bed: TlsBed) -> dict[str, Callable[[], float]]:
 
 
 AIMS = [
-    ("QEMU to QEMU, TLS", "QEMU to QEMU, plain", None),
-    ("capture, TLS", "QEMU to QEMU, TLS", 1.1),
-    ("capture, TLS", "capture, plain", None),
-    ("replay, TLS", "QEMU to QEMU, TLS", 1.1),
-    ("replay, TLS", "replay, plain", None),
-    ("relay, TLS", "QEMU to QEMU, TLS", None),
-    ("relay, TLS", "relay, plain", None),
+    Aim("QEMU to QEMU, TLS", "QEMU to QEMU, plain", None),
+    Aim("capture, TLS", "QEMU to QEMU, TLS", 1.1),
+    Aim("capture, TLS", "capture, plain", None),
+    Aim("replay, TLS", "QEMU to QEMU, TLS", 1.1),
+    Aim("replay, TLS", "replay, plain", None),
+    Aim("relay, TLS", "QEMU to QEMU, TLS", None),
+    Aim("relay, TLS", "relay, plain", None),
 ]
-"""A way, its yardstick, and how many times as long it may take."""
 
 
 def main() -> None:
@@ -124,41 +123,19 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="for the file; default the temporary folder")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    try:
-        release = newer_release()
-    except QemuMissing as missing:
-        print(f"QEMU is left out: {missing}", file=sys.stderr)
-        return
-    rows: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        bed = TlsBed(release, args.mib, Path(folder))
-        try:
-            for number in range(args.rounds + 1):
-                for name, way in ways(bed).items():
-                    total_ms = way()
-                    bed.source("cont")
-                    if number:
-                        rows.setdefault(name, []).append(total_ms)
-        finally:
-            bed.source.stop()
+    release = qemu_or_end()
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder, TlsBed(release, args.mib, Path(folder)) as bed:
+        every = ways(bed)
+        rows = interleaved(every, lambda name: bed.once(every[name]), args.rounds)
     medians = {name: statistics.median(row) for name, row in rows.items()}
-    ratios = [
-        {
-            "way": way,
-            "yardstick": yardstick,
-            "ratio": statistics.median(a / b for a, b in zip(rows[way], rows[yardstick], strict=True)),
-            "aim": aim,
-        }
-        for way, yardstick, aim in AIMS
-    ]
+    compared = ratios(rows, AIMS)
     if args.json:
-        print(json.dumps({"total_ms": medians, "ratios": ratios}))
+        print(json.dumps({"total_ms": medians, "ratios": [ratio._asdict() for ratio in compared]}))
         return
     for name, total_ms in medians.items():
         print(f"{name:22} {total_ms:7.0f} ms")
-    for row in ratios:
-        aim = f"   (aim: at most {row['aim']})" if row["aim"] else ""
-        print(f"{row['way']} / {row['yardstick']}: {row['ratio']:.2f}{aim}")
+    for ratio in compared:
+        print(ratio)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transport.test_connection import DEADLINE_S, thread
+from beside import DEADLINE_S, beside
 
 from multifd.errors import ChannelError, UsageError
 from multifd.transport.address import Uri
@@ -276,7 +276,7 @@ def test_the_listener_may_come_later(tmp_path: Path) -> None:
         def check(self) -> None:
             tried.set()
 
-    with thread(lambda: made.append(connect(uri, Watching(DEADLINE_S), timeout_s=DEADLINE_S, retry=True))):
+    with beside(lambda: made.append(connect(uri, Watching(DEADLINE_S), timeout_s=DEADLINE_S, retry=True))):
         assert tried.wait(DEADLINE_S)
         listener = Listener(uri)
     made[0].close()
@@ -361,7 +361,7 @@ def test_an_abort_ends_a_connect_that_hangs() -> None:
     with (
         dead_address() as dead,
         pytest.raises(ChannelError, match="aborted"),
-        thread(lambda: connect(Uri(host=dead[0], port=dead[1]), silence, timeout_s=float("inf"))),
+        beside(lambda: connect(Uri(host=dead[0], port=dead[1]), silence, timeout_s=float("inf"))),
     ):
         silence.abort.set()
 
@@ -397,7 +397,7 @@ def test_a_resolver_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> Non
         resolver.asked.clear()
         with contextlib.ExitStack() as stack:
             stack.enter_context(pytest.raises(ChannelError, match="aborted"))
-            stack.enter_context(thread(lambda: connect(uri, silence, timeout_s=float("inf"))))
+            stack.enter_context(beside(lambda: connect(uri, silence, timeout_s=float("inf"))))
             assert resolver.asked.wait(DEADLINE_S)
             silence.abort.set()
     finally:
@@ -410,7 +410,7 @@ def test_a_resolver_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_name_that_is_slow_but_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     listener, made = Listener(Uri.parse("tcp:127.0.0.1:0")), []
     resolver, uri = SlowResolver(monkeypatch), Uri(host="slow.example", port=listener.uri.port)
-    with thread(lambda: made.append(connect(uri, IdleTimer(DEADLINE_S), timeout_s=DEADLINE_S))):
+    with beside(lambda: made.append(connect(uri, IdleTimer(DEADLINE_S), timeout_s=DEADLINE_S))):
         assert resolver.asked.wait(DEADLINE_S)
         resolver.answer.set()
     made[0].close()

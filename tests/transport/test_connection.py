@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import mmap
 import os
@@ -12,12 +11,13 @@ import socket
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from beside import beside
 
 from multifd.errors import ChannelError, RamError
 from multifd.transport.connection import Connection
@@ -43,28 +43,6 @@ def pair() -> Iterator[Pair]:
     yield made
     made.one.close()
     made.other.close()
-
-
-@contextlib.contextmanager
-def thread(run: Callable[[], object]) -> Iterator[None]:
-    """Run beside the block; what it raises is raised here."""
-    errors: list[BaseException] = []
-
-    def guarded() -> None:
-        try:
-            run()
-        except BaseException as e:
-            errors.append(e)
-
-    worker = threading.Thread(target=guarded)
-    worker.start()
-    try:
-        yield
-    finally:
-        worker.join(DEADLINE_S)
-    assert not worker.is_alive()
-    if errors:
-        raise errors[0]
 
 
 # -- what the kernel counts --------------------------------------------------------------------------
@@ -109,7 +87,7 @@ def test_many_buffers_larger_than_the_socket(limited: bool) -> None:
     data = b"".join(iov)
     got = bytearray(len(data))
     views = [memoryview(got)[i : i + 700] for i in range(0, len(got), 700)]  # divided elsewhere
-    with thread(lambda: pair.one.send(iov)):
+    with beside(lambda: pair.one.send(iov)):
         assert pair.other.recv_into(views) == len(data)
     assert got == data
     assert pair.one.bytes_sent == pair.other.bytes_received == len(data)
@@ -140,7 +118,7 @@ def test_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limited: bool, 
     data = random.Random(2).randbytes(3_000_001)
     (tmp_path / "file").write_bytes(data)
     got = bytearray(len(data))
-    with thread(lambda: send_whole_file(pair.one, tmp_path / "file")):
+    with beside(lambda: send_whole_file(pair.one, tmp_path / "file")):
         assert pair.other.recv_into([memoryview(got)]) == len(data)
     assert got == data
     assert pair.one.bytes_sent == pair.other.bytes_received == len(data)
@@ -185,7 +163,7 @@ def test_a_byte_at_a_time(pair: Pair) -> None:
         for byte in b"0123456789":
             pair.one.send([bytes([byte])])
 
-    with thread(send):
+    with beside(send):
         pair.other.recv_exactly([memoryview(got)[:3], memoryview(got)[3:4], memoryview(got)[4:]])
     assert got == b"0123456789"
 
@@ -246,7 +224,7 @@ def test_views_of_every_kind(limited: bool) -> None:
     iov = [view for make in ODD.values() for view in (make(), b"|")]
     data = b"".join(bytes(view) for view in iov)
     got = bytearray(len(data))
-    with thread(lambda: pair.one.send(iov)):
+    with beside(lambda: pair.one.send(iov)):
         pair.other.recv_exactly([memoryview(got)])
     assert got == data
     assert pair.one.bytes_sent == len(data)
@@ -262,7 +240,7 @@ def test_views_alone_and_in_small_writes(name: str) -> None:
     view = ODD[name]()
     iov = [view] * 100
     got = bytearray(100 * view.nbytes)
-    with thread(lambda: pair.one.send(iov)):
+    with beside(lambda: pair.one.send(iov)):
         assert pair.other.recv_into([memoryview(got)]) == len(got)
     assert got == bytes(view) * 100
     pair.one.close()
@@ -347,7 +325,7 @@ def test_abort_ends_a_blocked_read_and_a_blocked_write(shut: bool) -> None:
     ):
         pair = Pair()
         stop = [pair.silence.abort.set, pair.one.shutdown] if shut else [pair.silence.abort.set]
-        with pytest.raises(ChannelError, match="aborted"), thread(lambda p=pair, b=block: b(p.one)):
+        with pytest.raises(ChannelError, match="aborted"), beside(lambda p=pair, b=block: b(p.one)):
             _ = [call() for call in stop]
         assert pair.silence.abort.flag == b"\1"
         pair.one.close()
