@@ -1,4 +1,4 @@
-"""What several test files share: an image, a receiver in a thread, the command line as a process."""
+"""What several test files share: an image, receivers, the command line as a process."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ from typing import Any
 import hypothesis
 import pytest
 from certificates import Folders
+from ends import ReceiverThread
 from shaped_link import LinkUnavailable, ShapedLink
-
-import multifd
-from multifd.stats import Result
 
 DEADLINE_S = 60
 
@@ -64,40 +62,6 @@ def make_image(pages: int, seed: int = 1) -> bytes:
     return b"".join(out[:pages])
 
 
-class ReceiverThread:
-    """`multifd.receive` of raw images, unless told otherwise, in a thread; `uri` is known once it listens."""
-
-    def __init__(self, into: Any, uri: str = "tcp:127.0.0.1:0", **options: Any) -> None:
-        self.result: Result | None = None
-        self.error: BaseException | None = None
-        self.uri = ""
-        self._listening = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(into, uri, options))
-        self._thread.start()
-        assert self._listening.wait(DEADLINE_S)
-
-    def _run(self, into: Any, uri: str, options: dict[str, Any]) -> None:
-        try:
-            self.result = multifd.receive(uri, into, on_listening=self._listens, **{"format": "raw", **options})
-        except BaseException as e:
-            self.error = e
-        finally:
-            self._listening.set()
-
-    def _listens(self, uri: str) -> None:
-        self.uri = uri
-        self._listening.set()
-
-    def join(self) -> Result:
-        """The result; what it raised is raised here."""
-        self._thread.join(DEADLINE_S)
-        assert not self._thread.is_alive(), "the receiver hangs"
-        if self.error is not None:
-            raise self.error
-        assert self.result is not None
-        return self.result
-
-
 @pytest.fixture
 def receiver() -> Iterator[Callable[..., ReceiverThread]]:
     """Start receivers; whatever happens, the test does not leave one behind."""
@@ -111,7 +75,7 @@ def receiver() -> Iterator[Callable[..., ReceiverThread]]:
     before = threading.active_count()
     yield start
     for thread in started:
-        thread._thread.join(DEADLINE_S)
+        thread.is_over()
     assert threading.active_count() <= before, [t.name for t in threading.enumerate()]
 
 

@@ -5,9 +5,11 @@ Deliberately simple and scriptable: tests misbehave with them.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from collections.abc import Sequence
+from pathlib import Path
 
 PAGE = 4096
 HEADER = struct.Struct(">IIIIIIQII24x256s")
@@ -92,3 +94,43 @@ class Peer:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+class Destination:
+    """A scripted destination: takes connections, main first, and reads what it is told to.
+
+    Args:
+        path: of the unix socket at which it listens; None: at a port of 127.0.0.1.
+    """
+
+    def __init__(self, path: Path | None = None, timeout: float = 60) -> None:
+        if path is None:
+            self._listener = socket.create_server(("127.0.0.1", 0))
+            self.uri = f"tcp:127.0.0.1:{self._listener.getsockname()[1]}"
+        else:
+            self._listener = socket.socket(socket.AF_UNIX)
+            self._listener.bind(str(path))
+            self._listener.listen(64)
+            self.uri = f"unix:{path}"
+        self._listener.settimeout(timeout)
+        self._timeout = timeout
+        self.sockets: list[socket.socket] = []
+
+    def accept(self) -> socket.socket:
+        """The next connection; those that nobody has accepted wait in the backlog."""
+        sock, _ = self._listener.accept()
+        sock.settimeout(self._timeout)
+        self.sockets.append(sock)
+        return sock
+
+    def close(self) -> None:
+        for sock in (*self.sockets, self._listener):
+            sock.close()
+
+
+def is_closed(sock: socket.socket) -> bool:
+    """Whether the other end has closed, with or without data before; waits for it."""
+    with contextlib.suppress(ConnectionError):
+        while sock.recv(1 << 16):
+            pass
+    return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import threading
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import peer
+from peer import Destination, is_closed
 
 from multifd.service.metrics import Metrics
 from multifd.service.route import Ended
@@ -19,28 +19,6 @@ from multifd.service.systemd import Notifier
 
 DEADLINE_S = 60
 BLOCK = 64 * peer.PAGE
-
-
-class Destination:
-    """Listens at a unix socket; connections wait in its backlog until they are accepted."""
-
-    def __init__(self, path: Path) -> None:
-        self.uri = f"unix:{path}"
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(path))
-        self._listener.listen(64)
-        self._listener.settimeout(DEADLINE_S)
-        self.sockets: list[socket.socket] = []
-
-    def accept(self) -> socket.socket:
-        sock, _ = self._listener.accept()
-        sock.settimeout(DEADLINE_S)
-        self.sockets.append(sock)
-        return sock
-
-    def close(self) -> None:
-        for sock in (*self.sockets, self._listener):
-            sock.close()
 
 
 class Migration:
@@ -102,14 +80,6 @@ class Migration:
         for sock in (*self._source, *self._outs):
             sock.close()
         return True
-
-
-def is_closed(sock: socket.socket) -> bool:
-    """Whether the other end has closed; waits for it."""
-    with contextlib.suppress(ConnectionError):
-        while sock.recv(1 << 16):
-            pass
-    return True
 
 
 def is_refused(uri: str) -> bool:

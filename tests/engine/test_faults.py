@@ -50,20 +50,10 @@ def leftovers(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
 
 
-def is_closed(sock: socket.socket) -> bool:
-    """Whether the other end has closed, with or without data before."""
-    try:
-        while sock.recv(1 << 16):
-            pass
-    except ConnectionError:
-        pass
-    return True
-
-
 def any_is_closed(sockets: list[socket.socket]) -> bool:
     """Whether the other end closes one of them."""
     ready, _, _ = select.select(sockets, [], [], 30)
-    return any(is_closed(sock) for sock in ready)
+    return any(peer.is_closed(sock) for sock in ready)
 
 
 class TestScriptedSender:
@@ -190,7 +180,7 @@ class TestScriptedSender:
         with peer.Peer(destination.uri) as sender:
             main = sender.connect(stream["header"] + stream["setup"])
             last = sender.connect(peer.init(1) + peer.sync())
-            assert is_closed(last)
+            assert peer.is_closed(last)
             main.close()
             with pytest.raises(PeerMismatch, match="channel 1 connected, but 1 channels are expected: expect 2"):
                 destination.join()

@@ -48,29 +48,9 @@ def relay() -> Iterator[Callable[..., RelayThread]]:
         assert thread.is_over(), "the relay hangs"
 
 
-class Destination:
-    """A scripted destination: takes connections, main first, and reads what it is told to."""
-
-    def __init__(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._listener.settimeout(DEADLINE_S)
-        self.uri = f"tcp:127.0.0.1:{self._listener.getsockname()[1]}"
-        self.sockets: list[socket.socket] = []
-
-    def accept(self) -> socket.socket:
-        sock, _ = self._listener.accept()
-        sock.settimeout(DEADLINE_S)
-        self.sockets.append(sock)
-        return sock
-
-    def close(self) -> None:
-        for sock in (*self.sockets, self._listener):
-            sock.close()
-
-
 @pytest.fixture
-def destination() -> Iterator[Destination]:
-    end = Destination()
+def destination() -> Iterator[peer.Destination]:
+    end = peer.Destination()
     yield end
     end.close()
 
@@ -84,16 +64,6 @@ def read(sock: socket.socket, nbytes: int) -> bytes:
     return bytes(data)
 
 
-def is_closed(sock: socket.socket) -> bool:
-    """Whether the other end has closed, with or without data before."""
-    try:
-        while sock.recv(1 << 16):
-            pass
-    except ConnectionError:
-        pass
-    return True
-
-
 def start_of_main() -> bytes:
     """As much as tells a source from a stranger."""
     stream = peer.main_stream([(b"ram", BLOCK)])
@@ -103,7 +73,9 @@ def start_of_main() -> bytes:
 class Ends:
     """A scripted source and a scripted destination with a relay of one channel between them."""
 
-    def __init__(self, relay: Callable[..., RelayThread], destination: Destination, source: peer.Peer, **options: Any):
+    def __init__(
+        self, relay: Callable[..., RelayThread], destination: peer.Destination, source: peer.Peer, **options: Any
+    ):
         stream = peer.main_stream([(b"ram", BLOCK)], return_path=options.pop("return_path", False))
         self.relay = relay(destination.uri, **options)
         source.uri = self.relay.uri
@@ -376,7 +348,7 @@ class TestOrder:
         with peer.Peer(between.uri) as source:
             late = source.connect(peer.init(0) + peer.sync())
             late.shutdown(socket.SHUT_WR)
-            assert is_closed(late)
+            assert peer.is_closed(late)
         multifd.send(image, between.uri)
         end.join()
         assert between.join().status == "completed"
@@ -395,7 +367,7 @@ class TestOrder:
             channel = source.connect(peer.init(0) + peer.sync() + peer.packet([0], b"x" * peer.PAGE) + peer.sync())
             channel.shutdown(socket.SHUT_WR)
             for _ in range(3):  # each is closed a turn later
-                assert is_closed(source.connect(b"GET / HTTP/1.0\r\n\r\n"))
+                assert peer.is_closed(source.connect(b"GET / HTTP/1.0\r\n\r\n"))
             main.sendall(rest + stream["setup"] + stream["end"] + stream["eof"])
             main.shutdown(socket.SHUT_WR)
             end.join()
@@ -412,7 +384,7 @@ class TestOrder:
             main = source.connect()
             channel = source.connect(peer.init(0) + peer.sync())
             for _ in range(3):  # each is closed a turn later
-                assert is_closed(source.connect(b"GET / HTTP/1.0\r\n\r\n"))
+                assert peer.is_closed(source.connect(b"GET / HTTP/1.0\r\n\r\n"))
             main.sendall(stream["header"] + stream["setup"] + stream["end"] + stream["eof"])
             channel.sendall(peer.sync())
             for sock in (channel, main):
@@ -432,7 +404,7 @@ class TestOrder:
             channel.shutdown(socket.SHUT_WR)
             main = source.connect(stream["header"])
             dead.sockets[0].close()
-            assert is_closed(channel)
+            assert peer.is_closed(channel)
             source.connect(peer.init(0) + peer.sync() + peer.packet([0], b"x" * peer.PAGE) + peer.sync())
             main.sendall(stream["setup"] + stream["end"] + stream["eof"])
             source.sockets[1].shutdown(socket.SHUT_WR)
@@ -447,7 +419,7 @@ class TestOrder:
         between = relay(end.uri)
         with peer.Peer(between.uri) as stranger:
             stranger.connect()
-            assert is_closed(stranger.connect(b"GET / HTTP/1.0\r\n\r\n"))
+            assert peer.is_closed(stranger.connect(b"GET / HTTP/1.0\r\n\r\n"))
             multifd.send(image, between.uri)
             end.join()
             assert between.join().rejected == 1
@@ -456,7 +428,7 @@ class TestOrder:
         end = receiver(bytearray(len(image)))
         between = relay(end.uri, timeout=0.5)
         with peer.Peer(between.uri) as stranger:
-            assert is_closed(stranger.connect())
+            assert peer.is_closed(stranger.connect())
         multifd.send(image, between.uri)
         end.join()
         assert between.join().rejected == 1
@@ -470,7 +442,7 @@ class TestFaults:
             between.relay.join()
         assert caught.value.result.status == "failed"
         for sock in (between.main_in, between.channel_in, between.main_out, between.channel_out):
-            assert is_closed(sock)
+            assert peer.is_closed(sock)
 
     @pytest.mark.parametrize("flags", [2, 4])
     def test_a_payload_that_does_not_decode(self, ends, flags):
@@ -516,7 +488,7 @@ class TestFaults:
         with peer.Peer(between.uri) as source:
             main = source.connect(start_of_main())
             destination.accept()
-            assert is_closed(source.connect(peer.init(2) + peer.sync()))
+            assert peer.is_closed(source.connect(peer.init(2) + peer.sync()))
             main.close()
             with pytest.raises(PeerMismatch, match="channel 2 connected, but 2 channels are expected: expect 3"):
                 between.join()
@@ -529,7 +501,7 @@ class TestFaults:
         end = receiver(memory)
         between = relay(end.uri)
         with peer.Peer(between.uri) as stranger:
-            assert is_closed(stranger.connect(first))
+            assert peer.is_closed(stranger.connect(first))
             multifd.send(image, between.uri)
             end.join()
             assert between.join().rejected == 1
@@ -542,8 +514,8 @@ class TestFaults:
         between.main_in.close()
         with pytest.raises(ChannelError, match=r"the source's (channel 0|main) .* closed the connection"):
             between.relay.join()
-        assert is_closed(between.main_out)
-        assert is_closed(between.channel_out)
+        assert peer.is_closed(between.main_out)
+        assert peer.is_closed(between.channel_out)
 
     def test_the_source_dies_between_packets(self, ends):
         between = ends()
@@ -551,7 +523,7 @@ class TestFaults:
         between.main_in.close()
         with pytest.raises(ChannelError, match=r"the source's main .* before all of RAM"):
             between.relay.join()
-        assert is_closed(between.main_out)
+        assert peer.is_closed(between.main_out)
 
     @pytest.mark.parametrize("which", ["main_out", "channel_out"])
     def test_the_destination_dies(self, ends, which):
@@ -560,8 +532,8 @@ class TestFaults:
         getattr(between, which).close()
         with pytest.raises(ChannelError, match=r"the destination's .* closed the connection before it had everything"):
             between.relay.join()
-        assert is_closed(between.main_in)
-        assert is_closed(between.channel_in)
+        assert peer.is_closed(between.main_in)
+        assert peer.is_closed(between.channel_in)
 
     def test_the_destination_dies_while_pages_flow(self, ends):
         between = ends()
@@ -582,8 +554,8 @@ class TestFaults:
     def check_sides(self, between: Ends, kind: type[BaseException], words: str) -> None:
         with pytest.raises(kind, match=words):
             between.relay.join()
-        assert is_closed(between.main_in)
-        assert is_closed(between.channel_in)
+        assert peer.is_closed(between.main_in)
+        assert peer.is_closed(between.channel_in)
 
     def test_the_destination_ends_without_a_confirmation(self, ends):
         between = ends(return_path=True)
@@ -737,7 +709,7 @@ class TestFaults:
             main = source.connect(start_of_main())
             with pytest.raises(ChannelError, match="cannot connect to"):
                 between.join()
-            assert is_closed(main)
+            assert peer.is_closed(main)
 
     @pytest.mark.parametrize("is_main", [False, True])
     def test_a_channel_of_a_stranger_does_not_decide_what_a_migrations_are(self, relay, receiver, image, is_main):
@@ -776,11 +748,11 @@ class TestFaults:
         """A channel to which no main comes is closed, and the relay goes on waiting; main alone ends a migration."""
         between = relay(destination.uri, timeout=0.5)
         with peer.Peer(between.uri) as source:
-            assert is_closed(source.connect(peer.init(0) + peer.sync()))
+            assert peer.is_closed(source.connect(peer.init(0) + peer.sync()))
             main = source.connect(start_of_main())
             with pytest.raises(ChannelError, match=r"no byte moved .*; main is connected, 0 channels are"):
                 between.join()
-            assert is_closed(main)
+            assert peer.is_closed(main)
             assert between.error.result.rejected == 1
 
     def test_a_half_closed_end_has_a_deadline(self, ends):
@@ -794,8 +766,8 @@ class TestFaults:
     def check_sides_out(self, between: Ends) -> None:
         with pytest.raises(OutcomeUnknown, match="no byte moved"):
             between.relay.join()
-        assert is_closed(between.main_out)
-        assert is_closed(between.channel_out)
+        assert peer.is_closed(between.main_out)
+        assert peer.is_closed(between.channel_out)
 
     def test_a_slow_destination_holds_the_source_back(self, ends):
         """What is under way is what the sockets hold, and one packet; not what the source would send."""
@@ -879,7 +851,7 @@ class TestCommand:
             assert read(first, len(whole)) == whole
             assert first.recv(1) == b""
             second = source.connect(whole)
-            assert is_closed(source.connect(b"GET / HTTP/1.0\r\n\r\n"))
+            assert peer.is_closed(source.connect(b"GET / HTTP/1.0\r\n\r\n"))
             first.close()
             assert json.loads(command.process.stdout.readline())["status"] == "completed"
             second_out = destination.accept()
@@ -903,9 +875,9 @@ class TestCommand:
             channel.close()
             assert main_out.recv(1) == channel_out.recv(1) == b""
             main, channel = source.connect(), source.connect(begin)
-            assert is_closed(source.connect(b"GET / HTTP/1.0\r\n\r\n"))
+            assert peer.is_closed(source.connect(b"GET / HTTP/1.0\r\n\r\n"))
             main.sendall(whole)
-            assert is_closed(source.connect(b"GET / HTTP/1.0\r\n\r\n"))
+            assert peer.is_closed(source.connect(b"GET / HTTP/1.0\r\n\r\n"))
             main_out.close()
             channel_out.close()
             assert json.loads(command.process.stdout.readline())["status"] == "completed"

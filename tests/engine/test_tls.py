@@ -19,8 +19,7 @@ from typing import Any
 import peer
 import pytest
 from certificates import Folders
-from conftest import ReceiverThread
-from ends import DEADLINE_S, RelayThread
+from ends import DEADLINE_S, ReceiverThread, RelayThread
 
 import multifd
 from multifd import Canceller, Tls

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from ends import RelayThread
+from ends import ReceiverThread, RelayThread
 from interop.guest import Guest
 from interop.qemu import QmpError
 from interop.scenario import MIB, ROUTES, Route
@@ -197,8 +197,6 @@ def test_a_source_that_does_not_fit(qemu, image, credentials, tmp_path, release,
     source = qemu("source", RAM_MIB, release, machine="none", image=image)
     source.multifd("none", 2, return_path=True)
     secure(source, getattr(credentials, there), "client", **parameters)
-    from conftest import ReceiverThread
-
     tls = Tls(getattr(credentials, here), authz=authz)
     thread = ReceiverThread(out, tls=tls, channels=2, canceller=canceller)
     try:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from conftest import ReceiverThread, make_image
+from conftest import make_image
+from ends import ReceiverThread
 from interop.mapped import read_blocks
 from mapped_files import PAGE, build
 from plain_files import build_plain, save_header

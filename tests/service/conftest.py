@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from routes import Destination, ServiceThread, wait_for
+from peer import Destination
+from routes import ServiceThread, wait_for
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from certificates import Folders
-from routes import DEADLINE_S, Destination, Migration, ServiceThread, is_closed, wait_for
+from peer import Destination, is_closed
+from routes import DEADLINE_S, Migration, ServiceThread, wait_for
 
 import multifd
 from multifd import Tls

@@ -11,7 +11,8 @@ from uuid import UUID
 
 import peer
 import pytest
-from routes import DEADLINE_S, Destination, Migration, is_closed, is_refused, wait_for
+from peer import Destination, is_closed
+from routes import DEADLINE_S, Migration, is_refused, wait_for
 
 import multifd
 from multifd.errors import ChannelError, UsageError
