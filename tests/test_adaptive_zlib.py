@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Sequence
 
 import pytest
-from test_methods import PACKETS, Receiver, Sender, expected
+from one_channel import PACKETS, Receiver, Sender, expected
 
 from multifd.methods import _adaptive
 from multifd.methods._adaptive_zlib import HEAD, SYNC, wire

@@ -10,7 +10,7 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_methods import IMAGE, PACKETS, PAGE, Receiver, Sender, expected
+from one_channel import IMAGE, PACKETS, PAGE, Receiver, Sender, expected
 
 from multifd.errors import CodecError
 from multifd.method import Memory, MultifdMethods, NativeHook
