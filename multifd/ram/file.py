@@ -166,3 +166,16 @@ def write(file: OpenFile, data: Buffer, offset: int, path: Path) -> None:
         except OSError as e:
             raise RamError(f"{path}: cannot write {len(view)} bytes at {offset}: {e.strerror}") from e
         view, offset = view[done:], offset + done
+
+
+def sync_data(file: OpenFile, path: Path) -> None:
+    """Make durable what is written so far.
+
+    Raises:
+        RamError: the disk failed.
+    """
+    try:
+        with file.use() as fd:
+            os.fdatasync(fd)
+    except OSError as e:
+        raise RamError(f"{path}: cannot be made durable: {e.strerror}") from e

@@ -7,7 +7,7 @@ import os
 import stat
 
 from multifd.errors import RamError
-from multifd.ram.file import OpenFile, close
+from multifd.ram.file import OpenFile, close, sync_data
 from multifd.ram.part import Part, part_name
 
 
@@ -82,11 +82,7 @@ class PartFile(Part):
         Raises:
             RamError: the disk failed.
         """
-        try:
-            with self.fd.use() as fd:
-                os.fdatasync(fd)
-        except OSError as e:
-            raise RamError(f"{self.part}: cannot be made durable: {e.strerror}") from e
+        sync_data(self.fd, self.part)
 
     def commit(self) -> None:
         """Sync file and folder and give it its name: it survives a power failure from here on.

@@ -17,7 +17,7 @@ from multifd.errors import RamError
 from multifd.pages import Buffer
 from multifd.ram import manifest
 from multifd.ram.checksum import KINDS, SHA256, XXH3
-from multifd.ram.file import OpenFile, close, write
+from multifd.ram.file import OpenFile, close, sync_data, write
 from multifd.ram.manifest import FileEntry, Manifest
 from multifd.ram.part import Part, part_name, unpacked_name
 
@@ -56,11 +56,7 @@ class StreamFile:
         Raises:
             RamError: the disk failed.
         """
-        try:
-            with self._file.use() as fd:
-                os.fdatasync(fd)
-        except OSError as e:
-            raise RamError(f"{self.path}: cannot be made durable: {e.strerror}") from e
+        sync_data(self._file, self.path)
 
     def entry(self) -> FileEntry:
         """What the manifest says of it; it is complete."""
