@@ -18,7 +18,7 @@ import tarfile
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
 _1980 = 315532800
@@ -120,17 +120,8 @@ def write_man_pages(command: str, folder: Path, epoch: int) -> None:
     folder.mkdir()
     (entry,) = importlib.metadata.entry_points(group="console_scripts", name=command)
     group = entry.load()
-    summarize(group)
     version = importlib.metadata.version(entry.dist.name) if entry.dist else ""
     write(command, group, version=version, target_dir=str(folder), date=f"{datetime.fromtimestamp(epoch, UTC):%F}")
-
-
-def summarize(command: Any) -> None:
-    """A command's line in a list is its first sentence, however long."""
-    if command.help:
-        command.short_help = " ".join(command.help.split("\n\n")[0].split()).split(". ")[0].rstrip(".")
-    for below in getattr(command, "commands", {}).values():
-        summarize(below)
 
 
 def pack_again(sdist: Path, epoch: int) -> None:

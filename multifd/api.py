@@ -247,6 +247,7 @@ def relay(
         config = RelayConfig(
             where, in_method, out_method, channels or count, connect_timeout, timeout, max_bandwidth, out_tls=client
         )
+        config.check_listens_at(comes_from)
         if on_listening is not None and not comes_from.folder:
             on_listening(str(listener.uri))
         if in_tls is None:

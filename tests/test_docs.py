@@ -133,6 +133,13 @@ def groups() -> dict[str, click.Group]:
     return found
 
 
+def test_lists_of_commands_break_no_sentence():
+    for group in groups().values():
+        with click.Context(group, terminal_width=80) as context:
+            assert "..." not in group.get_help(context)
+        assert all(one.short_help for one in (group, *group.commands.values()))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_commands_and_options_exist(page):
     for tool, group in groups().items():

@@ -66,6 +66,8 @@ def read(path: Path, kind: str = RESULT) -> dict[str, Any]:
         document = json.loads(path.read_text("utf-8"))
     except OSError as e:
         raise UsageError(f"{path}: {e.strerror}") from e
+    except UnicodeDecodeError as e:
+        raise UsageError(f"{path}: not JSON: no text at byte {e.start}") from e
     except ValueError as e:
         raise UsageError(f"{path}: not JSON: {e}") from e
     except RecursionError:

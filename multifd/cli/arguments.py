@@ -91,6 +91,30 @@ class Link(ParamType[int]):
         return bits
 
 
+class Whole(ParamType[int]):
+    """A whole number.
+
+    Args:
+        least, most: the range, both included.
+    """
+
+    name = "whole number"
+
+    def __init__(self, least: int, most: int) -> None:
+        self._least, self._most = least, most
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """See `click.ParamType.get_metavar`."""
+        return f"{self._least}..{self._most}"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        if re.fullmatch(r"[0-9]{1,18}", value, re.ASCII) and self._least <= int(value) <= self._most:
+            return int(value)
+        return self.fail(f"{value!r}: expected a whole number from {self._least} to {self._most}", param, ctx)
+
+
 class Seconds(ParamType[float]):
     """A time that a wait can have: above 0, finite, at most 1000000 s."""
 
@@ -102,7 +126,7 @@ class Seconds(ParamType[float]):
         except ValueError:
             seconds = math.nan
         if not 0 < seconds <= _MOST_S:
-            self.fail(f"{value!r}: expected seconds, above 0 and at most {_MOST_S:g}", param, ctx)
+            self.fail(f"{value!r}: expected seconds, above 0 and at most {_MOST_S:.0f}", param, ctx)
         return seconds
 
 
@@ -223,7 +247,7 @@ class MethodSpec(ParamType[str]):
 
 METHOD = "NAME[:KEY=VALUE,...]"
 """How help names a method with options."""
-CHANNELS = click.IntRange(1, 255)
+CHANNELS = Whole(1, 255)
 """multifd-channels, qapi/migration.json of QEMU 10.0."""
 
 capture = click.argument("capture", type=StoredPlace())

@@ -12,7 +12,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn
@@ -47,6 +48,16 @@ class Group(click.Group):
                 streams.forget()
         with signals.raising():
             return self._run(list(args), *rest, **options)
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """Read the command line; see `click.Command.make_context`."""
+        with _interrupts_as_aborts():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was named; see `click.Command.invoke`."""
+        with _interrupts_as_aborts():
+            return super().invoke(ctx)
 
     def _run(self, words: list[str], *rest: Any, **options: Any) -> Any:
         try:
@@ -84,6 +95,15 @@ class Group(click.Group):
             word == "--json" and (after is None or after.startswith("-"))
             for word, after in itertools.zip_longest(words, words[1:])
         )
+
+
+@contextmanager
+def _interrupts_as_aborts() -> Iterator[None]:
+    """For KeyboardInterrupt click's `main` writes an empty line before anybody can tell what happened."""
+    try:
+        yield
+    except KeyboardInterrupt as e:
+        raise click.Abort from e
 
 
 def reporting(command: _Command) -> _Command:
@@ -141,12 +161,12 @@ def keep(document: Any, json_to: Path | None, render: Callable[[], None]) -> Non
     """Print a command's result, or the document where `json_to` says; a signal waits until it is out.
 
     Raises:
-        UsageError: the file cannot be written.
+        UsageError: the file cannot be written; the result was printed all the same.
     """
     with held():
+        _print(document, json_to == STDOUT, render)
         if json_to is not None and json_to != STDOUT:
             write_whole(json_to, json.dumps(document, indent=1) + "\n")
-        _print(document, json_to == STDOUT, render)
 
 
 def check_place(path: Path | None) -> None:

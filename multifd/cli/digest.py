@@ -21,7 +21,7 @@ def register(main: click.Group) -> None:
     main.add_command(verify)
 
 
-@click.command()
+@click.command(short_help="Write the digests of a file with RAM.")
 @click.argument("file", type=FilePath())
 @reporting
 def digest(file: Path, as_json: bool) -> None:
@@ -34,7 +34,7 @@ def digest(file: Path, as_json: bool) -> None:
     show({"file": str(file), "sidecar": str(place)}, as_json, lambda: say(str(place)))
 
 
-@click.command()
+@click.command(short_help="Check that a stored machine is sound.")
 @arguments.capture
 @arguments.digest
 @click.option("--ram", is_flag=True, help="Of dir:PATH: decode every page; compare RAM with its digests, or add them.")

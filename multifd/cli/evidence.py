@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from multifd.cli import signals
-from multifd.cli.arguments import CHANNELS, METHOD, FilePath, Link, MethodSpec, SourcePlace, timeout
+from multifd.cli.arguments import CHANNELS, METHOD, FilePath, Link, MethodSpec, SourcePlace, Whole, timeout
 from multifd.cli.arguments import channels as channels_option
 from multifd.cli.console import check_place, keep, remark, reporting_to_file, write_whole
 from multifd.errors import MethodError, UsageError
@@ -38,7 +38,7 @@ def _source_format(command: Callable[..., None]) -> Callable[..., None]:
     )(command)
 
 
-@click.command()
+@click.command(short_help="Measure migrations of a guest's memory by several methods.")
 @click.argument("sources", nargs=-1, type=SourcePlace(), metavar="[SOURCE]...")
 @click.option("--synthetic", multiple=True, metavar="KIND:SIZE", help="Bytes made here, such as mix:64M; kinds: zero, "
               "noise, text, files (of this machine), mix of these.")  # fmt: skip
@@ -48,7 +48,7 @@ def _source_format(command: Callable[..., None]) -> Callable[..., None]:
               "main; may be repeated.")  # fmt: skip
 @click.option("--link", "links", multiple=True, type=Link(), metavar="RATE", help="The sender's own limit, such as "
               "1Gbit; may be repeated. Unlimited if not given.")  # fmt: skip
-@click.option("--runs", default=3, show_default=True, type=click.IntRange(1, 255), help="How often each.")
+@click.option("--runs", default=3, show_default=True, type=Whole(1, 255), help="How often each.")
 @click.option("--executor", metavar="dask:tcp://HOST:PORT", help="Measure on the workers of this dask scheduler, one "
               "round of a SOURCE at a time on a host; SOURCE is a path there, or a URL.")  # fmt: skip
 @click.option("--report", type=FilePath(), metavar="FILE.html", help="Also write a page with charts, for a browser.")
@@ -145,12 +145,12 @@ def _tell_failures(evidence: Evidence) -> None:
         sys.exit(MethodError.exit_code)
 
 
-@click.command()
+@click.command(short_help="Say which method is best for a guest's memory and a link.")
 @click.argument("source", required=False, type=SourcePlace())
 @click.option("--synthetic", default="", metavar="KIND:SIZE", help="Instead of SOURCE, as bench has it.")
 @click.option("--link", required=True, type=Link(), metavar="RATE", help="That the migration may use, such as 10Gbit.")
 @channels_option
-@click.option("--cpus", type=click.IntRange(1, 4096), metavar="N", help="Processors that each host has for the "
+@click.option("--cpus", type=Whole(1, 4096), metavar="N", help="Processors that each host has for the "
               "migration; this machine's if not given.")  # fmt: skip
 @click.option("--hosts", default="1", show_default=True, type=click.Choice(["1", "2"]), help="1: both ends share one "
               "host's processors, which is what bench measures; 2: each has its own.")  # fmt: skip

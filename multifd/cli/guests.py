@@ -61,7 +61,7 @@ def _listen_at(listen: str, libvirt: str) -> str:
     return listen or ("tcp:127.0.0.1:0" if libvirt else "")
 
 
-@click.command()
+@click.command(short_help="Capture a guest into a file; it goes on afterwards.")
 @click.argument("out", type=FilePath())
 @_monitor_options
 @click.option("--method", default="none", type=MethodSpec(), metavar=METHOD, show_default=True, help="How to compress.")
@@ -112,7 +112,7 @@ def capture(
     remark(f"guest: {done.run_state}")
 
 
-@click.command()
+@click.command(short_help="Restore a stored machine into a QEMU.")
 @arguments.capture
 @_monitor_options
 @click.option("--method", default="none", type=MethodSpec(), metavar=METHOD, show_default=True, help="How to compress.")

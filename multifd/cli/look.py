@@ -18,7 +18,7 @@ def register(main: click.Group) -> None:
     main.add_command(export)
 
 
-@click.command()
+@click.command(short_help="Show what is in a stored machine.")
 @arguments.capture
 @reporting
 def info(capture: Path | str, as_json: bool) -> None:
@@ -38,7 +38,7 @@ def info(capture: Path | str, as_json: bool) -> None:
     show(found.as_dict(), as_json, lambda: tables.print_capture(found))
 
 
-@click.command()
+@click.command(short_help="Write a stored machine's RAM for debuggers and other tools.")
 @arguments.capture
 @arguments.digest
 @click.argument("out", type=FilePath())

@@ -80,7 +80,12 @@ def _show_version(context: click.Context, _param: click.Parameter, is_asked: boo
     context.exit()
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EPILOG)
+@click.group(
+    cls=Group,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=EPILOG,
+    short_help="Migrate guest memory by a compression method chosen by name.",
+)
 @click.option(
     "--version",
     is_flag=True,
@@ -93,7 +98,7 @@ def main() -> None:
     """Migrate guest memory over many connections, by a method chosen by name, on QEMU's own wire."""
 
 
-@main.command()
+@main.command(short_help="List the installed methods and their options.")
 @reporting
 def methods(as_json: bool) -> None:
     """List the installed methods, what each would run on here, and their options."""
@@ -104,7 +109,7 @@ def methods(as_json: bool) -> None:
     show([asdict(info) for info in infos], as_json, lambda: tables.print_methods(infos))
 
 
-@main.command()
+@main.command(short_help="Send a RAM image or a stored machine to a destination.")
 @click.argument("source", type=StoredPlace())
 @click.argument("uri")
 @click.option("--method", type=MethodSpec(), metavar=METHOD, show_default="none, or as SOURCE is stored", help="How to "
@@ -168,7 +173,7 @@ def send(
     )  # fmt: skip
 
 
-@main.command()
+@main.command(short_help="Wait for a sender and write its RAM and devices to a file.")
 @click.argument("uri")
 @click.argument("out", type=StoredPlace())
 @click.option(
@@ -234,7 +239,7 @@ def receive(
     )  # fmt: skip
 
 
-@main.command()
+@main.command(short_help="Pass migrations on, in by one method and out by another.")
 @click.argument("listen_uri", required=False)
 @click.argument("to_uri", required=False)
 @click.option(
@@ -319,7 +324,7 @@ def relay(
         )  # fmt: skip
 
 
-@main.command()
+@main.command(short_help="Try the installed methods on this machine's own bytes.")
 @click.option(
     "--size",
     default=512 << 20,
@@ -349,7 +354,7 @@ def demo(size: int, channels: int, methods: tuple[str, ...], as_json: bool) -> N
         sys.exit(MethodError.exit_code)
 
 
-@main.command("new-plugin")
+@main.command("new-plugin", short_help="Write a complete plugin for a method of your own.")
 @click.argument("name")
 @reporting
 def new_plugin(name: str, as_json: bool) -> None:
@@ -361,11 +366,12 @@ def new_plugin(name: str, as_json: bool) -> None:
 
     with signals.polled():  # whole or not at all: it takes milliseconds
         folder = call(name, Path.cwd())
-    show(
-        {"folder": str(folder)},
-        as_json,
-        lambda: say(f"{folder}\nnext: cd {folder.name} && pip install -e '.[test]' && pytest"),
-    )
+
+    def tell() -> None:
+        say(str(folder))
+        remark(f"next: cd {folder.name} && pip install -e '.[test]' && pytest")
+
+    show({"folder": str(folder)}, as_json, tell)
 
 
 digests.register(main)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 DAYS = 30
 _CLOCKS_DIFFER = datetime.timedelta(hours=1)
-_FILES = ("ca-cert.pem", "server-cert.pem", "server-key.pem", "client-cert.pem", "client-key.pem")
 
 
 def new_credentials(folder: str | os.PathLike[str], hosts: Sequence[str], days: int = DAYS) -> list[str]:
@@ -52,21 +51,30 @@ def new_credentials(folder: str | os.PathLike[str], hosts: Sequence[str], days: 
     files = {"ca-cert.pem": authority.pem}
     for role, (certificate, key) in issued.items():
         files |= {f"{role}-cert.pem": certificate, f"{role}-key.pem": key}
-    made: list[str] = []
-    try:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        if there := [name for name in _FILES if os.path.lexists(os.path.join(folder, name))]:
-            raise about(UsageError(f"{os.fspath(folder)}: {', '.join(there)} is there already"), "folder")
-        for name, data in files.items():
-            path = os.path.join(folder, name)
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-                made.append(path)
-                file.write(data)
-    except OSError as e:
-        for path in made:  # half of a folder would be refused the next time
-            os.unlink(path)
-        raise about(UsageError(f"{os.fspath(folder)}: {e.strerror or e}"), "folder") from e
-    return made
+    with contextlib.ExitStack() as undo:
+        try:
+            _make_folder(folder, undo)
+            if there := [name for name in files if os.path.lexists(os.path.join(folder, name))]:
+                raise about(UsageError(f"{os.fspath(folder)}: {', '.join(there)} is there already"), "folder")
+            for name, data in files.items():
+                _write(os.path.join(folder, name), data, undo)
+        except OSError as e:
+            raise about(UsageError(f"{os.fspath(folder)}: {e.strerror or e}"), "folder") from e
+        undo.pop_all()
+    return [os.path.join(folder, name) for name in files]
+
+
+def _make_folder(folder: str | os.PathLike[str], undo: contextlib.ExitStack) -> None:
+    """Make it with those above it; one that is there stays as it is."""
+    if not os.path.isdir(folder):
+        os.makedirs(folder, mode=0o700)
+        undo.callback(os.rmdir, folder)
+
+
+def _write(path: str, data: bytes, undo: contextlib.ExitStack) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+        undo.callback(os.unlink, path)
+        file.write(data)
 
 
 class Authority:

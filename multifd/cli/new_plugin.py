@@ -216,7 +216,7 @@ def new_plugin(name: str, parent: Path) -> Path:
     try:
         folder.mkdir()
     except OSError as e:
-        raise UsageError(f"cannot write {e.filename}: {e.strerror}") from e
+        raise UsageError(f"cannot make {folder}: {e.strerror}") from e
     try:
         for path, text in files.items():
             target = folder / path

@@ -16,7 +16,7 @@ def register(group: click.Group) -> None:
     group.add_command(report)
 
 
-@click.command()
+@click.command(short_help="Show results of bench as one HTML file.")
 @click.argument("results", nargs=-1, required=True, type=FilePath(), metavar="RESULT...")
 @click.option(
     "-o",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from multifd.cli import signals
-from multifd.cli.arguments import FolderPath, Seconds
+from multifd.cli.arguments import FolderPath, Seconds, Whole
 from multifd.cli.console import remark, reporting, say, show
 from multifd.errors import UsageError, about
 
@@ -104,15 +104,15 @@ def register(main: click.Group) -> None:
     main.add_command(tls)
 
 
-@click.group()
+@click.group(short_help="Make certificates to try encrypted migrations with.")
 def tls() -> None:
     """Certificates to try encrypted migrations with."""
 
 
-@tls.command("new")
+@tls.command("new", short_help="Make a CA and certificates to try TLS with.")
 @click.argument("folder", type=FolderPath())
 @click.argument("hosts", metavar="HOST...", nargs=-1, required=True)
-@click.option("--days", default=30, show_default=True, type=click.IntRange(1, 3650), help="How long they are valid.")
+@click.option("--days", default=30, show_default=True, type=Whole(1, 3650), help="How long they are valid.")
 @reporting
 def new(folder: Path, hosts: tuple[str, ...], days: int, as_json: bool) -> None:
     """Make FOLDER with a CA and a server's and a client's certificate, for trying.

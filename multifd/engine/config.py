@@ -98,6 +98,11 @@ class RelayConfig:
                 "to",
             )
 
+    def check_listens_at(self, listen: Uri) -> None:
+        """Raise `UsageError` if the relay listens where it would pass on to; port 0 is no port yet."""
+        if listen == self.to and (listen.path or listen.port):
+            raise about(UsageError(f"{self.to} is where the relay listens; expected the destination's address"), "to")
+
 
 def dialect_for(source: Source, name: str | None) -> Dialect:
     """How a source is sent.

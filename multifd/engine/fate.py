@@ -39,7 +39,7 @@ SENDER = Words(
     "the destination has the memory",
 )
 RECEIVER = Words(
-    "what was received is not kept: the good copy is the sender's",
+    "what was received is not kept: the good copy is the source's",
     "What was received may still appear under its name: look at both ends",
     "the memory is here, complete and durable",
 )

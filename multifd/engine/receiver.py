@@ -66,7 +66,7 @@ class Receiver:
     ) -> None:
         self._listener, self._target, self._on_progress = listener, target, on_progress
         self._canceller = canceller or Canceller()
-        self._idle = IdleTimer(config.timeout_s, self._describe_connections)
+        self._idle = IdleTimer(config.timeout_s, self._describe_connections, self._wanted)
         self._negotiation = Negotiation(config.methods, config.channels, is_local=listener.is_local)
         self._acceptor = Acceptor(listener, config.timeout_s, config.tls.open if config.tls else PlainIncoming)
         self._muster = Muster(self._acceptor, self._negotiation)
@@ -229,14 +229,17 @@ class Receiver:
     def _has_ended(self) -> bool:
         return self._main is not None and self._main.has_ended
 
+    def _wanted(self) -> str:
+        return "" if self._candidates or self._muster.present else "no sender connected"
+
     def _describe_connections(self) -> str:
         turned_away = ""
         if rejected := self._acceptor.rejected:
             turned_away = f", {rejected} connections that were no migration's were closed"
             if stranger := self._acceptor.last_stranger:
                 turned_away += f" (the last was {stranger})"
-        if not self._candidates and not self._muster.present:
-            return f"; no sender connected{turned_away}"
+        if self._wanted():
+            return turned_away
         if self._main is not None and self._main.has_device_state:
             return f"; {UNMARKED}"
         main = "connected" if self._candidates else "not connected"

@@ -171,7 +171,8 @@ class QmpMonitor:
             ) from e
         except (ConnectError, OSError, EOFError) as e:
             cause = e.exc if isinstance(e, ConnectError) else e
-            raise MonitorLost(f"{self._path}: not a QMP socket that can be had: {cause or type(cause).__name__}") from e
+            words = (isinstance(cause, OSError) and cause.strerror) or str(cause) or type(cause).__name__
+            raise MonitorLost(f"{self._path}: cannot connect to QEMU's monitor there: {words}") from e
         self._client = client
         self._events = EventListener(("STOP", "RESUME"))
         client.register_listener(self._events)

@@ -15,7 +15,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from multifd.errors import RamError, StreamError, UsageError
+from multifd.errors import RamError, StreamError, UsageError, about
 from multifd.ram import foreign, libvirt
 from multifd.ram.block import Target
 from multifd.ram.file import open_regular, read_exactly
@@ -52,7 +52,7 @@ def open_source(
     start, end = (b"", b"") if format == "raw" else _ends(Path(path))
     if format == "raw" or (format == "auto" and not _is_stored(start)):
         if (name := foreign.name(start, end)) is not None:
-            raise RamError(f"{path}: {name}, not RAM; source format raw sends it as it is")
+            raise about(RamError(f"{path}: {name}, not RAM; source format raw takes it as it is"), "source_format")
         return RawImageSource(path, page_size)
     source = open_stored(path)
     try:
@@ -79,7 +79,7 @@ def open_stored(path: str | os.PathLike[str]) -> StoredSource:
     start, end = _ends(path)
     if not _is_stored(start):
         name = foreign.name(start, end)
-        raise RamError(f"{path}: {name or 'no mark of a known format, perhaps a raw image'}: not a capture")
+        raise RamError(f"{path}: not a capture: {name or 'no mark of a known format, perhaps a raw image'}")
     header: libvirt.SaveHeader | None = None
     file, nbytes = open_regular(path)
     try:
@@ -119,9 +119,9 @@ def open_target(
         raise UsageError(f"format {format!r}, expected {', '.join(TARGET_FORMATS[:-1])} or {TARGET_FORMATS[-1]}")
     is_libvirt = format.startswith("libvirt-")
     if is_libvirt and xml is None:
-        raise UsageError(f"format {format} needs the domain's XML, as virsh dumpxml prints it")
+        raise about(UsageError(f"format {format} needs the domain's XML, as virsh dumpxml prints it"), "xml")
     if not is_libvirt and xml is not None:
-        raise UsageError(f"the domain's XML is for the libvirt formats, not for {format}")
+        raise about(UsageError(f"the domain's XML is for the libvirt formats, not for {format}"), "xml")
     prefix = b""
     if xml is not None:
         form = libvirt.RAW if format == "libvirt-raw" else libvirt.SPARSE

@@ -148,7 +148,10 @@ def _route(name: str, table: Any) -> RouteSettings:
         listen, access = _listen(values["listen"]), _access(values)
         if isinstance(listen, Uri):
             access.check(listen)
-        return RouteSettings(name, listen, _relay_config(values), access, _in_tls(values))
+        relay = _relay_config(values)
+        if isinstance(listen, Uri):
+            relay.check_listens_at(listen)
+        return RouteSettings(name, listen, relay, access, _in_tls(values))
 
 
 @contextlib.contextmanager

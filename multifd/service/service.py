@@ -212,12 +212,18 @@ class RelayService:
                 if self._keeps(one):
                     self._routes[one.name].check(one)
                 else:
-                    new[one.name] = Route(one, self._opener(one), self._on_ended, self._look)
+                    new[one.name] = self._open(one)
             yield new
         except BaseException:
             for route in new.values():
                 route.close()
             raise
+
+    def _open(self, settings: RouteSettings) -> Route:
+        try:
+            return Route(settings, self._opener(settings), self._on_ended, self._look)
+        except ChannelError as e:
+            raise ChannelError(f"{os.fspath(self._path)}: route {settings.name!r}: listen: {e}") from e
 
     def _keeps(self, settings: RouteSettings) -> bool:
         """Whether a route of that name listens there already."""

@@ -47,10 +47,12 @@ class IdleTimer:
     Args:
         timeout_s: how long all may be silent.
         describe: what to add to the error, such as which connections there are; called in any thread.
+        wanted: who is waited for while there is no connection at all, as "no sender connected"; empty once there is
+            one; called in any thread.
     """
 
-    def __init__(self, timeout_s: float, describe: Callable[[], str] = str) -> None:
-        self.timeout_s, self._describe = timeout_s, describe
+    def __init__(self, timeout_s: float, describe: Callable[[], str] = str, wanted: Callable[[], str] = str) -> None:
+        self.timeout_s, self._describe, self._wanted = timeout_s, describe, wanted
         self.abort = Abort()
         self._last = time.monotonic()
 
@@ -67,10 +69,8 @@ class IdleTimer:
         """
         self.abort.check()
         if time.monotonic() - self._last > self.timeout_s:
-            raise about(
-                ChannelError(
-                    f"no byte moved on any connection for {self.timeout_s:g} s: the peer hangs or is unreachable "
-                    f"(a longer timeout waits longer){self._describe()}"
-                ),
-                "timeout",
-            )
+            words = f"no byte moved on any connection for {self.timeout_s:g} s: the peer hangs or is unreachable"
+            if wanted := self._wanted():
+                words = f"{wanted} within {self.timeout_s:g} s"
+            hint = " (a longer timeout waits longer)"
+            raise about(ChannelError(words + hint + self._describe()), "timeout")

@@ -365,7 +365,7 @@ def _listen_tcp(uri: Uri) -> socket.socket:
     failure = OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
     for family, address in resolve(uri, _RESOLVE_S, flags=socket.AI_PASSIVE):
         try:
-            return socket.create_server(address, family=family, backlog=_BACKLOG)
+            return _create_server(address, family)
         except OSError as e:
             failure = e
     raise failure
@@ -382,10 +382,21 @@ def _listen_everywhere(uri: Uri) -> socket.socket:
     """At every address of both families, or of IPv4 on a machine without IPv6."""
     if socket.has_dualstack_ipv6():
         try:
-            return socket.create_server(("::", uri.port), family=socket.AF_INET6, backlog=_BACKLOG, dualstack_ipv6=True)
+            return _create_server(("::", uri.port), socket.AF_INET6, dualstack_ipv6=True)
         except OSError as e:
             if uri.host or e.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                 raise
     elif uri.host:
         raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
-    return socket.create_server(("0.0.0.0", uri.port), backlog=_BACKLOG)
+    return _create_server(("0.0.0.0", uri.port), socket.AF_INET)
+
+
+def _create_server(
+    address: tuple[str, int], family: socket.AddressFamily, *, dualstack_ipv6: bool = False
+) -> socket.socket:
+    try:
+        return socket.create_server(address, family=family, backlog=_BACKLOG, dualstack_ipv6=dualstack_ipv6)
+    except OSError as e:
+        if not e.errno:
+            raise
+        raise OSError(e.errno, os.strerror(e.errno)) from e  # Python has added what it was about to do

@@ -23,6 +23,7 @@ from multifd.cli.arguments import (
     SourcePlace,
     StoredPlace,
     Uid,
+    Whole,
 )
 from multifd.cli.main import main
 
@@ -44,7 +45,7 @@ NEVER = {
         "9" * 400 + "Gbit",
         "٣Gbit",
     ],
-    click.IntRange: ["", "-1", "0", "256", "9" * 5000, "1.5", "x", "1e2"],
+    Whole: ["", "-1", "0", "256", "9" * 5000, "1.5", "x", "1e2"],
     click.Choice: ["", "x", "y" * 10000, "\x1b[2J"],
     MethodSpec: [
         "",

@@ -7,14 +7,17 @@ import random
 import signal
 
 import pytest
+from click.testing import CliRunner
 from plain_files import PAGE
 
 from multifd.bench import schema
 from multifd.bench.campaign import plan
 from multifd.bench.job import Row, SourceSpec
 from multifd.bench.measure import EndFailed, Ends
-from multifd.cli import evidence_tables
+from multifd.cli import console, evidence_tables
 from multifd.cli.evidence_tables import BenchProgress, duration, link
+from multifd.cli.main import main
+from multifd.errors import UsageError
 
 FEW = ("--method", "none", "--method", "zlib", "--runs", "2")
 
@@ -122,11 +125,19 @@ def test_a_place_that_cannot_be_written_is_said_before_anything_is_measured(cli,
     assert "looking" not in err
 
 
+def test_a_disk_that_is_full_at_the_end_costs_the_document_not_the_tables(monkeypatch, tmp_path, image):
+    def full(path, text):
+        raise UsageError(f"{path}: No space left on device")
+
+    monkeypatch.setattr(console, "write_whole", full)
+    command = ["bench", str(image), "--method", "none", "--runs", "1", "--json", str(tmp_path / "x.json")]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 2
+    assert "No space left on device" in done.stderr
+    assert "total time ms" in done.stdout
+
+
 def test_a_migration_that_fails_is_a_row_and_a_status(monkeypatch, image):
-    from click.testing import CliRunner
-
-    from multifd.cli.main import main
-
     def migrate(ends, job):
         raise EndFailed("it \x1b broke")
 

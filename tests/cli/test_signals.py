@@ -158,5 +158,5 @@ def test_one_that_comes_before_the_command_begins(monkeypatch, capsys, number, s
         main(["methods", "--json"] if as_json else ["methods"])
     out, err = capsys.readouterr()
     assert caught.value.code == status
-    assert err.strip() == f"multifd: error: {word}"
+    assert err == f"multifd: error: {word}\n"
     assert [json.loads(line)["status"] for line in out.splitlines()] == ["cancelled"] * as_json

@@ -797,6 +797,11 @@ class TestFaults:
         with pytest.raises(kind):
             relay_call("tcp:127.0.0.1:0", "tcp:127.0.0.1:1", **options)
 
+    def test_to_itself(self, tmp_path):
+        with pytest.raises(UsageError, match=f"unix:{tmp_path}/a is where the relay listens"):
+            relay_call(f"unix:{tmp_path}/a", f"unix:{tmp_path}/a")
+        assert not (tmp_path / "a").exists()
+
 
 class TestCommand:
     def test_one_after_another(self, cli, receiver, image, tmp_path):

@@ -248,7 +248,7 @@ class TestDamage:
 
     def test_a_raw_image_without_digests_cannot_be_verified(self, tmp_path):
         (tmp_path / "vm.ram").write_bytes(DATA["raw"])
-        with pytest.raises(RamError, match="perhaps a raw image: not a capture"):
+        with pytest.raises(RamError, match=r"not a capture: .*perhaps a raw image"):
             capture.verify(tmp_path / "vm.ram")
 
     def test_what_a_callback_raises_ends_it(self, path):

@@ -368,6 +368,5 @@ class TestCommandLine:
     def test_refused_before_it_connects(self, cli, tmp_path):
         (tmp_path / "f").write_bytes(b"QFI\xfb".ljust(PAGE, b"\0"))
         _, err = cli("send", tmp_path / "f", NOWHERE).wait(6)
-        assert (
-            err == f"multifd: error: {tmp_path}/f: a qcow2 disk image, not RAM; source format raw sends it as it is\n"
-        )
+        what = "a qcow2 disk image, not RAM; source format raw takes it as it is (--source-format)"
+        assert err == f"multifd: error: {tmp_path}/f: {what}\n"

@@ -81,6 +81,7 @@ def test_the_example_in_the_distribution():
         (GOOD + "out = 'zstdd'", "route 'a': out: no method 'zstdd' is installed"),
         (GOOD + "in = 'zlib:level=99'", "route 'a': in: method 'zlib': option 'level'"),
         (GOOD.replace("tcp:127.0.0.1:0", "fd:3"), "route 'a': listen: a route may have to listen anew"),
+        (SAME.replace("/y", "/x"), "route 'a': to: unix:/x is where the relay listens"),
         (GOOD.replace("unix:/x", "fd:3"), "route 'a': to: fd:3: a relay connects anew for each migration"),
         (GOOD + "allow = '10.0.0.0/8'", "route 'a': allow: got '10.0.0.0/8', expected a list of texts"),
         (GOOD + "allow = [3]", "route 'a': allow: got [3], expected a list of texts"),

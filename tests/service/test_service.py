@@ -390,7 +390,9 @@ class TestStart:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             text = route("a", f"unix:{tmp_path}/a", destination.uri)
             text += route("b", f"tcp:127.0.0.1:{taken.getsockname()[1]}", destination.uri)
-            with pytest.raises(ChannelError, match=r"cannot listen on tcp:127\.0\.0\.1:.*in use"):
+            with pytest.raises(
+                ChannelError, match=r"relay.toml: route 'b': listen: cannot listen on tcp:127\.0\.0\.1:.*in use$"
+            ):
                 serve(text)
         assert not (tmp_path / "a").exists()
         assert set(os.listdir("/proc/self/fd")) == before

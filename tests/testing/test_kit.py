@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import itertools
 import os
@@ -228,8 +229,10 @@ print(sorted(m for m in sys.modules if m.startswith(heavy)))
 def test_new_plugin(tmp_path: Path) -> None:
     """What new-plugin writes installs, without a network, and passes the kit as it stands."""
     new = [sys.executable, "-m", "multifd", "new-plugin"]
-    subprocess.run([*new, "my-codec2"], cwd=tmp_path, check=True, timeout=60)
     folder, site = tmp_path / "multifd-my-codec2", tmp_path / "site"
+    said = subprocess.run([*new, "my-codec2"], cwd=tmp_path, check=True, capture_output=True, text=True, timeout=60)
+    assert said.stdout == f"{folder}\n"
+    assert said.stderr == "next: cd multifd-my-codec2 && pip install -e '.[test]' && pytest\n"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-deps", "--no-index"]
     subprocess.run([*pip, "--target", site, folder], check=True, timeout=100)
     run = run_kit(cwd=folder, path=site)
@@ -241,6 +244,19 @@ def test_new_plugin(tmp_path: Path) -> None:
 def test_new_plugin_refuses(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=f"name '{re.escape(name)}'"):
         new_plugin(name, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_new_plugin_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        if list(tmp_path.rglob("LICENSE")):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_text(*_)
+
+    write_text = Path.write_text
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(UsageError, match=r"multifd-mine: cannot be written: No space left"):
+        new_plugin("mine", tmp_path)
     assert not list(tmp_path.iterdir())
 
 

@@ -31,12 +31,14 @@ class _Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         return int(match[1]) << 10 * " KMGT".index(match[2].upper() or " ")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]}, short_help="Look at IAA devices for multifd's method qpl."
+)
 def main() -> None:
     """IAA devices for multifd's method qpl: what is there, and how many are needed."""
 
 
-@main.command()
+@main.command(short_help="Show libqpl, IAA devices, and what is missing to use them.")
 @click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON document.")
 def status(as_json: bool) -> None:
     """Show libqpl, IAA devices and their work queues, and what is missing for the hardware path.
@@ -91,7 +93,7 @@ def _print_status(found: Status) -> None:
             click.echo(f"  {command}")
 
 
-@main.command()
+@main.command(short_help="Say how many IAA devices a migration needs.")
 @click.option("--devices", default=1, show_default=True, type=click.IntRange(1, 64), help="IAA devices of the source.")
 @click.option("--channels", default=4, show_default=True, type=click.IntRange(1, 255), help="Channel threads.")
 @click.option(
