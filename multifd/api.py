@@ -88,7 +88,8 @@ def send(
     canceller = canceller or Canceller()
     if folder := folder_of(source):
         if dialect is not None or uuid is not None:
-            raise about(UsageError("of stored streams that is as it is"), "uuid" if dialect is None else "dialect")
+            setting = "uuid" if dialect is None else "dialect"
+            raise about(UsageError(f"stored streams go as they are: the {setting} is that of their source"), setting)
         how = resend.Way(address, channels, max_bandwidth, connect_timeout, timeout, client)
         return resend.send(folder, method, how, on_progress, canceller)
     method = method or "none"

@@ -30,6 +30,7 @@ _CHILD_S = 30.0
 """How long the receiving process may take to start, and to end after the sender has."""
 _LONGEST_LINE = 4096
 _LISTENING = "listening on "
+_ERROR = "multifd: error: "
 
 
 def compare(
@@ -124,7 +125,7 @@ def _migrate(
             if e.result is None:
                 raise
             child.stop()
-            said = f" (the receiver: {child.last_line})" if child.last_line else ""
+            said = f" (the receiver: {child.words})" if child.words else ""
             failed: Result = e.result
             return replace(failed, error=f"{e}{said}")
     return result
@@ -133,11 +134,12 @@ def _migrate(
 class _ReceivingProcess:
     """``multifd receive`` into a raw image, at a port of the kernel's choice; ended by the context's end.
 
-    A thread reads all that it says, so that it never waits for room in the pipe, and keeps the last line.
+    A thread reads all that it says, so that it never waits for room in the pipe. `words` are its error, or else the
+    last line.
     """
 
     def __init__(self, out: Path, spec: str) -> None:
-        self.last_line = ""
+        self.words = ""
         self._uri = ""
         self._said = threading.Event()  # its first line, or that there will be none
         # Named: over TCP a private method may not be chosen by the sender alone.
@@ -168,7 +170,7 @@ class _ReceivingProcess:
         """
         if not self._said.wait(_CHILD_S) or not self._uri:
             self.stop()
-            raise ChannelError(f"the receiving process did not start: {self.last_line or 'it said nothing'}")
+            raise ChannelError(f"the receiving process did not start: {self.words or 'it said nothing'}")
         return self._uri
 
     def wait(self) -> None:
@@ -193,10 +195,14 @@ class _ReceivingProcess:
         pipe = self._process.stderr if self._process is not None else None
         if pipe is None:  # it was asked for
             return
+        is_error = False
         with pipe:
             while line := pipe.readline(_LONGEST_LINE):
                 text = line.decode("utf-8", "replace").rstrip()
-                self.last_line = text or self.last_line
+                if text.startswith(_ERROR):
+                    self.words, is_error = text.removeprefix(_ERROR), True
+                elif text and not is_error:
+                    self.words = text
                 if text.startswith(_LISTENING):
                     self._uri = text.removeprefix(_LISTENING)
                     self._said.set()

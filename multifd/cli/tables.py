@@ -68,7 +68,7 @@ def print_methods(infos: Sequence[MethodInfo]) -> None:
     """What is known of each method."""
     rows = []
     for info in infos:
-        code = "private" if info.wire_code is None else f"{info.wire_code:#04x}"
+        code = f"{info.wire_code:#04x}" if info.wire_code is not None else "private" if info.status == "ok" else ""
         options = "\n".join(f"{o['name']}={o['default']} ({o['type']}: {o['allowed']})" for o in info.options)
         distribution = f"{info.distribution} {info.version}"
         rows.append((info.name, info.status, info.engine, code, distribution, options, info.reason))

@@ -5,6 +5,7 @@ Loaded in every pytest run on a machine with multifd, so it imports nothing befo
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -38,6 +39,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(_ARGUMENT, specs)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """A method that cannot be loaded fails each of its tests at once, with the reason and nothing else."""
+    spec = getattr(getattr(item, "callspec", None), "params", {}).get(_ARGUMENT)
+    if spec is not None and (reason := _why_not_loaded(spec)):
+        pytest.fail(reason, pytrace=False)
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """What the kit measured but does not judge."""
     lines = [
@@ -53,10 +62,22 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 def _expand(asked: Any) -> list[str]:
-    """Specs without duplicates. One that does not load fails in its own tests, and hides no other."""
+    """Specs without duplicates."""
     from multifd.registry import installed
 
     specs: list[str] = []
     for spec in asked:
         specs += installed() if spec == "all" else [spec]
     return list(dict.fromkeys(specs))
+
+
+@functools.cache
+def _why_not_loaded(spec: str) -> str:
+    from multifd.errors import MultifdError
+    from multifd.registry import find, parse_spec
+
+    try:
+        find(parse_spec(spec)[0])
+    except MultifdError as e:
+        return str(e)
+    return ""

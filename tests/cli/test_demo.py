@@ -28,7 +28,15 @@ def test_one_that_says_a_lot_is_never_held_up(monkeypatch, tmp_path):
         assert process.uri() == "tcp:h:1"
         process.wait()
         process.stop()
-        assert process.last_line == "last"
+        assert process.words == "last"
+
+
+def test_the_error_is_told_and_not_the_notes_behind_it(monkeypatch, tmp_path):
+    code = "sys.stderr.write('listening on tcp:h:1\\nmultifd: error: no room\\nmultifd: a note\\n')"
+    with child(monkeypatch, code, tmp_path) as process:
+        process.wait()
+        process.stop()
+        assert process.words == "no room"
 
 
 def test_one_that_does_not_start_is_an_error_with_its_words(monkeypatch, tmp_path):

@@ -200,8 +200,10 @@ def test_broken_distribution(entry_points: dict[str, str], name: str, words: str
         "from wrong_methods import Good\nclass Old(Good):\n    name = 'old'\n    api = 99\n"
     )
     run = run_kit("--pyargs", "multifd.testing", "-k", "identity", "--multifd-method", name, cwd=tmp_path, path=site)
-    assert run.returncode != 0
+    assert run.returncode == 1
     assert words in run.stdout, run.stdout
+    assert "Traceback" not in run.stdout
+    assert "multifd/testing/" not in run.stdout, "the reason alone, not the kit's source"
 
 
 def test_a_dead_plugin_hides_no_other(tmp_path: Path) -> None:
