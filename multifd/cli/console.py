@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import click
 
 from multifd.cli import signals, streams
-from multifd.cli.arguments import FilePath
+from multifd.cli.values import FilePath
 from multifd.errors import MultifdError, OutcomeUnknown, UsageError, exit_statuses, printable
 from multifd.interrupts import held
 

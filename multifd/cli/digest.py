@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 from multifd.cli import arguments, signals
-from multifd.cli.arguments import FilePath
 from multifd.cli.console import remark, reporting, say, show
 from multifd.cli.progress import Progress
+from multifd.cli.values import FilePath
 from multifd.errors import MultifdError
 from multifd.transport.address import folder_of
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from multifd.cli import signals
-from multifd.cli.arguments import CHANNELS, METHOD, FilePath, Link, MethodSpec, SourcePlace, Whole, timeout
+from multifd.cli.arguments import CHANNELS, METHOD, timeout
 from multifd.cli.arguments import channels as channels_option
 from multifd.cli.console import check_place, keep, remark, reporting_to_file, write_whole
+from multifd.cli.values import FilePath, Link, MethodSpec, SourcePlace, Whole
 from multifd.errors import MethodError, UsageError
 
 if TYPE_CHECKING:

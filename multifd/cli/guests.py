@@ -11,8 +11,9 @@ import click
 
 from multifd.cli import arguments, signals
 from multifd.cli import digest as digests
-from multifd.cli.arguments import METHOD, FilePath, MethodSpec, Size
+from multifd.cli.arguments import METHOD
 from multifd.cli.console import remark, reporting, say, show
+from multifd.cli.values import FilePath, MethodSpec, Size
 from multifd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,11 +34,13 @@ def _monitor_options(command: _Command) -> _Command:
             "--listen",
             default="",
             metavar="URI",
-            help="Where the migration goes through; a unix socket in a private folder if not given, or with --libvirt "
+            help="Where QEMU connects or listens; if not given, a unix socket in a private folder, with --libvirt "
             "tcp:127.0.0.1:0.",
         ),
-        click.option("--connect", default="", metavar="URI", help="Of libvirt, such as qemu:///system."),
-        click.option("--libvirt", default="", metavar="DOMAIN", help="The guest is libvirt's; virsh is asked."),
+        click.option("--connect", default="", metavar="URI", help="libvirt's URI, such as qemu:///system."),
+        click.option(
+            "--libvirt", default="", metavar="DOMAIN", help="The guest's libvirt domain, which is reached by virsh."
+        ),
         click.option("--qmp", type=FilePath(), metavar="SOCKET", help="The QMP socket of the guest's QEMU."),
     ):
         command = option(command)
@@ -45,7 +48,7 @@ def _monitor_options(command: _Command) -> _Command:
 
 
 def _max_bandwidth(command: _Command) -> _Command:
-    help = "Such as 100M; unlimited if not given."
+    help = "For all connections together, such as 100M; unlimited if not given."
     return click.option("--max-bandwidth", default=0, type=Size(), metavar="SIZE/s", help=help)(command)
 
 
@@ -71,7 +74,7 @@ def _listen_at(listen: str, libvirt: str) -> str:
 @click.option(
     "--then",
     type=click.Choice(["cont", "stop", "quit"]),
-    help="What becomes of the guest; it runs if it ran before if not given.",
+    help="What becomes of the guest; if not given, it runs if it ran before.",
 )
 @arguments.timeout("How long all connections may be silent.")
 @arguments.no_digest
@@ -121,12 +124,12 @@ def capture(
 @click.option(
     "--then",
     type=click.Choice(["cont", "stop"]),
-    help="What becomes of the guest; as QEMU was started if not given.",
+    help="What becomes of the guest; if not given, it runs or stands as QEMU was started.",
 )
 @click.option(
     "--dialect",
     type=click.Choice(["9.0", "8.1", "7.2"]),
-    help="The release that the machine type is of; the capture says it if not given.",
+    help="The QEMU release that the machine type is of; if not given, the capture says it.",
 )
 @arguments.timeout("How long all connections may be silent.")
 @arguments.digest

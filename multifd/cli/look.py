@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from multifd.cli import arguments, signals
-from multifd.cli.arguments import FilePath, Size
 from multifd.cli.console import reporting, show
+from multifd.cli.values import FilePath, Size
 from multifd.transport.address import folder_of
 
 
@@ -48,10 +48,13 @@ def info(capture: Path | str, as_json: bool) -> None:
     default="raw",
     show_default=True,
     type=click.Choice(["raw", "physical", "elf", "lime"]),
-    help="A block as it is; guest-physical memory, byte X at address X; an ELF core of it with CPUs; LiME.",
+    help="raw: a RAM block; physical: guest-physical memory, byte X at address X; elf: an ELF core of it with CPUs; "
+    "lime: LiME.",
 )
-@click.option("--block", metavar="NAME", help="Of raw: the RAM block, such as pc.ram; needed if there are several.")
-@click.option("--below-4g", type=Size(), metavar="SIZE", help="RAM below the PCI hole, if it is not found right.")
+@click.option("--block", metavar="NAME", help="For raw: which RAM block, such as pc.ram; needed if there are several.")
+@click.option(
+    "--below-4g", type=Size(), metavar="SIZE", help="How much RAM lies below the PCI hole, if it is not recognised."
+)
 @reporting
 def export(
     capture: Path | str, out: Path, format_: str, block: str | None, below_4g: int | None, digest: str, as_json: bool

@@ -18,8 +18,9 @@ import click
 from multifd._version import __version__
 from multifd.cli import arguments, evidence, guests, look, report, signals, tls
 from multifd.cli import digest as digests
-from multifd.cli.arguments import CHANNELS, METHOD, FilePath, MethodSpec, Size, StoredPlace
+from multifd.cli.arguments import CHANNELS, METHOD
 from multifd.cli.console import EPILOG, Group, remark, reporting, say, show, show_one
+from multifd.cli.values import FilePath, MethodSpec, Size, StoredPlace
 from multifd.errors import MethodError, MultifdError
 
 if TYPE_CHECKING:
@@ -120,23 +121,25 @@ def methods(as_json: bool) -> None:
     default=0,
     type=Size(),
     metavar="SIZE/s",
-    help="Over all connections, such as 100M; unlimited if not given.",
+    help="For all connections together, such as 100M; unlimited if not given.",
 )
 @arguments.connect_timeout
 @arguments.timeout("How long all connections may be silent.")
 @click.option(
     "--dialect",
     type=click.Choice(["9.0", "8.1", "7.2"]),
-    help="The QEMU release whose machine type the destination has; else a capture's own machine type says it, and for "
+    help="The QEMU release that the destination's machine type is of; if not given, the capture's own says it, and for "
     "a raw image it is 9.0.",
 )
-@click.option("--uuid", help="The destination's, if it is not the captured guest's; all zero if it has none.")
+@click.option(
+    "--uuid", help="The destination's uuid, if it is another than the captured guest's; all zero if it has none."
+)
 @click.option(
     "--source-format",
     default="auto",
     show_default=True,
     type=click.Choice(["auto", "mapped-ram", "stream", "libvirt", "raw"]),
-    help="What SOURCE is; auto looks at it, and takes a file without any known format's mark for raw.",
+    help="What SOURCE is; auto looks at the file, and takes one without the mark of a known format for raw.",
 )
 @arguments.digest
 @reporting
@@ -183,17 +186,17 @@ def send(
     show_default=True,
     type=click.Choice(["mapped-ram", "raw", "stream", "libvirt-raw", "libvirt-sparse"]),
     help="What OUT will be: QEMU's own file with RAM and devices, a raw image of one RAM block, a plain QEMU stream, "
-    "or what virsh restore takes (sparse: libvirt 11.2 and later).",
+    "or a file for virsh restore (sparse: libvirt 11.2 and later).",
 )
 @click.option(
     "--xml",
     type=FilePath(),
-    help="Of the libvirt formats: the domain, as virsh dumpxml --migratable prints it.",
+    help="For the libvirt formats: a file with the domain, as virsh dumpxml --migratable prints it.",
 )
 @click.option(
     "--channels",
     type=CHANNELS,
-    help="Must be the sender's; 2 for a sender that does not announce it (QEMU).",
+    help="How many the sender must have; needed for a QEMU, which does not announce it, if it has not 2.",
 )
 @click.option(
     "--method",
@@ -201,7 +204,7 @@ def send(
     multiple=True,
     type=MethodSpec(),
     metavar=METHOD,
-    help="The only method allowed; may be repeated.",
+    help="The only method that the sender may use; may be repeated.",
 )
 @arguments.timeout("How long all connections may be silent, and how long to wait for the sender.")
 @arguments.no_digest
@@ -261,7 +264,7 @@ def receive(
 @click.option(
     "--channels",
     type=CHANNELS,
-    help="How many a source must have; as many as come if not given.",
+    help="How many a source must have; any number if not given.",
 )
 @click.option("--once", is_flag=True, help="End after one migration.")
 @arguments.connect_timeout

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from multifd.cli import signals
-from multifd.cli.arguments import FilePath
 from multifd.cli.console import reporting, say, show, write_whole
+from multifd.cli.values import FilePath
 
 
 def register(group: click.Group) -> None:

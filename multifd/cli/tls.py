@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from multifd.cli import signals
-from multifd.cli.arguments import FolderPath, Seconds, Whole
 from multifd.cli.console import remark, reporting, say, show
+from multifd.cli.values import FolderPath, Seconds, Whole
 from multifd.errors import UsageError, about
 
 if TYPE_CHECKING:

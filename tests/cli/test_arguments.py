@@ -12,7 +12,8 @@ from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from multifd.cli.arguments import (
+from multifd.cli.main import main
+from multifd.cli.values import (
     FilePath,
     FolderPath,
     Link,
@@ -25,7 +26,6 @@ from multifd.cli.arguments import (
     Uid,
     Whole,
 )
-from multifd.cli.main import main
 
 NEVER = {
     Size: ["", "-1", "1e400", "9" * 400, "1..5", "1.5.5M", "0x10", "nan", "inf", "1Q", "1 000", "٣", "9" * 30 + "T"],

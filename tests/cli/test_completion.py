@@ -12,8 +12,8 @@ from pathlib import Path
 import click
 import pytest
 
-from multifd.cli.arguments import FilePath, FolderPath, SourcePlace, StoredPlace
 from multifd.cli.main import main
+from multifd.cli.values import FilePath, FolderPath, SourcePlace, StoredPlace
 
 PAGE = Path(__file__).parents[2] / "docs/install.md"
 BASH = """

@@ -18,8 +18,8 @@ import numpy as np
 
 import multifd
 from multifd.cli import signals, tls
-from multifd.cli.arguments import FilePath, Size
 from multifd.cli.console import Group, remark, reporting, show
+from multifd.cli.values import FilePath, Size
 from multifd.engine.canceller import Canceller
 
 PAGE = 4096
