@@ -390,7 +390,7 @@ def test_a_resolver_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> Non
     try:
         with pytest.raises(ChannelError, match=r"resolver did not answer for 'slow\.example'"):
             connect(uri, IdleTimer(DEADLINE_S), timeout_s=0.1)
-        monkeypatch.setattr("multifd.transport.listen._RESOLVE_S", 0.1)
+        monkeypatch.setattr("multifd.transport.bind._RESOLVE_S", 0.1)
         with pytest.raises(ChannelError, match="resolver did not answer"):
             Listener(uri)
         silence = IdleTimer(DEADLINE_S)
