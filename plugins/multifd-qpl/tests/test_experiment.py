@@ -54,6 +54,23 @@ def test_refuses_what_cannot_be_meant() -> None:
         simulate(["wait"], devices=0, channels=4, ram_bytes=1 << 20)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["stats"], "Did you mean 'status'?"),
+        (["simulate", "--devices", "0"], "'--devices'"),
+        (["simulate", "--ram", "much"], "expected bytes such as 512M"),
+        (["simulate", "--policy", "wai"], "'wai' is not one of"),
+    ],
+)
+def test_wrong_arguments_are_one_line(words: list[str], said: str) -> None:
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("multifd-iaa: error: ")
+    assert said in line
+
+
 def test_command_simulate() -> None:
     arguments = (
         "simulate",

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from multifd_qpl.experiment import Row
 
 
+_INTERRUPTED = 130
+
+
 class _Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """Bytes, with a binary suffix: 512M, 2G."""
 
@@ -31,8 +34,29 @@ class _Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         return int(match[1]) << 10 * " KMGT".index(match[2].upper() or " ")
 
 
+class _Group(click.Group):
+    """A group that says in one line what is wrong with the arguments, as multifd's own does."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run a command; see `click.Command.main`."""
+        try:
+            return super().main(*args, **{**options, "standalone_mode": False})
+        except click.exceptions.NoArgsIsHelpError as e:
+            e.show()
+            sys.exit(e.exit_code)
+        except click.ClickException as e:
+            hint = f" ({e.ctx.command_path} --help)" if isinstance(e, click.UsageError) and e.ctx else ""
+            click.echo(f"multifd-iaa: error: {e.format_message()}{hint}", err=True)
+            sys.exit(e.exit_code)
+        except click.Abort:
+            click.echo("multifd-iaa: error: interrupted", err=True)
+            sys.exit(_INTERRUPTED)
+
+
 @click.group(
-    context_settings={"help_option_names": ["-h", "--help"]}, short_help="Look at IAA devices for multifd's method qpl."
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    short_help="Look at IAA devices for multifd's method qpl.",
 )
 def main() -> None:
     """IAA devices for multifd's method qpl: what is there, and how many are needed."""
