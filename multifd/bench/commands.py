@@ -23,8 +23,10 @@ def takes_qemu(method: str) -> bool:
         method: NAME or NAME:key=value,...
     """
     name, options = parse_spec(method)
+    level = options.get("level", "0")
     # QEMU's levels are whole numbers from 0 on: multifd-*-level, qapi/migration.json, 10.0
-    return find(name).wire_code is not None and set(options) <= {"level"} and int(options.get("level", 0)) >= 0
+    is_qemus = level.isascii() and level.isdecimal()
+    return find(name).wire_code is not None and set(options) <= {"level"} and is_qemus
 
 
 def qmp(method: str, channels: int, max_bandwidth: int = 0) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from multifd.manage.monitor import Monitor
 from multifd.manage.settings import Settings, apply_method, plan, read
 from multifd.ram.digest import check
 from multifd.ram.image import open_source
-from multifd.registry import load_method
+from multifd.registry import load_method, parse_spec
 from multifd.sources import Image
 from multifd.stats import Result
 from multifd.transport.private_folder import private_folder
@@ -73,7 +73,8 @@ def restore(
         raise ControlError(f"QEMU does not wait for a migration (state {state}): start it with -incoming defer")
     if (status := guest.migration(monitor)["status"]) != "none":
         raise ControlError(f"QEMU waits for another migration (status {status}): start it with -incoming defer")
-    wanted, before = plan(read(monitor), method, channels)
+    name, _ = parse_spec(method)  # its options are the sender's, not QEMU's
+    wanted, before = plan(read(monitor), name, channels)
     canceller = canceller or Canceller()
     with contextlib.closing(open_source(source)) as opened:
         verdict = check(opened, digest, unless_cancelled(canceller, on_digest))

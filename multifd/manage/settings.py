@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from multifd.errors import ControlError, about
+from multifd.errors import ControlError, UsageError, about
 from multifd.manage.monitor import Monitor, Refused
 from multifd.registry import parse_spec
 
@@ -92,13 +92,14 @@ def plan(
 
     Args:
         before: all of them.
-        method: a method's name with options, as QEMU names it.
+        method: a method's name with options, as QEMU names it; a level is that of a QEMU that sends.
         channels: 1 to 255.
         max_bandwidth: bytes per second; 0 is unlimited.
         pause: QEMU is to wait before the switchover, when the guest stands still and its disks are still its own.
 
     Raises:
         ControlError: this QEMU has no multifd, or cannot pause.
+        UsageError: the level is none of QEMU's.
     """
     name, options = parse_spec(method)
     capabilities = {"multifd": True, **{c: False for c in _NOT_HERE if before.capabilities.get(c)}}
@@ -111,7 +112,7 @@ def plan(
     }  # fmt: skip
     level = f"multifd-{name}-level"
     if "level" in options and level in before.parameters:
-        parameters[level] = int(options["level"])
+        parameters[level] = _level(method, options["level"])
     if before.parameters.get("tls-creds"):
         parameters["tls-creds"] = ""
     if before.parameters.get("mode", "normal") != "normal":
@@ -123,6 +124,19 @@ def plan(
     return Settings(wanted_capabilities, wanted_parameters), Settings(
         {c: before.capabilities[c] for c in wanted_capabilities}, {p: before.parameters[p] for p in wanted_parameters}
     )
+
+
+def _level(method: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise about(
+            UsageError(
+                f"method {method!r}: QEMU has no level {text!r}, expected a whole number; a relay beside QEMU has it: "
+                f"multifd relay --out {method}"
+            ),
+            "method",
+        ) from None
 
 
 def apply_method(monitor: Monitor, wanted: Settings, method: str) -> None:

@@ -181,6 +181,8 @@ def test_a_method_that_fails_is_left_out_and_all_of_them_is_an_error():
         ("zstd", True, "--comp-methods zstd DOMAIN"),
         ("zlib:level=6", True, "--comp-methods zlib --comp-zlib-level 6 DOMAIN"),
         ("zstd:level=-1", False, None),
+        ("zstd:level=auto", False, None),
+        ("zlib:level=auto", False, None),
         ("zlib:engine=isal", False, None),
     ],
 )

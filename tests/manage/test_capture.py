@@ -59,6 +59,14 @@ def test_settings_are_put_back_and_the_guest_is_as_before(fake, tmp_path, state,
     assert [p.name for p in tmp_path.iterdir()] == ["vm.ram"]
 
 
+def test_a_level_that_no_qemu_has_is_refused_before_anything_is_changed(fake, tmp_path):
+    before = fake.look()
+    with pytest.raises(UsageError, match=r"QEMU has no level 'auto'.* multifd relay --out zstd:level=auto"):
+        capture(fake, tmp_path / "vm.ram", "zstd:level=auto")
+    assert fake.look() == before
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(("then", "state"), [("cont", "running"), ("stop", "postmigrate"), ("quit", "quit")])
 @pytest.mark.parametrize("before", ["running", "paused"])
 def test_then(fake, tmp_path, then, state, before):

@@ -52,3 +52,18 @@ def test_cancelled_while_it_compares(image, path):
     with pytest.raises(Cancelled):
         restore(fake, path, on_digest=lambda done, total: canceller.cancel() and canceller.check(), canceller=canceller)
     assert only_asks(fake)
+
+
+@pytest.mark.parametrize("method", ["zstd", "zstd:level=3", "zstd:level=auto", "zstd:level=-7"])
+def test_a_level_is_the_senders_and_not_told_to_qemu(image, path, monkeypatch, method):
+    """Also one that QEMU does not have."""
+    fake, told = FakeQemu(image, "inmigrate"), {}
+
+    def stop(monitor, uri):
+        told.update(fake.parameters)
+        raise Cancelled("as far as is asked here")
+
+    monkeypatch.setattr("multifd.manage.restore._listen", stop)
+    with pytest.raises(Cancelled):
+        restore(fake, path, method, channels=3)
+    assert (told["multifd-compression"], told["multifd-channels"], told["multifd-zstd-level"]) == ("zstd", 3, 1)
