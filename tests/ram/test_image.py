@@ -137,7 +137,7 @@ class TestForeign:
         for call in (capture.info, capture.verify):
             with pytest.raises(RamError) as caught:
                 call(path)
-            assert f"{path}: {name}" in str(caught.value)
+            assert f"{path}: not a capture: {name}" in str(caught.value)
         open_source(path, format="raw").close()
 
     def test_a_mark_at_the_end(self, tmp_path):
