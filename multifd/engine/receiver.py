@@ -233,11 +233,7 @@ class Receiver:
         return "" if self._candidates or self._muster.present else "no sender connected"
 
     def _describe_connections(self) -> str:
-        turned_away = ""
-        if rejected := self._acceptor.rejected:
-            turned_away = f", {rejected} connections that were no migration's were closed"
-            if stranger := self._acceptor.last_stranger:
-                turned_away += f" (the last was {stranger})"
+        turned_away = self._acceptor.turned_away
         if self._wanted():
             return turned_away
         if self._main is not None and self._main.has_device_state:

@@ -185,6 +185,12 @@ class Acceptor:
         with self._counting:
             self.rejected += 1
 
+    @property
+    def turned_away(self) -> str:
+        """How many were closed and who the last was, as the end of a sentence; empty if nobody was."""
+        last = f" (the last was {self.last_stranger})" if self.last_stranger else ""
+        return f", {self.rejected} connections that were no migration's were closed{last}" if self.rejected else ""
+
     def close(self) -> None:
         """Close what nobody took; the listener stays as it is."""
         for pending in list(self._pending):
