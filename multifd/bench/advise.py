@@ -35,6 +35,9 @@ _HOPELESS = 1.5
 """A method that is so many times slower than the best at the default level is not tried at others."""
 _CLOSE = 1.3
 """What is at most so many times slower than the best by arithmetic is tried over the link."""
+_TIE = 1.03
+"""Methods whose times are no further apart are equally fast, as far as short trials tell: the best of them is the one
+that takes the processors least."""
 _MOST_CLOSE = 4
 _CLEAR = 0.7
 """The share of the link's time that the processors need, below which the link alone decides, and no trial is needed."""
@@ -139,7 +142,13 @@ class _Search:
             self._heats()
         if not self._found:
             raise MethodError("no method could be tried over the link")
-        return sorted(self._found.values(), key=self._time_of)
+        fastest_s = _TIE * min(map(self._time_of, self._found.values()))
+        return sorted(self._found.values(), key=lambda found: self._rank(found, fastest_s))
+
+    def _rank(self, found: _Found, fastest_s: float) -> tuple[float, float]:
+        """By processor time among the fastest, by time among the others."""
+        seconds = self._time_of(found)
+        return (found.cost.cpu_s if seconds <= fastest_s else math.inf), seconds
 
     def _time_of(self, found: _Found) -> float:
         return found.time_s(self._setting)

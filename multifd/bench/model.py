@@ -41,6 +41,11 @@ class Cost:
     stretch: float = 1.0
     """How many times longer the processors took in the trial than if their seconds were spread evenly."""
 
+    @property
+    def cpu_s(self) -> float:
+        """Of both ends."""
+        return self.source_cpu_s + self.destination_cpu_s
+
     def scaled(self, factor: float) -> Cost:
         """Of so many times as many pages; what is fixed stays."""
         return replace(
@@ -60,7 +65,7 @@ def stages(cost: Cost, setting: Setting) -> dict[str, float]:
         "destination": cost.destination_cpu_s * cost.stretch / usable,
     }
     if setting.hosts == SHARED:
-        found["processors"] = (cost.source_cpu_s + cost.destination_cpu_s) * cost.stretch / setting.cpus
+        found["processors"] = cost.cpu_s * cost.stretch / setting.cpus
     return found
 
 

@@ -147,6 +147,14 @@ def test_what_is_close_is_tried_over_the_link_and_that_decides():
     assert set(trials.raced) == {"zlib", "zstd"}
 
 
+def test_of_methods_that_are_equally_fast_the_cheapest_for_the_processors_is_best():
+    """As with pages that do not shrink: the link decides, and compressing changes nothing but the processors' work."""
+    known = {"zstd": Cost("", 9.99e8, 0.5, 0.3), "none": Cost("", 1e9, 0.1, 0.1)}
+    assert search(FakeTrials(known), Wish(GIGABIT // 10, methods=("zstd", "none"))) == ["none", "zstd"]
+    known["zstd"] = replace(known["zstd"], wire_bytes=9e8)
+    assert search(FakeTrials(known), Wish(GIGABIT // 10, methods=("zstd", "none"))) == ["zstd", "none"]
+
+
 def test_what_fails_over_the_link_is_left_out():
     known = {"zlib": replace(PACKED, source_cpu_s=5.0), "zstd": replace(PACKED, source_cpu_s=4.9), "none": PLAIN}
     wish = Wish(GIGABIT, methods=("none", "zlib", "zstd"))
