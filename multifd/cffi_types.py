@@ -7,6 +7,7 @@ pointer (cffi 2.0 and 2.1; issue 271 of python-cffi; seen with channels that sta
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import Any
 
@@ -29,7 +30,9 @@ def realize(ffi: Any, lib: Any) -> None:
         typedefs, structs, unions = ffi.list_types()
         tagged = [f"struct {name}" for name in structs] + [f"union {name}" for name in unions]
         for name in [*typedefs, *(name for name in tagged if "$" not in name)]:  # those have no name in C
-            _realize_fields(ffi, ffi.typeof(name))
+            # A function's type is none that cffi gives; older releases of zstandard have one.
+            with contextlib.suppress(ffi.error):
+                _realize_fields(ffi, ffi.typeof(name))
         for name in dir(lib):
             getattr(lib, name)
         _realized[id(ffi)] = ffi

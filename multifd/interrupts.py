@@ -26,8 +26,8 @@ def held() -> Iterator[None]:
         yield
     finally:
         restore(before)
-    for number in came[:1]:
-        signal.raise_signal(number)
+        for number in came[:1]:
+            signal.raise_signal(number)
 
 
 def handle_by(handler: Handler) -> dict[signal.Signals, Any]:

@@ -40,6 +40,21 @@ def test_every_type_once(name: str) -> None:
     assert {*module.ffi.list_types()[0]} <= {*ffi.asked}
 
 
+def test_a_function_type_is_passed_over() -> None:
+    """As of `typedef int callback(int)`: cffi has it in its list and does not give it."""
+
+    class Functions:
+        error = ValueError
+
+        def list_types(self) -> Any:
+            return ["callback"], [], []
+
+        def typeof(self, name: str) -> Any:
+            raise ValueError(f"the type {name!r} is a function type, not a pointer-to-function type")
+
+    cffi_types.realize(Functions(), object())
+
+
 @pytest.mark.parametrize(
     ("loader", "call"), [("multifd.pump.library", "load"), ("multifd.methods._libzstd", "_bindings")]
 )

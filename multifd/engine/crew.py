@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from weakref import WeakKeyDictionary
 
+from multifd import threads
 from multifd.errors import Aborted, ChannelError, MultifdError, PeerFailed, note_others
 from multifd.transport.idle import IdleTimer
 
@@ -56,12 +57,7 @@ class Crew:
         context = contextvars.copy_context()
         thread = threading.Thread(target=context.run, args=(guarded,), name=name, daemon=True)
         # Listed only once it runs: a tear-down at the same time must not join what was never started.
-        try:
-            thread.start()
-        except RuntimeError as e:
-            raise ChannelError(
-                f"no thread for {name}: {e}; ulimit -u, pids.max of the cgroup and memory limit them"
-            ) from e
+        threads.start(thread)
         with self._lock:
             self._threads[thread] = None
         return thread

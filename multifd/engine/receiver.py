@@ -141,7 +141,7 @@ class Receiver:
         self._crew.check()
         self._idle.check()
         main = self._main
-        if main is None and isinstance(self._listener, Listener):
+        if main is None and isinstance(self._listener, Listener):  # handed-over ones come in any order
             self._muster.drop_ended((one.connection.peer, one.connection.since) for one in self._candidates)
         now = time.monotonic()
         if main is None or self._muster.is_complete or not main.connection.has_hung_up():

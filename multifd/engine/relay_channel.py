@@ -49,7 +49,8 @@ class RelayChannel:
             self._passing(main, way).run(self.source, destination)
         except ChannelError:
             # 9.1 and 9.2 end with a SYNC that no destination waits for: it may come after its end.
-            if not (main.stream_ended.is_set() and destination.has_hung_up()):
+            is_behind_all = not main.is_understood or self.figures.syncs >= main.sync_points
+            if not (main.stream_ended.is_set() and is_behind_all and destination.has_hung_up()):
                 raise
         if self.source.may_be_cut:
             self._check_cut(main, way)

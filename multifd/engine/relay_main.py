@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 
 from multifd.engine.fate import Custody, Fate
-from multifd.errors import ChannelError, PeerFailed, StreamError
+from multifd.errors import Aborted, ChannelError, PeerFailed, StreamError
 from multifd.pages import Geometry
 from multifd.transport.connection import Connection
 from multifd.wire import stream
@@ -101,6 +101,7 @@ class RelayMain:
             self._read_ahead()
             # At once: a destination of 8.0 or later stands still until it has seen the first bytes.
             self._send(destination, self._start)
+            self._start = bytearray()
             self.is_out.set()
         start_return(destination)
         while got := self.source.recv_into([buffer], at_least=1):
@@ -112,8 +113,14 @@ class RelayMain:
         if self.source.may_be_cut and not is_marked:
             self._check_cut()
         self.stream_ended.set()
+        is_answered = self.source_is_done.is_set()  # by the destination's SHUT, for which the source waited
         self.source_is_done.set()
-        (destination.end_marked if is_marked else destination.shutdown_write)()
+        if not is_marked:
+            destination.shutdown_write()
+        elif is_answered:
+            destination.end_answered()  # a receiver waits for it before it goes
+        else:
+            destination.end_marked()
 
     def check_source(self) -> None:
         """While the destination is waited for: whether the source still lives, or has sent everything. In any thread.
@@ -168,7 +175,7 @@ class RelayMain:
         answers: ReturnPathWatcher | None = ReturnPathWatcher()
         shut: int | None = None
         buffer = memoryview(bytearray(4096))
-        while got := destination.recv_into([buffer], at_least=1):
+        while got := self._receive_answer(destination, buffer, shut):
             try:
                 for kind, value in answers.feed(bytes(buffer[:got])) if answers else ():
                     if kind == SHUT and shut is None:  # its first word is its last
@@ -197,6 +204,17 @@ class RelayMain:
             understood = "" if answers else " that is understood here"
             raise ChannelError(f"{destination.peer} closed the connection without a confirmation{understood}")
         self.source.shutdown_write()
+
+    def _receive_answer(self, destination: Connection, buffer: memoryview, shut: int | None) -> int:
+        """Bytes of the destination's; 0 at its end, however that came if both have said their last word."""
+        try:
+            return destination.recv_into([buffer], at_least=1)
+        except Aborted:
+            raise
+        except ChannelError:
+            if shut is None or not self.stream_ended.is_set():
+                raise
+            return 0
 
     def _send(self, destination: Connection, data: bytes | bytearray | memoryview) -> None:
         if self._may_complete:

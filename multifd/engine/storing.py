@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
+from multifd import threads
 from multifd.engine.canceller import Canceller
 from multifd.engine.checking import Look, MainStart, check
 from multifd.engine.config import ReceiveConfig, SendConfig
@@ -199,7 +200,7 @@ def _beside(run: Callable[[], object], canceller: Canceller) -> Iterator[list[Ba
             errors.append(e)
 
     thread = threading.Thread(target=guarded, name="multifd_other_end", daemon=True)
-    thread.start()
+    threads.start(thread)
     try:
         yield errors
         thread.join(JOIN_S)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from multifd import threads
 from multifd.api import receive
 from multifd.engine.canceller import Canceller
 from multifd.errors import ChannelError
@@ -53,7 +54,7 @@ class Incoming:
                 self._listening.set()
 
         self._thread = threading.Thread(target=run, name="multifd-capture", daemon=True)
-        self._thread.start()
+        threads.start(self._thread)
         if not self._listening.wait(_LISTENING_S):
             self._canceller.cancel()
             raise ChannelError(f"{uri}: nothing listens after {_LISTENING_S:g} s")

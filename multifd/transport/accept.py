@@ -115,7 +115,7 @@ class Acceptor:
         self.tls_failures = 0
         """Those of them that did not get through the handshake, or were not authorised."""
         self.exhaustion = ""
-        """Why somebody could not be accepted at some time, in words; empty if everybody could."""
+        """Why nobody can be accepted at the moment, in words; empty if somebody can."""
         self.last_stranger = ""
         """Who the last of them was that may not connect or does not speak the wire at all, in words."""
 
@@ -214,6 +214,7 @@ class Acceptor:
                 pending = _Pending(self._open(*accepted))
                 self._selector.register(pending.incoming, selectors.EVENT_READ, pending)
                 self._pending.add(pending)
+                self.exhaustion = ""
                 yield pending
         except Exhausted as e:
             self.exhaustion = f"this process had no descriptor or memory for another connection ({e}): see ulimit -n"

@@ -1,4 +1,4 @@
-"""Listening sockets at an address of each kind. What goes wrong is an `OSError` whose words are the system's."""
+"""Listening sockets at an address of each kind. What goes wrong is an `OSError` with words."""
 
 from __future__ import annotations
 

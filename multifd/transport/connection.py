@@ -302,6 +302,10 @@ class Connection:
         """Everything was sent, and says itself that it is all: as `shutdown_write`, unless that were an error there."""
         self.shutdown_write()
 
+    def end_answered(self) -> None:
+        """Both ends have said their last word: let the peer see that no more comes."""
+        self.shutdown_write()
+
     def finish(self) -> None:
         """Everything was sent: say so, if the connection has a word for it, then as `shutdown_write`.
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from multifd import threads
 from multifd.transport.address import Uri
 
 _POLL_S = 0.05
@@ -55,7 +56,7 @@ class _Lookup:
         self.found: list[Address] = []
         self.error: OSError | UnicodeError | None = None
         self.done = threading.Event()
-        threading.Thread(target=self._run, args=(uri, flags), name="multifd_resolve", daemon=True).start()
+        threads.start(threading.Thread(target=self._run, args=(uri, flags), name="multifd_resolve", daemon=True))
 
     def _run(self, uri: Uri, flags: int) -> None:
         try:

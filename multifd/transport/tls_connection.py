@@ -159,6 +159,10 @@ class TlsConnection(Connection):
     def end_marked(self) -> None:
         """See `Connection.end_marked`: OpenSSL calls an end without close_notify an error; no QEMU reads it on main."""
 
+    def end_answered(self) -> None:
+        """See `Connection.end_answered`: an alert of OpenSSL's for want of close_notify is not read."""
+        self.shutdown()
+
     # -- receiving ----------------------------------------------------------------------------------
 
     def recv_into(self, views: Sequence[memoryview], *, at_least: int | None = None) -> int:

@@ -9,6 +9,7 @@ import os
 import select
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import threading
@@ -384,6 +385,38 @@ def test_main_towards_openssl_stays_open_until_it_closes(credentials: Folders):
         outs[0].setblocking(False)
         with pytest.raises(ssl.SSLWantReadError):
             outs[0].recv(1)
+        for out in outs:
+            out.close()
+        assert relay.join().status == "completed"
+
+
+def test_main_towards_tls_ends_once_both_have_said_their_last_word(credentials: Folders):
+    """A receiver that has confirmed waits for the end of main, as `multifd receive` does, before it closes."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(credentials.good / "server-cert.pem", credentials.good / "server-key.pem")
+    stream = peer.main_stream([(b"ram", len(RAM))], return_path=True)
+    end, shut = stream["end"] + stream["eof"], struct.pack(">HHI", 1, 4, 0)
+    with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.ExitStack() as stack:
+        listener.settimeout(DEADLINE_S)
+        to = f"tcp:127.0.0.1:{listener.getsockname()[1]}"
+        relay = RelayThread(to, out_tls=Tls(credentials.good), channels=1)
+        source = stack.enter_context(peer.Peer(relay.uri))
+        main_in = source.connect(stream["header"] + stream["setup"])
+        channel_in = source.connect(peer.init(0) + peer.sync() + peer.sync())
+        outs = [stack.enter_context(context.wrap_socket(listener.accept()[0], server_side=True)) for _ in range(2)]
+        outs[0].settimeout(DEADLINE_S)
+        main_in.sendall(end)
+        channel_in.shutdown(socket.SHUT_WR)
+        read = b""
+        while not read.endswith(end):
+            read += outs[0].recv(1 << 16)
+        outs[0].sendall(shut)
+        answer = b""
+        while not answer.endswith(shut):
+            answer += main_in.recv(1 << 16)
+        main_in.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(ssl.SSLEOFError):
+            assert outs[0].recv(1) == b""
         for out in outs:
             out.close()
         assert relay.join().status == "completed"
