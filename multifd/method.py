@@ -74,6 +74,7 @@ __all__ = [
     "CodecError",
     "Geometry",
     "HookError",
+    "LinkUse",
     "Memory",
     "MethodOptions",
     "MethodUnavailable",
@@ -141,9 +142,9 @@ class LinkUse:
     """What the kernel has counted of a connection's way out.
 
     Args:
-        delivery_rate: bytes a second that the other end lately acknowledged. What went through somebody's buffers looks
-            faster than the link behind them.
-        busy_s: seconds so far in which bytes were on their way, or waited for their turn.
+        delivery_rate: bytes a second that the other end lately acknowledged; 0 if that is not known, as under a limit.
+            What went through somebody's buffers looks faster than the link behind them.
+        busy_s: seconds so far in which bytes were on their way, or waited for their turn, or for the migration's limit.
         receiver_s: of these, in which the receiver had no room for more. Both go up in steps of some milliseconds.
     """
 

@@ -140,6 +140,18 @@ def test_a_probe_is_not_over_for_what_passes_while_the_link_is_idle():
     assert policy.level is None
 
 
+def test_a_probe_of_which_the_kernel_says_nothing_is_refuted_by_the_clock_alone():
+    """As over a unix socket with TLS: sending takes much of a processor, and the receiver holds it up."""
+    for gap in range(1, 40):
+        policy = Policy(LADDER, SAMPLED, DOUBTED[0])
+        for _ in range(200):
+            packet = spent(policy.place, 0.0)
+            packet.gap_s = packet.page_bytes * gap * 1e-10
+            packet.gap_cpu_s = min(packet.gap_s, packet.payload_bytes * 1e-9)
+            policy.note(policy.place, packet)
+        assert 0 <= policy.place < len(LADDER)
+
+
 def test_one_word_of_the_kernel_that_is_far_off_changes_nothing():
     policy = Policy(LADDER, SAMPLED, DOUBTED[0])
     levels = []

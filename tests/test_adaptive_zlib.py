@@ -67,3 +67,29 @@ def test_the_ladder_goes_up(engine, levels):
     for low, high in itertools.pairwise(ladder):
         assert (low.cost, low.saving) < (high.cost, high.saving)
         assert low.saving < high.saving
+
+
+def test_all_of_the_time_is_counted(monkeypatch):
+    """In hooks and between them, whether or not the policy hears of it."""
+
+    class Clock:
+        """A millisecond later each time it is asked; of a processor half of that."""
+
+        now = 0
+
+        def monotonic_ns(self) -> int:
+            self.now += 1_000_000
+            return self.now
+
+        def thread_time_ns(self) -> int:
+            return self.now // 2
+
+    clock = Clock()
+    monkeypatch.setattr(_adaptive, "time", clock)
+    monkeypatch.setattr(_adaptive, "NEWS_NS", 50_000_000)
+    sender = Sender(load_method("zlib:level=auto"))
+    for _ in range(101):
+        sender.packet([0])
+    counters = sender.params.counters
+    assert counters["zlib.encode_us"] == 101_000
+    assert counters["zlib.between_us"] >= 100_000

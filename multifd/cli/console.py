@@ -24,6 +24,7 @@ from multifd.cli import signals, streams
 from multifd.cli.values import FilePath
 from multifd.errors import MultifdError, OutcomeUnknown, UsageError, exit_statuses, printable
 from multifd.interrupts import held
+from multifd.ram.part import part_name
 
 _Command = Callable[..., None]
 STDOUT = Path("-")
@@ -161,12 +162,14 @@ def keep(document: Any, json_to: Path | None, render: Callable[[], None]) -> Non
     """Print a command's result, or the document where `json_to` says; a signal waits until it is out.
 
     Raises:
-        UsageError: the file cannot be written; the result was printed all the same.
+        UsageError: the file, or stdout, cannot be written; the other one was all the same.
     """
     with held():
-        _print(document, json_to == STDOUT, render)
-        if json_to is not None and json_to != STDOUT:
-            write_whole(json_to, json.dumps(document, indent=1) + "\n")
+        try:
+            _print(document, json_to == STDOUT, render)
+        finally:
+            if json_to is not None and json_to != STDOUT:
+                write_whole(json_to, json.dumps(document, indent=1) + "\n")
 
 
 def check_place(path: Path | None) -> None:
@@ -187,18 +190,22 @@ def check_place(path: Path | None) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file that appears when it is complete; a signal waits until it is.
+    """Write a file that appears when it is complete; a signal waits until it is. A device or a pipe is written to.
 
     Raises:
         UsageError: it cannot be written.
     """
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(part_name(path.name))
     with held():
         try:
+            if path.exists() and not path.is_file():
+                path.write_text(text, "utf-8")
+                return
             part.write_text(text, "utf-8")
             part.replace(path)
         except OSError as e:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink()
             raise UsageError(f"{path}: {e.strerror}") from e
 
 

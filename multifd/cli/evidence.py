@@ -79,9 +79,11 @@ def bench(
 
     def deliver() -> None:
         document = evidence.document()
-        keep(document, json_to, lambda: shown.print_bench(document))
-        if report is not None:
-            _write_report(document, report)
+        try:
+            keep(document, json_to, lambda: shown.print_bench(document))
+        finally:
+            if report is not None:
+                _write_report(document, report)
 
     with shown.BenchProgress(plan) as progress:
         try:

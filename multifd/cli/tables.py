@@ -144,11 +144,13 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table of `rows` under `heads`, in the first layout that the terminal is wide enough for."""
     from rich.console import Console
 
-    if not sys.stdout.isatty():
-        console = Console(highlight=False, width=_ENDLESS)
-        console.print(_table(heads, rows))
-        return
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _ENDLESS)
+    with console.capture() as made:  # rich ends the process where a pipe is not read any more
+        _draw(console, heads, rows)
+    print(made.get(), end="", flush=True)
+
+
+def _draw(console: Console, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for table in (_table(heads, rows), _turned(heads, rows)):
         if _width(table, console) <= console.width:
             console.print(table)

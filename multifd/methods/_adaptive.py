@@ -133,16 +133,18 @@ class Adaptive:
         """Take what was counted since the last time, and let the next packets know what the policy makes of it."""
         shared, policy, m = self._shared, self._policy, self._shared.meter
         now_ns, now_cpu_ns = time.monotonic_ns(), time.thread_time_ns()
+        if not m.left_ns:
+            self._run_delay.since_last_s()
+            if use := self._link_use():
+                self._busy_s = use.busy_s - use.receiver_s
+        else:
+            m.gap_ns, m.gap_cpu_ns = m.gap_ns + now_ns - m.left_ns, m.gap_cpu_ns + now_cpu_ns - m.left_cpu_ns
+        m.left_ns, m.left_cpu_ns = now_ns, now_cpu_ns
         is_news = m.page_bytes >= NEWS_BYTES or now_ns - self._noted_ns >= NEWS_NS
         if not (is_news or shared.is_changing or shared.stage == CHANGING):
             self._count()
             return
         self._noted_ns = now_ns
-        if not m.left_ns:
-            self._run_delay.since_last_s()
-        else:
-            m.gap_ns, m.gap_cpu_ns = m.gap_ns + now_ns - m.left_ns, m.gap_cpu_ns + now_cpu_ns - m.left_cpu_ns
-        m.left_ns, m.left_cpu_ns = now_ns, now_cpu_ns
         if m.packets:
             self._note(m)
         if shared.stage == CHANGING and not policy.wants_look:

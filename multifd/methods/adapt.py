@@ -292,7 +292,8 @@ class Policy:
         is_unseen, probe.left = probe.left > JUDGED, probe.left - spent.payload_bytes
         kernel_s = spent.kernel_s if spent.is_busy else self._kernel_s
         here, there = (self._pace(place, kernel_s, self._keener) for place in (self.place, probe.origin))
-        is_refuted = kernel_s * self._left(self.place, self._keener) > before or there < FAR_BETTER * here
+        is_slower = kernel_s * self._left(self.place, self._keener) > before or there < FAR_BETTER * here
+        is_refuted = kernel_s > 0 and is_slower
         is_hopeless = spent.is_held_up and not spent.is_contended and probe.spent.pace_s > FAR_WORSE * before
         if probe.left > 0 and not (is_refuted or is_hopeless):
             if is_unseen and probe.left <= JUDGED:

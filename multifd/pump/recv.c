@@ -138,13 +138,16 @@ static void mark_used(pump_receiver *r, const pump_block *b)
         b->used[offset_of(r, i) / r->page_size] = 1;
 }
 
-/* Whether one of the packet's pages, all of which are to be written, cannot be. */
-static int is_unwritable(pump_receiver *r, const pump_block *b)
+/* Whether one of the packet's pages cannot be read; or, if all of them are to be written, cannot be written. */
+static int is_gone(pump_receiver *r, const pump_block *b, int is_to_write)
 {
     int64_t offsets[PUMP_MOST_PAGES];
+    if (b->kind != PUMP_CHECKED)
+        return 0;
     for (uint32_t i = 0; i < r->normal; i++)
         offsets[i] = offset_of(r, i);
-    return b->kind == PUMP_CHECKED && pump_first_unwritable(r->sink, b->base, offsets, r->normal, r->page_size) >= 0;
+    return (is_to_write ? pump_first_unwritable(r->sink, b->base, offsets, r->normal, r->page_size)
+                        : pump_first_unreadable(r->sink, b->base, offsets, r->normal, r->page_size)) >= 0;
 }
 
 /* Copy what stands between the pages of the payload to `heads`, or compare it: 0 if it is the same. */
@@ -176,6 +179,9 @@ static void scatter(pump_receiver *r)
     if (!r->normal || !r->hook || !r->scatter || r->payload_due < page_bytes
         || r->payload_due - page_bytes > sizeof r->heads)
         return;
+    for (uint32_t i = 1; i < r->normal; i++)
+        if (offset_of(r, i) <= offset_of(r, i - 1))
+            return; /* a page that came twice could not be gathered again */
     struct iovec *pieces = r->iov + 2 * r->page_count + 1;
     uint32_t room = 2 * r->normal + 1;
     int64_t got = r->scatter(r->hook_state, r->payload_due, r->pages, r->normal, r->payload, pieces, room);
@@ -289,9 +295,13 @@ static int take(pump_receiver *r, const pump_block *b)
 {
     int is_scattered = r->pieces && !look_at_heads(r, 0);
     if (r->normal && r->hook && !is_scattered) {
-        if (is_unwritable(r, b))
+        if (r->pieces && is_gone(r, b, 0)) {
+            r->error = EFAULT; /* what arrived is lost with it: nobody else could finish the packet */
+            return PUMP_BROKEN;
+        }
+        gather(r); /* before the pages are tried, which changes them */
+        if (is_gone(r, b, 1))
             return PUMP_DECLINED;
-        gather(r);
         int64_t result = r->hook(r->hook_state, r->payload, r->payload_due, r->pages, r->normal);
         if (result) {
             r->hook_result = result;

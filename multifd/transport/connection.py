@@ -57,6 +57,7 @@ class Connection:
 
     def __init__(self, sock: socket.socket, idle: IdleTimer, peer: str, limit: RateLimit | None = None) -> None:
         self._sock, self._idle, self.peer, self._limit = sock, idle, peer, limit
+        self._limited_s = 0.0  # that were waited for the limit
         self.bytes_sent = 0
         self.bytes_received = 0
         self.stalls = 0
@@ -99,11 +100,12 @@ class Connection:
         return self._sock.fileno()
 
     def link_use(self) -> LinkUse | None:
-        """What the kernel has counted of the way out; None: it does not say."""
+        """What the kernel has counted of the way out; None: it does not say. A limit is part of the way."""
         with contextlib.suppress(OSError, struct.error):
             info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
             rate, busy_us, receiver_us = _TCP_INFO.unpack(info)
-            return LinkUse(float(rate), busy_us / 1e6, receiver_us / 1e6)
+            is_limited = self._limit is not None and not self._limit.is_lifted
+            return LinkUse(0.0 if is_limited else float(rate), busy_us / 1e6 + self._limited_s, receiver_us / 1e6)
         return None
 
     def grant(self) -> int:
@@ -112,7 +114,7 @@ class Connection:
             return _UNLIMITED
         if not self._granted:
             self._granted = self._limit.piece
-            self._limit.wait(self._granted)
+            self._limited_s += self._limit.wait(self._granted)
         return self._granted
 
     def sent(self, nbytes: int) -> None:
@@ -151,7 +153,7 @@ class Connection:
             view = memoryview(flat(buffer))
             for at in range(0, len(view), self._limit.piece):
                 piece = view[at : at + self._limit.piece]
-                self._limit.wait(len(piece))
+                self._limited_s += self._limit.wait(len(piece))
                 self._send([piece])
 
     def _send(self, pending: list[Buffer]) -> None:

@@ -33,11 +33,17 @@ class RateLimit:
         with self._lock:
             self.bytes_per_s, self.piece, self._next = math.inf, 1 << 20, 0.0
 
-    def wait(self, nbytes: int) -> None:
-        """Return when `nbytes` more may be sent, or at once when the migration is aborted."""
+    @property
+    def is_lifted(self) -> bool:
+        """Whether there is none any more."""
+        return self.bytes_per_s == math.inf
+
+    def wait(self, nbytes: int) -> float:
+        """Return when `nbytes` more may be sent, or at once when the migration is aborted: after so many seconds."""
         with self._lock:
             now = time.monotonic()
             due = max(self._next, now - 0.01)
             self._next = due + nbytes / self.bytes_per_s
         if due > now:
             self._abort.wait(due - now)
+        return max(due - now, 0.0)

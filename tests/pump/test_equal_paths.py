@@ -17,7 +17,8 @@ from peer import packet, sync
 from multifd.live.arena import Arena, ArenaTarget
 from multifd.live.tracker import LiveBlock
 from multifd.methods import _adaptive
-from multifd.methods._adaptive_zstd import MOST_BLOCK, raw_frame
+from multifd.methods._adaptive_zstd import END_BLOCK, MOST_BLOCK, raw_frame
+from multifd.methods._libzstd import Compressor
 from multifd.pump import library
 from multifd.ram.block import bare_machine
 from multifd.ram.mapped_source import MappedRamSource
@@ -349,3 +350,34 @@ def test_a_file_that_is_cut_short(content, tmp_path):
         seen.append(send(path, source, load_method("none")))
     assert seen[0] == seen[1]
     assert "cut short" in seen[0].error[1]
+
+
+def frame_of_its_own(data: bytes) -> bytes:
+    """Of noise: as long as the raw frame of so many bytes, but for what libzstd writes before and behind it."""
+    compressor = Compressor(12, 21, 512 * 1024)
+    compressor.open(1)
+    payload = b"".join(map(bytes, compressor.compress([memoryview(data)]))) + END_BLOCK
+    assert len(payload) == sum(map(len, raw_frame([memoryview(data)])))
+    return payload
+
+
+@pytest.mark.parametrize("flags", [mmap.MAP_SHARED, mmap.MAP_PRIVATE])
+@pytest.mark.parametrize("pages", [[[0], [1], [2]], [[0], [2, 1]], [[0], [1, 1]]])
+def test_a_frame_as_long_as_pages_as_they_are(pages, flags):
+    """It was read straight to its pages, and is decoded from there; in memory that the kernel is asked about, too."""
+    noise = np.random.default_rng(3).bytes(4 * PAGE)
+    wire = b"".join(
+        packet([page * PAGE for page in some], frame_of_its_own(noise[i * PAGE : (i + len(some)) * PAGE]), flags=4)
+        for i, some in enumerate(pages)
+    )
+    seen, memories = [], []
+    for path in PATHS:
+        memories.append(mmap.mmap(-1, 3 * PAGE, flags=flags | mmap.MAP_ANONYMOUS))
+        target = MemoryTarget(memories[-1])
+        seen.append(receive(path, wire + sync(), target, bare_machine(3 * PAGE, PAGE), [load_method("zstd")]))
+    assert seen[0] == seen[1]
+    assert seen[0].error is None
+    assert memories[0][:] == memories[1][:]
+    last = pages[-1][-1] * PAGE
+    i = len(pages) - 1 + len(pages[-1]) - 1
+    assert memories[0][last : last + PAGE] == noise[i * PAGE : (i + 1) * PAGE]

@@ -73,6 +73,30 @@ def test_a_receiver_that_takes_nothing_is_told_from_a_link() -> None:
         theirs.close()
 
 
+def test_a_limit_is_a_part_of_the_way() -> None:
+    """Else a channel that waits for it would take the link for idle."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours = socket.create_connection(server.getsockname())
+        theirs, _ = server.accept()
+    limit = RateLimit(1 << 20, Abort())
+    connection = Connection(ours, IdleTimer(DEADLINE_S), "a receiver", limit)
+    try:
+        for _ in range(5):
+            connection.sent(connection.grant())
+        use = connection.link_use()
+        assert use is not None
+        assert use.delivery_rate == 0
+        assert use.busy_s > 0
+        limit.lift()
+        connection.send([b"x"])
+        later = connection.link_use()
+        assert later is not None
+        assert later.busy_s >= use.busy_s
+    finally:
+        connection.close()
+        theirs.close()
+
+
 def test_who_has_no_link_says_nothing(pair: Pair) -> None:
     assert pair.one.link_use() is None
 

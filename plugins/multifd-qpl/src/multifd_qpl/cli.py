@@ -51,6 +51,9 @@ class _Group(click.Group):
         except click.Abort:
             click.echo("multifd-iaa: error: interrupted", err=True)
             sys.exit(_INTERRUPTED)
+        except OSError as e:
+            click.echo(f"multifd-iaa: error: {e.filename or 'stdout cannot be written'}: {e.strerror}", err=True)
+            sys.exit(1)
 
 
 @click.group(
