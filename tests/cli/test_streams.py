@@ -39,6 +39,40 @@ def test_a_migration_whose_figures_nobody_sees(tmp_path: Path, streams: str) -> 
         )
 
 
+def test_a_table_into_a_pipe_that_nobody_reads(tmp_path: Path) -> None:
+    """rich, which draws it, would end the process by itself."""
+    (tmp_path / "ram").write_bytes(os.urandom(1 << 16))
+    readable, writable = os.pipe()
+    os.close(readable)
+    command = [sys.executable, "-m", "multifd", "send", "ram", "dir:stored"]
+    with open(writable, "w") as nobody:
+        done = subprocess.run(command, cwd=tmp_path, stdout=nobody, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (tmp_path / "stored" / "manifest.json").exists()
+    assert done.returncode == 0, done
+    assert "the figures are lost" in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["full", "gone"])
+def test_what_a_file_was_asked_for_is_in_it_whatever_stdout_takes(tmp_path: Path, kind: str) -> None:
+    with unwritable(kind), pytest.raises((UsageError, BrokenPipeError)):
+        console.keep({"rows": []}, tmp_path / "result.json", lambda: console.say("a table"))
+    assert json.loads((tmp_path / "result.json").read_text()) == {"rows": []}
+
+
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    console.write_whole(tmp_path / "pipe", "text")
+    assert os.read(reader, 100) == b"text"
+    os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_where_no_file_can_be_that_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="File name too long"):
+        console.write_whole(tmp_path / ("x" * 255), "text")
+
+
 @pytest.mark.parametrize(("words", "status"), [("--help", 2), ("methods --json", 2)])
 def test_nothing_to_tell_but_what_cannot_be_written(tmp_path: Path, words: str, status: int) -> None:
     done = shell(f"{MULTIFD} {words} >/dev/full", tmp_path)
