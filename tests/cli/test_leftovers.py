@@ -178,6 +178,13 @@ def report(folder):
         yield ["report", sample, "--output", folder / "out.html"]
 
 
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A short path: that of a socket has 107 bytes, and pytest's folders of several workers take most of them."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
+
 def names(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
