@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
-from multifd import threads
+from multifd import scratch, threads
 from multifd.engine.canceller import Canceller
 from multifd.engine.checking import Look, MainStart, check
 from multifd.engine.config import ReceiveConfig, SendConfig
@@ -35,7 +35,6 @@ from multifd.transport.access import Access
 from multifd.transport.address import Uri
 from multifd.transport.handed import HandedConnections
 from multifd.transport.listen import Listener
-from multifd.transport.private_folder import private_folder
 from multifd.wire.dialect import DIALECTS
 
 AS_STORED = DIALECTS["9.0"]
@@ -166,8 +165,8 @@ def _meeting_place() -> Iterator[Listener]:
 
     So nobody else finds it, and whoever is killed leaves nothing behind.
     """
-    with private_folder() as folder:
-        listener = Listener(Uri(path=f"{folder}/socket"))
+    with scratch.folder() as folder, _reached_by_number(folder) as number:
+        listener = Listener(Uri(path=f"{number}/socket"))
         try:
             place = os.open(listener.uri.path, os.O_PATH | os.O_CLOEXEC)
         except BaseException:
@@ -175,12 +174,23 @@ def _meeting_place() -> Iterator[Listener]:
             raise
     try:
         listener.uri = Uri(path=f"/proc/self/fd/{place}")  # which leads to the socket, whatever its file's name was
-        if not os.path.lexists(listener.uri.path):
-            raise ChannelError("stored streams need /proc, which is not there")
         yield listener
     finally:
         listener.close()
         os.close(place)
+
+
+@contextlib.contextmanager
+def _reached_by_number(folder: str) -> Iterator[str]:
+    """A path of it that is short, as a socket's must be, however long its own is."""
+    number = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        path = f"/proc/self/fd/{number}"
+        if not os.path.lexists(path):
+            raise ChannelError("stored streams need /proc, which is not there")
+        yield path
+    finally:
+        os.close(number)
 
 
 @contextlib.contextmanager

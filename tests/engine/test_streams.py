@@ -91,15 +91,18 @@ def test_where_the_ends_of_a_folder_meet_is_in_no_file_system(tmp_path, file, mo
     assert not any(seen)
 
 
-@pytest.mark.parametrize(
-    ("place", "words"), [("x" * 100, "too long for the path"), ("absent", "no folder for temporary files")]
-)
-def test_without_a_place_for_the_ends_to_meet(tmp_path, file, monkeypatch, place, words):
+def test_a_long_way_to_the_place_for_the_ends_to_meet(tmp_path, file, monkeypatch):
+    """A socket's path has 107 bytes."""
+    (tmp_path / ("x" * 100)).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", f"{tmp_path}/{'x' * 100}")
+    multifd.send(file, f"dir:{tmp_path}/stored")
+    assert (tmp_path / "stored" / "manifest.json").exists()
+
+
+def test_without_a_place_for_the_ends_to_meet(tmp_path, file, monkeypatch):
     """It is said in a line, and what it is about: the folder for temporary files."""
-    if place != "absent":
-        (tmp_path / place).mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", f"{tmp_path}/{place}")
-    with pytest.raises((ChannelError, RamError), match=f"{words}.*TMPDIR"):
+    monkeypatch.setattr(tempfile, "tempdir", f"{tmp_path}/absent")
+    with pytest.raises(RamError, match="no folder for temporary files.*TMPDIR"):
         multifd.send(file, f"dir:{tmp_path}/stored")
     assert not {p.name for p in tmp_path.iterdir()} & {"stored", ".stored.multifd-part"}
 
