@@ -102,7 +102,7 @@ def test_a_long_way_to_the_place_for_the_ends_to_meet(tmp_path, file, monkeypatc
 def test_without_a_place_for_the_ends_to_meet(tmp_path, file, monkeypatch):
     """It is said in a line, and what it is about: the folder for temporary files."""
     monkeypatch.setattr(tempfile, "tempdir", f"{tmp_path}/absent")
-    with pytest.raises(RamError, match="no folder for temporary files.*TMPDIR"):
+    with pytest.raises(RamError, match=r"no folder for temporary files.*TMPDIR"):
         multifd.send(file, f"dir:{tmp_path}/stored")
     assert not {p.name for p in tmp_path.iterdir()} & {"stored", ".stored.multifd-part"}
 
